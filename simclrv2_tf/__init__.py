@@ -1,0 +1,1 @@
+"""SimCLRv2 in Keras 3 / TensorFlow."""
