@@ -1,6 +1,16 @@
-"""Which devices, and what the replicas of a step say to each other."""
+"""Which devices, what the replicas of a step say to each other, and the base of every model that is trained."""
 
+import os
+from typing import Any
+
+import keras
+import numpy as np
 import tensorflow as tf
+
+from simclrv2_tf.config import Config, SettingError
+
+Batch = dict[str, tf.Tensor]
+Logs = dict[str, tf.Tensor]
 
 
 def replica_count() -> int:
@@ -37,3 +47,146 @@ def all_sum(tensor: tf.Tensor) -> tf.Tensor:
     if replica_count() == 1:
         return tensor
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensor)
+
+
+def choose_strategy(config: Config) -> tf.distribute.Strategy:
+    """The strategy that the flags and the environment ask for. Call it before anything else touches a device.
+
+    A TPU (``--use_tpu``), the workers of ``TF_CONFIG``, logical CPU devices (``--cpu_replicas``), all visible GPUs, or
+    the one device there is.
+
+    Raises:
+        SettingError: if the TPU cannot be reached, or the batch does not divide by the replicas.
+    """
+    if config.use_tpu:
+        strategy = _tpu_strategy(config)
+    elif "TF_CONFIG" in os.environ:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    elif config.cpu_replicas:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        if len(tf.config.list_logical_devices("CPU") if _initialised() else []) < config.cpu_replicas:
+            logical = [tf.config.LogicalDeviceConfiguration() for _ in range(config.cpu_replicas)]
+            tf.config.set_logical_device_configuration(cpu, logical)
+        strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(config.cpu_replicas)])
+    else:
+        gpus = tf.config.list_physical_devices("GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync
+    for flag in ("train_batch_size", "eval_batch_size"):
+        if getattr(config, flag) % replicas:
+            raise SettingError(f"--{flag}={getattr(config, flag)}: does not divide by the {replicas} replicas")
+    return strategy
+
+
+def _initialised() -> bool:
+    from tensorflow.python.eager import context  # there is no public way to ask without initialising
+
+    return context.context()._initialized
+
+
+def _tpu_strategy(config: Config) -> tf.distribute.Strategy:
+    address = config.master or config.tpu_name
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
+            tpu=address, zone=config.tpu_zone or None, project=config.gcp_project or None
+        )
+        if address != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except Exception as error:  # the resolver raises whatever its transport raises
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SettingError(f"--tpu_name={address}: this TPU cannot be reached ({reason})") from None
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def use_xla(config: Config, strategy: tf.distribute.Strategy) -> bool:
+    """Whether the replica's step is compiled: always on TPUs, by default on one GPU (on CPUs XLA is slower)."""
+    if config.jit_compile != "auto":
+        return config.jit_compile == "true"
+    one_gpu = strategy.num_replicas_in_sync == 1 and bool(tf.config.list_physical_devices("GPU"))
+    return config.use_tpu or one_gpu
+
+
+def dtype_policy(config: Config) -> str:
+    """Keras dtype policy: bfloat16 where the device computes in it, unless told."""
+    if config.mixed_precision != "auto":
+        return "float32" if config.mixed_precision == "float32" else f"mixed_{config.mixed_precision}"
+    gpus = tf.config.list_physical_devices("GPU")
+    ampere = bool(gpus) and all(
+        tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus
+    )
+    return "mixed_bfloat16" if config.use_tpu or ampere else "float32"
+
+
+class ReplicatedModel(keras.Model):
+    """A ``keras.Model`` whose ``fit`` runs ``train_step`` on every replica, several steps a call.
+
+    Keras 3's own train function fails under distribution with ``steps_per_execution`` above 1, with ``jit_compile``,
+    and on several workers; this one takes its place. A subclass names its ``train_metrics`` and writes
+    ``train_step(batch)``, which sees one replica's part of the batch, scales its loss by ``1 / replica_count()``
+    (optimizers sum the gradients over replicas) and returns its replica's mean of each metric.
+    """
+
+    train_metrics: tuple[str, ...] = ("loss",)
+    _forward = None
+
+    def train_step(self, batch: Batch) -> Logs:
+        """One update on one replica; returns its ``train_metrics``, scalars."""
+        raise NotImplementedError
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """The function of an iterator that ``fit`` calls: ``steps_per_execution`` steps, then their mean metrics."""
+        if self.train_function is not None and not force:
+            return self.train_function
+        replica_step = self._train_step_with_global_metrics
+        if self.jit_compile:
+            replica_step = tf.function(replica_step, jit_compile=True)
+
+        @tf.function(reduce_retracing=True)
+        def train_function(iterator: Any, steps: tf.Tensor) -> Logs:
+            total = tf.zeros([len(self.train_metrics)])
+            for _ in tf.range(steps):
+                logs = self.distribute_strategy.run(replica_step, args=(next(iterator),))
+                total += self.distribute_strategy.experimental_local_results(logs)[0]
+            return dict(zip(self.train_metrics, tf.unstack(total / tf.cast(steps, tf.float32)), strict=True))
+
+        self.train_function = lambda iterator: train_function(iterator, tf.constant(self.steps_per_execution))
+        return self.train_function
+
+    def _train_step_with_global_metrics(self, batch: Batch) -> tf.Tensor:
+        logs = self.train_step(batch)
+        stacked = tf.stack([tf.cast(logs[name], tf.float32) for name in self.train_metrics])
+        return all_sum(stacked) / replica_count()
+
+    def collect(self, batches: tf.data.Dataset, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """Runs ``pipeline.evaluation_batches`` through the model and brings its endpoints back.
+
+        Args:
+            batches: with ``images``, ``labels`` and ``weights``; images of weight 0 are left out.
+            names: endpoints of ``call``.
+
+        Returns:
+            The endpoints and ``labels``, in the order of the images, whatever the number of replicas.
+        """
+        if self._forward is None:
+            self._forward = tf.function(lambda images: self(images, training=False))
+        strategy = self.distribute_strategy
+        found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
+        for batch in strategy.experimental_distribute_dataset(batches):
+            endpoints = strategy.run(self._forward, args=(batch["images"],))
+            values = {name: endpoints[name] for name in names} | {k: batch[k] for k in ("labels", "weights")}
+            for name, value in values.items():
+                found[name].append(np.asarray(strategy.gather(value, axis=0)))
+        joined = {name: np.concatenate(parts) for name, parts in found.items()}
+        kept = joined.pop("weights") > 0
+        return {name: value[kept] for name, value in joined.items()}
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Does nothing: our models are built when they are made. Keras would take a batch and average its integers."""
+
+    def minimise(self, tape: tf.GradientTape, loss: tf.Tensor, variables: list[keras.Variable]) -> None:
+        """Applies the gradients of a replica's share of the loss. Variables outside its graph stay as they are."""
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        self.optimizer.apply(gradients, variables)

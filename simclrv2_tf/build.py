@@ -1,0 +1,120 @@
+"""From settings to objects: network, views, input, optimizer."""
+
+import dataclasses
+import pathlib
+
+import keras
+import tensorflow as tf
+
+from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.pipeline import TrainingInput
+from simclrv2_tf.data.sources import Source
+from simclrv2_tf.nets.heads import ProjectionHead
+from simclrv2_tf.nets.network import Network
+from simclrv2_tf.nets.normalization import BatchNormSettings
+from simclrv2_tf.nets.resnet import ResNet
+from simclrv2_tf.training import schedules
+from simclrv2_tf.training.distributed import ReplicatedModel, dtype_policy, use_xla
+from simclrv2_tf.training.optimizers import build_optimizer
+
+
+def network(config: Config, strategy: tf.distribute.Strategy, num_classes: int, head_input: int = 0) -> Network:
+    """The network that the settings describe, built, with seeded initial weights. Call it in the strategy's scope."""
+    keras.config.set_dtype_policy(dtype_policy(config))
+    keras.utils.set_random_seed(config.seed)
+    batch_norm = BatchNormSettings(
+        momentum=config.batch_norm_decay, synchronized=config.global_bn, fused=not use_xla(config, strategy)
+    )
+    encoder = ResNet(
+        config.resnet_depth,
+        config.width_multiplier,
+        config.sk_ratio,
+        config.se_ratio,
+        config.stem_kind,
+        batch_norm,
+        name="encoder",
+    )
+    head = ProjectionHead(
+        config.proj_head_mode, config.num_proj_layers, config.proj_out_dim, batch_norm, name="projection_head"
+    )
+    made = Network(encoder, head, num_classes, head_input, config.zero_init_logits_layer, name="network")
+    made.build((None, None, None, 3))
+    return made
+
+
+def views(config: Config) -> ViewSettings:
+    """What happens to a view: all of the augmentation to pretrain, crop and flip to learn from labels or a teacher."""
+    pretraining = config.mode == "pretrain"
+    return ViewSettings(
+        image_size=config.image_size,
+        crop_area_min=config.crop_area_min,
+        flip=config.use_flip,
+        color_jitter_strength=config.color_jitter_strength if pretraining else 0.0,
+        blur_probability=0.5 if pretraining and config.use_blur else 0.0,
+        resize_method=config.resize_method,
+    )
+
+
+def training_input(config: Config, source: Source) -> TrainingInput:
+    """The batches of a run; SettingError if the data are fewer than a batch."""
+    if config.train_batch_size > source.num_examples:
+        raise SettingError(
+            f"--train_batch_size={config.train_batch_size}: {source.name} has only {source.num_examples} images"
+        )
+    return TrainingInput(
+        source,
+        config.train_batch_size,
+        num_views=2 if config.mode == "pretrain" else 1,
+        settings=views(config),
+        seed=config.seed,
+        augment_on_host=config.augment_on == "host",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long a run is and how fast it learns."""
+
+    total_steps: int
+    epoch_steps: int
+    interval_steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+
+    @classmethod
+    def of(cls, config: Config, num_examples: int) -> "Plan":
+        """From the settings and the number of training images."""
+        batch = config.train_batch_size
+        epoch_steps = max(1, round(num_examples / batch))
+        return cls(
+            schedules.training_steps(num_examples, batch, config.train_epochs, config.train_steps),
+            epoch_steps,
+            config.checkpoint_steps or config.checkpoint_epochs * epoch_steps,
+            schedules.warmup_steps(num_examples, batch, config.warmup_epochs),
+            schedules.peak_learning_rate(config.learning_rate, batch, config.learning_rate_scaling),
+        )
+
+    @property
+    def schedule(self) -> schedules.WarmUpCosine:
+        """Warm-up and cosine."""
+        return schedules.WarmUpCosine(self.peak_learning_rate, self.total_steps, self.warmup_steps)
+
+
+def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribute.Strategy, plan: Plan) -> None:
+    """Gives the model its optimizer, built, and its way of running. Call it in the strategy's scope."""
+    optimizer = build_optimizer(
+        config.optimizer, plan.schedule, config.momentum, config.weight_decay, model.network.classifier_variables
+    )
+    optimizer.build(model.trained_variables)
+    model.compile(
+        optimizer=optimizer,
+        jit_compile=use_xla(config, strategy),
+        steps_per_execution=min(config.steps_per_execution or 1, plan.interval_steps),
+    )
+
+
+def model_dir(config: Config) -> pathlib.Path:
+    """Where the run lives."""
+    default = f"runs/{config.dataset.replace(':', '_').replace('/', '_')}-{config.mode}"
+    return pathlib.Path(config.model_dir or default)

@@ -1,0 +1,382 @@
+"""Where images come from: arrays, files in folders, TFDS records; and which of their labels may be used.
+
+A source knows how many images it has, their classes and labels, and hands out images; order, crops and batches are
+``pipeline.py``'s. ``open_source`` finds the one that ``--dataset`` names.
+"""
+
+import dataclasses
+import gzip
+import logging
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from simclrv2_tf.config import Config, SettingError
+
+log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+EVALUATION_SPLITS = ("test", "validation", "val")
+# TFDS data sets whose images are all of one size are held in memory up to this many bytes.
+IN_MEMORY_BYTES = 4 * 2**30
+SHUFFLE_BUFFER = 8192  # encoded images
+DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Images of one size, in memory.
+
+    Attributes:
+        images: uint8 ``[n, height, width, 3]``.
+        labels: int32 ``[n]``; None if unlabelled.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+
+    @property
+    def num_examples(self) -> int:
+        """Images in the source."""
+        return len(self.images)
+
+    def subset(self, indices: np.ndarray) -> "ArraySource":
+        """The images at ``indices``, in that order."""
+        return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+    """Image files, decoded when they are needed.
+
+    Attributes:
+        paths: one an image.
+        labels: int32 ``[n]``; None if unlabelled.
+        encoded: the files' bytes, where they are kept in memory.
+        corrupt: counts the files that could not be decoded.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    encoded: np.ndarray | None = None
+    max_corrupt_share: float = 1.0
+    corrupt: set[str] = dataclasses.field(default_factory=set, compare=False)
+
+    @property
+    def num_examples(self) -> int:
+        """Files in the source."""
+        return len(self.paths)
+
+    def subset(self, indices: np.ndarray) -> "FileSource":
+        """The files at ``indices``, in that order."""
+        return dataclasses.replace(
+            self,
+            paths=tuple(self.paths[i] for i in indices),
+            labels=self.labels[indices],
+            encoded=None if self.encoded is None else self.encoded[indices],
+        )
+
+    def cached(self) -> "FileSource":
+        """The same source with every file's bytes in memory."""
+        return dataclasses.replace(
+            self, encoded=np.array([pathlib.Path(path).read_bytes() for path in self.paths], dtype=object)
+        )
+
+    def report_corrupt(self, index: int) -> None:
+        """Counts and logs a file that could not be decoded, once."""
+        path = self.paths[int(index)]
+        if path not in self.corrupt:
+            self.corrupt.add(path)
+            log.warning("corrupt image %s (%d so far), skipped", path, len(self.corrupt))
+
+    def check_corrupt(self) -> None:
+        """Raises SettingError if more than ``max_corrupt_share`` of the files turned out corrupt."""
+        if len(self.corrupt) > self.max_corrupt_share * self.num_examples:
+            raise SettingError(
+                f"--max_corrupt_share={self.max_corrupt_share}: {len(self.corrupt)} of {self.num_examples} images of "
+                f"{self.name} are corrupt, the last one {sorted(self.corrupt)[-1]}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordSource:
+    """Encoded images that can only be read in sequence (TFDS), with the official shuffling: files, then a buffer."""
+
+    name: str
+    builder: object
+    split: str
+    num_examples: int
+    class_names: tuple[str, ...]
+    cache: bool = False
+    keep: np.ndarray | None = None  # of each record in file order, whether it is in the label subset
+    labels: np.ndarray | None = None
+
+    def stream(self, seed: int | None) -> tf.data.Dataset:
+        """One epoch of ``(encoded image, label)``, in file order or shuffled by ``seed``."""
+        import tensorflow_datasets as tfds
+
+        data = self.builder.as_dataset(
+            split=self.split,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            shuffle_files=False,
+            read_config=tfds.ReadConfig(try_autocache=False),
+        )
+        data = data.map(lambda example: (example["image"], tf.cast(example.get("label", -1), tf.int32)))
+        if self.keep is not None:
+            kept = tf.constant(self.keep)
+            data = data.enumerate().filter(lambda i, _: kept[i]).map(lambda _, example: example)
+        if self.cache:
+            data = data.cache()
+        if seed is None:
+            return data
+        return data.shuffle(min(self.num_examples, SHUFFLE_BUFFER), seed=seed, reshuffle_each_iteration=False)
+
+    def subset(self, indices: np.ndarray) -> "RecordSource":
+        """The records at ``indices`` of the file order."""
+        keep = np.zeros(self.num_examples, bool)
+        keep[indices] = True
+        return dataclasses.replace(self, keep=keep, labels=self.labels[keep], num_examples=int(keep.sum()))
+
+    def with_labels(self) -> "RecordSource":
+        """Reads every label once (the images stay encoded), which a label subset needs."""
+        labels = [int(label) for _, label in self.stream(None).prefetch(64)]
+        return dataclasses.replace(self, labels=np.array(labels, np.int32))
+
+
+Source = ArraySource | FileSource | RecordSource
+
+
+def open_source(config: Config, split: str, *, labelled_subset: bool = False) -> Source:
+    """The images that ``--dataset`` names.
+
+    Args:
+        config: of it ``dataset``, ``data_dir``, ``cache_dataset``, ``max_corrupt_share``; with ``labelled_subset`` also
+            ``labels_per_class``, ``label_fraction`` and ``seed``.
+        split: its split; "" for the data set's own evaluation split.
+        labelled_subset: take only the labelled images that the settings allow.
+
+    Raises:
+        SettingError: naming ``--dataset`` or the split, if there is no such data.
+    """
+    kind, _, place = config.dataset.partition(":")
+    if config.dataset == "digits":
+        source: Source = _digits(config, split)
+    elif kind == "npz":
+        source = _npz(config, pathlib.Path(place).expanduser(), split)
+    elif kind == "folder":
+        source = _folder(config, pathlib.Path(place).expanduser(), split)
+    elif config.dataset == "fashion_mnist" and not config.data_dir and DEBIAN_FASHION_MNIST.is_dir():
+        source = _idx(config, DEBIAN_FASHION_MNIST, split)
+    else:
+        source = _tfds(config, split)
+    wanted = config.labels_per_class or config.label_fraction < 1
+    if not (labelled_subset and wanted):
+        return source
+    if isinstance(source, RecordSource):
+        source = source.with_labels()
+    if source.labels is None:
+        raise SettingError(f"--dataset={config.dataset}: has no labels to choose a subset of")
+    return source.subset(
+        label_subset(source.labels, config.labels_per_class, config.label_fraction, config.seed)
+    )
+
+
+def label_subset(labels: np.ndarray, per_class: int, fraction: float, seed: int) -> np.ndarray:
+    """A class-balanced choice of labelled images (paper §3: 1 % and 10 % subsets).
+
+    A larger subset of the same seed contains the smaller one.
+
+    Args:
+        labels: int ``[n]``.
+        per_class: images a class; 0: use ``fraction``.
+        fraction: share of each class, rounded to the nearest number, at least one.
+        seed: chooses among them.
+
+    Returns:
+        Sorted indices, int64.
+
+    Raises:
+        SettingError: if a class has fewer than ``per_class`` images.
+    """
+    chosen = []
+    for label in np.unique(labels):
+        of_class = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
+        count = per_class or max(1, round(fraction * len(of_class)))
+        if count > len(of_class):
+            raise SettingError(f"--labels_per_class={per_class}: class {label} has only {len(of_class)} images")
+        chosen.append(of_class[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def _choose_split(config: Config, wanted: str, available: tuple[str, ...]) -> str:
+    """``wanted``, or the first evaluation split there is; SettingError naming the flag."""
+    if not wanted:
+        for split in EVALUATION_SPLITS:
+            if split in available:
+                return split
+        wanted = EVALUATION_SPLITS[0]
+    if wanted not in available:
+        flag = "train_split" if wanted == config.train_split else "eval_split"
+        raise SettingError(f"--{flag}={wanted}: {config.dataset} has only {', '.join(available)}")
+    return wanted
+
+
+def _as_images(array: np.ndarray, where: str) -> np.ndarray:
+    """Grey or RGB, uint8 or floats in [0, 1], as uint8 ``[n, h, w, 3]``."""
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or not len(array):
+        raise SettingError(f"{where}: images must be [n, height, width], [..., 1] or [..., 3], not {array.shape}")
+    if np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
+            raise SettingError(f"{where}: floating-point images must be finite and in [0, 1]")
+        array = np.rint(array * 255)
+    elif array.dtype != np.uint8:
+        raise SettingError(f"{where}: images must be uint8 or floats in [0, 1], not {array.dtype}")
+    array = array.astype(np.uint8)
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+
+
+def _digits(config: Config, split: str) -> ArraySource:
+    """scikit-learn's 1,797 handwritten digits, 8×8, enlarged to 32×32: the first 1,297 to train on, 500 to test on."""
+    from sklearn.datasets import load_digits
+
+    split = _choose_split(config, split, ("train", "test"))
+    data = load_digits()
+    rows = slice(0, 1297) if split == "train" else slice(1297, None)
+    small = np.repeat(data.images[rows, ..., None] / 16, 3, axis=-1).astype(np.float32)
+    large = np.clip(tf.image.resize(small, (32, 32), "bicubic").numpy(), 0, 1)
+    labels = data.target[rows].astype(np.int32)
+    return ArraySource(f"digits/{split}", _as_images(large, "digits"), labels, tuple("0123456789"))
+
+
+def _npz(config: Config, path: pathlib.Path, split: str) -> ArraySource:
+    where = f"--dataset={config.dataset}"
+    if not path.is_file():
+        raise SettingError(f"{where}: there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            available = tuple(name[2:] for name in arrays.files if name.startswith("x_"))
+            split = _choose_split(config, split, available)
+            images = arrays[f"x_{split}"]
+            labels = arrays[f"y_{split}"].reshape(-1) if f"y_{split}" in arrays.files else None
+    except SettingError:
+        raise
+    except Exception as error:
+        raise SettingError(f"{where}: cannot be read ({error})") from None
+    images = _as_images(images, f"{where}: x_{split}")
+    if labels is None:
+        return ArraySource(f"{path.stem}/{split}", images, None, ())
+    if len(labels) != len(images) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise SettingError(f"{where}: y_{split} must be {len(images)} whole numbers from 0 on")
+    return ArraySource(
+        f"{path.stem}/{split}", images, labels.astype(np.int32), tuple(str(i) for i in range(labels.max() + 1))
+    )
+
+
+def _idx(config: Config, folder: pathlib.Path, split: str) -> ArraySource:
+    """The gzipped IDX files of MNIST's kin, as Debian packages them."""
+    split = _choose_split(config, split, ("train", "test"))
+    stem = {"train": "train", "test": "t10k"}[split]
+    images = np.frombuffer(gzip.decompress((folder / f"{stem}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
+    labels = np.frombuffer(gzip.decompress((folder / f"{stem}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+    names = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+    return ArraySource(
+        f"fashion_mnist/{split}", _as_images(images.reshape(-1, 28, 28), "idx"), labels.astype(np.int32), names
+    )
+
+
+def _folder(config: Config, folder: pathlib.Path, split: str) -> FileSource:
+    """Class sub-folders of images, or images without classes.
+
+    ``train`` and ``test`` (or ``validation``) sub-folders are the splits; without them every fifth image of each class
+    is held out for ``test``, and ``all`` is everything.
+    """
+    where = f"--dataset={config.dataset}"
+    if not folder.is_dir():
+        raise SettingError(f"{where}: there is no folder {folder}")
+    own_splits = tuple(s for s in ("train", *EVALUATION_SPLITS) if (folder / s).is_dir())
+    if "train" in own_splits:
+        split = _choose_split(config, split, own_splits)
+        paths, labels, names = _list_images(folder / split, where)
+        if labels is not None and names != _list_images(folder / "train", where)[2]:
+            raise SettingError(f"{where}: {split} and train have different class folders")
+        keep = np.arange(len(paths))
+    else:
+        split = _choose_split(config, split, ("train", "test", "all"))
+        paths, labels, names = _list_images(folder, where)
+        held_out = np.zeros(len(paths), bool)
+        for label in np.unique(labels) if labels is not None else []:
+            held_out[np.flatnonzero(labels == label)[4::5]] = True
+        keep = np.flatnonzero({"train": ~held_out, "test": held_out, "all": held_out | True}[split])
+        if not len(keep):
+            raise SettingError(f"{where}: too few images, or no class folders, to hold some out for {split}")
+    source = FileSource(
+        f"{folder.name}/{split}",
+        tuple(str(paths[i]) for i in keep),
+        None if labels is None else labels[keep],
+        names,
+        max_corrupt_share=config.max_corrupt_share,
+    )
+    return source.cached() if config.cache_dataset else source
+
+
+def _list_images(folder: pathlib.Path, where: str) -> tuple[list[pathlib.Path], np.ndarray | None, tuple[str, ...]]:
+    """Sorted image files; labels and class names from the sub-folders."""
+
+    def images_in(place: pathlib.Path) -> list[pathlib.Path]:
+        return sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+    class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not class_folders:
+        paths = images_in(folder)
+        if not paths:
+            raise SettingError(f"{where}: {folder} has no {', '.join(IMAGE_SUFFIXES)} images")
+        return paths, None, ()
+    paths, labels = [], []
+    for label, class_folder in enumerate(class_folders):
+        found = images_in(class_folder)
+        if not found:
+            raise SettingError(f"{where}: class {class_folder.name} has no images")
+        paths += found
+        labels += [label] * len(found)
+    return paths, np.array(labels, np.int32), tuple(path.name for path in class_folders)
+
+
+def _tfds(config: Config, split: str) -> Source:
+    """Any TFDS data set: into memory where its images are small and of one size, else streamed."""
+    import tensorflow_datasets as tfds
+
+    where = f"--dataset={config.dataset}"
+    try:
+        builder = tfds.builder(config.dataset, data_dir=config.data_dir or None)
+    except Exception as error:  # TFDS raises many kinds for a name it does not know
+        raise SettingError(f"{where}: TFDS has no such data set ({_first_line(error)})") from None
+    if "image" not in builder.info.features:
+        raise SettingError(f"{where}: has no feature named image")
+    try:
+        builder.download_and_prepare()
+    except Exception as error:  # no network, no disk, manual download needed: all the user's to mend
+        raise SettingError(f"{where}: could not be prepared in {builder.data_dir} ({_first_line(error)})") from None
+    sliced = split.partition("[")[0]  # "train[:90%]" is a split of TFDS too
+    available = tuple(builder.info.splits)
+    split = split if sliced and sliced in available else _choose_split(config, split, available)
+    info = builder.info.splits[split]
+    names = tuple(builder.info.features["label"].names) if "label" in builder.info.features else ()
+    shape = builder.info.features["image"].shape
+    if None not in shape and info.num_examples * int(np.prod(shape)) <= IN_MEMORY_BYTES:
+        data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        labels = data["label"].astype(np.int32) if names else None
+        return ArraySource(f"{config.dataset}/{split}", _as_images(data["image"], where), labels, names)
+    return RecordSource(
+        f"{config.dataset}/{split}", builder, split, info.num_examples, names, cache=config.cache_dataset
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

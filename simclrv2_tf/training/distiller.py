@@ -1,0 +1,86 @@
+"""Distillation: a fine-tuned teacher labels the unlabelled images softly for a student (paper §2, step 3)."""
+
+import keras
+import tensorflow as tf
+
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.pipeline import make_views
+from simclrv2_tf.nets.network import Network
+from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, all_sum, replica_count
+from simclrv2_tf.training.losses import distillation_loss, l2_penalty, supervised_loss
+from simclrv2_tf.training.optimizers import penalised_variables
+
+
+class Distiller(ReplicatedModel):
+    """Teacher to student: ``(1 − α) · supervised + α · distillation`` (paper §2, equations 2 and 3).
+
+    Args:
+        network: the student, with a classifier.
+        teacher: any network with a classifier of the same classes; it is not changed, nor saved.
+        views: how views are made; teacher and student see the same view.
+        temperature: of both softmaxes.
+        alpha: weight of the distillation; below 1, images with a label ≥ 0 also train with it.
+        weight_decay: of the L2 terms that are in the loss.
+
+    A batch is what ``pipeline.make_views`` takes, with one view, and int ``labels [b]``, −1 for the unlabelled images.
+    """
+
+    train_metrics = ("loss", "distillation_loss", "teacher_agreement")
+
+    def __init__(
+        self,
+        network: Network,
+        teacher: Network,
+        views: ViewSettings,
+        temperature: float = 1.0,
+        alpha: float = 1.0,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(name="distiller")
+        teacher.trainable = False
+        self.network = network
+        self.teacher = teacher
+        self.views = views
+        self.temperature = temperature
+        self.alpha = alpha
+        self.weight_decay = weight_decay
+        self.built = True
+
+    @property
+    def trained_variables(self) -> list[keras.Variable]:
+        """The student's."""
+        network = self.network
+        return network.encoder_variables + network.head_variables(network.head_input) + network.classifier_variables
+
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """The student's endpoints."""
+        return self.network(images, training=training)
+
+    def train_step(self, batch: Batch) -> Logs:
+        images = make_views(batch, self.views)[:, 0]
+        teacher_logits = self.teacher(images, training=False)["logits_sup"]
+        with tf.GradientTape() as tape:
+            logits = self(images, training=True)["logits_sup"]
+            distillation = tf.reduce_mean(distillation_loss(logits, teacher_logits, self.temperature))
+            loss = self.alpha * distillation + l2_penalty(penalised_variables(self), self.weight_decay)
+            if self.alpha < 1:
+                loss += (1 - self.alpha) * _labelled_loss(batch["labels"], logits)
+            scaled = self.optimizer.scale_loss(loss / replica_count())
+        self.minimise(tape, scaled, self.trained_variables)
+        agree = tf.argmax(logits, axis=1) == tf.argmax(teacher_logits, axis=1)
+        return {
+            "loss": loss,
+            "distillation_loss": distillation,
+            "teacher_agreement": tf.reduce_mean(tf.cast(agree, tf.float32)),
+        }
+
+
+def _labelled_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Mean cross-entropy over the labelled images of the global batch; 0 if there is none.
+
+    The result is this replica's share times the number of replicas, as the mean over replicas is taken later.
+    """
+    labelled = tf.cast(labels >= 0, logits.dtype)
+    losses = labelled * supervised_loss(tf.maximum(labels, 0), logits)
+    count = tf.stop_gradient(all_sum(tf.reduce_sum(labelled)))
+    return replica_count() * tf.reduce_sum(losses) / tf.maximum(count, 1)
