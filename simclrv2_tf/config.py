@@ -1,12 +1,11 @@
 """Every setting in one place: its flag, default, bounds, unit and meaning.
 
-``Config`` is frozen and flat. A field is a flag of the same name (``cli.py`` makes them); the official names are kept, so
-an official command line needs only its ``--mode`` / ``--train_mode`` changed.
+``Config`` is frozen and flat. A field is a flag of the same name (``cli.py`` makes them). The official names are kept,
+so an official command line needs only its ``--mode`` / ``--train_mode`` changed.
 """
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
 MODES = (
@@ -93,7 +92,9 @@ class Config:
     train_split: str = _setting("train", DATA, "Split to train on.")
     eval_split: str = _setting("", DATA, "Split to evaluate on. Default: test or validation, whichever there is.")
     labels_per_class: int = _setting(0, DATA, "Labelled images a class to train on; 0: all.", minimum=0)
-    label_fraction: float = _setting(1.0, DATA, "Share of each class's labelled images to train on.", above=0, maximum=1)
+    label_fraction: float = _setting(
+        1.0, DATA, "Share of each class's labelled images to train on.", above=0, maximum=1
+    )
     cache_dataset: bool = _setting(False, DATA, "Keep the encoded images in memory.")
     max_corrupt_share: float = _setting(
         0.05, DATA, "Corrupt images are skipped and counted; stop above this share of the data.", minimum=0, maximum=1
@@ -116,15 +117,11 @@ class Config:
         choices=("auto", "imagenet", "cifar"),
     )
     image_size: int = _setting(224, NETWORK, "Pixels a side of the views the network sees.", minimum=8)
-    proj_head_mode: str = _setting(
-        "nonlinear", NETWORK, "Projection head.", choices=("none", "linear", "nonlinear")
-    )
+    proj_head_mode: str = _setting("nonlinear", NETWORK, "Projection head.", choices=("none", "linear", "nonlinear"))
     num_proj_layers: int = _setting(3, NETWORK, "Layers of a nonlinear projection head.", minimum=1)
     proj_out_dim: int = _setting(128, NETWORK, "Outputs of the projection head.", minimum=1)
     global_bn: bool = _setting(True, NETWORK, "Batch-norm statistics over all replicas, not each its own.")
-    batch_norm_decay: float = _setting(
-        0.9, NETWORK, "Momentum of the moving statistics.", minimum=0, maximum=1
-    )
+    batch_norm_decay: float = _setting(0.9, NETWORK, "Momentum of the moving statistics.", minimum=0, maximum=1)
 
     train_batch_size: int = _setting(512, OPTIMISATION, "Images a step, over all replicas.", minimum=1)
     train_epochs: int = _setting(100, OPTIMISATION, "Epochs to train.", minimum=0)
@@ -140,15 +137,16 @@ class Config:
     weight_decay: float = _setting(1e-6, OPTIMISATION, "L2 weight decay.", minimum=0)
     momentum: float = _setting(0.9, OPTIMISATION, "Momentum of lars and momentum.", minimum=0, maximum=1)
 
-    temperature: float = _setting(
-        0.1, OBJECTIVE, "Of NT-Xent; in distill, of teacher and student.", above=0
-    )
+    temperature: float = _setting(0.1, OBJECTIVE, "Of NT-Xent; in distill, of teacher and student.", above=0)
     hidden_norm: bool = _setting(True, OBJECTIVE, "L2-normalise the projections before NT-Xent.")
     lineareval_while_pretraining: bool = _setting(
         True, OBJECTIVE, "Train a linear classifier beside the encoder (it does not touch the encoder)."
     )
     memory_size: int = _setting(
-        0, OBJECTIVE, "Queue of further negatives from a moving-average encoder (MoCo); the paper's is 65536.", minimum=0
+        0,
+        OBJECTIVE,
+        "Queue of further negatives from a moving-average encoder (MoCo); the paper's is 65536.",
+        minimum=0,
     )
     ema_decay: float = _setting(
         0.999, OBJECTIVE, "Decay of the moving-average encoder of --memory_size.", minimum=0, maximum=1
@@ -162,9 +160,7 @@ class Config:
         1.0, AUGMENTATION, "1 for ImageNet, 0.5 for CIFAR, 0: no colour changes.", minimum=0
     )
     use_blur: bool = _setting(True, AUGMENTATION, "Gaussian blur on half of the pretraining views.")
-    resize_method: str = _setting(
-        "bicubic", AUGMENTATION, "How crops are resized.", choices=("bicubic", "bilinear")
-    )
+    resize_method: str = _setting("bicubic", AUGMENTATION, "How crops are resized.", choices=("bicubic", "bilinear"))
     augment_on: str = _setting(
         "device",
         AUGMENTATION,
@@ -179,12 +175,18 @@ class Config:
         -1, FINE_TUNING, "Freeze the stem (0) and the block groups up to this one; -1: nothing.", minimum=-1, maximum=4
     )
     fine_tune_proj_head: bool = _setting(
-        True, FINE_TUNING, "Fine-tune the kept head layers too, as the paper says (the TF1 code left them as they were)."
+        True,
+        FINE_TUNING,
+        "Fine-tune the kept head layers too, as the paper says (the TF1 code left them as they were).",
     )
     zero_init_logits_layer: bool = _setting(False, FINE_TUNING, "Start the classifier at zero.")
     teacher: str = _setting("", FINE_TUNING, "For distill: the model directory or checkpoint of the teacher.")
     distill_alpha: float = _setting(
-        1.0, FINE_TUNING, "Weight of distillation; the rest is supervised, on the labelled images.", minimum=0, maximum=1
+        1.0,
+        FINE_TUNING,
+        "Weight of distillation; the rest is supervised, on the labelled images.",
+        minimum=0,
+        maximum=1,
     )
 
     eval_batch_size: int = _setting(256, DEVICES, "Images an evaluation step, over all replicas.", minimum=1)
@@ -199,7 +201,9 @@ class Config:
         "auto", DEVICES, "XLA for the step; auto: on one GPU and on TPUs.", choices=("auto", "true", "false")
     )
     steps_per_execution: int = _setting(0, DEVICES, "Steps a call of the device; 0: by the image size.", minimum=0)
-    cpu_replicas: int = _setting(0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0)
+    cpu_replicas: int = _setting(
+        0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0
+    )
     use_tpu: bool = _setting(False, DEVICES, "Train on a TPU.")
     tpu_name: str = _setting("", DEVICES, "Name or grpc address of the TPU; local on a TPU VM.")
     tpu_zone: str = _setting("", DEVICES, "Zone of the TPU.")
@@ -229,7 +233,7 @@ class Config:
             refuse("train_epochs", "give --train_epochs or --train_steps above 0")
         if self.mode == "distill" and not self.teacher:
             refuse("teacher", "distill needs the model directory of a fine-tuned run")
-        if self.mode in ("evaluate", "embed", "export", "linear_eval") and not (self.checkpoint or self.model_dir):
+        if self.mode in ("evaluate", "embed", "export", "linear_eval") and not self.checkpoint:
             refuse("checkpoint", f"{self.mode} needs the model directory of a trained run")
 
     @property
@@ -259,11 +263,6 @@ class Config:
         values = {name: value for name, value in json.loads(text).items() if name in known}
         values["stage"] = tuple(values.get("stage", ()))
         return cls(**values)
-
-    @classmethod
-    def load(cls, path: str | pathlib.Path) -> "Config":
-        """Reads ``config.json``."""
-        return cls.from_json(pathlib.Path(path).read_text(encoding="utf-8"))
 
 
 # Settings that say what the network is: a run that starts from another's checkpoint takes them from there.

@@ -13,7 +13,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration() for _ in range(4)]
 )
 
-import keras
+import keras  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -28,4 +28,11 @@ def fresh_keras():
 @pytest.fixture
 def replicas():
     """``replicas(2)`` is a MirroredStrategy over two logical CPU devices."""
-    return lambda count: tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+
+    def make(count):
+        # Every strategy numbers its collectives from the same key on, and a second one in the process would join the
+        # first one's groups; TensorFlow's own tests move the key on too.
+        tf.distribute.MirroredStrategy._collective_key_base += 1000
+        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+
+    return make

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.sources import ArraySource, FileSource, RecordSource, Source
+from simclrv2_tf.data.sources import ArraySource, FileSource, Source
 
 Batch = dict[str, tf.Tensor]
 

@@ -43,6 +43,10 @@ class ArraySource:
         """Images in the source."""
         return len(self.images)
 
+    def with_labels_at(self, indices: np.ndarray) -> "ArraySource":
+        """All images, of which only those at ``indices`` keep their label; the others get −1."""
+        return dataclasses.replace(self, labels=_labels_at(self.labels, indices))
+
     def subset(self, indices: np.ndarray) -> "ArraySource":
         """The images at ``indices``, in that order."""
         return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
@@ -71,6 +75,10 @@ class FileSource:
     def num_examples(self) -> int:
         """Files in the source."""
         return len(self.paths)
+
+    def with_labels_at(self, indices: np.ndarray) -> "FileSource":
+        """All files, of which only those at ``indices`` keep their label; the others get −1."""
+        return dataclasses.replace(self, labels=_labels_at(self.labels, indices))
 
     def subset(self, indices: np.ndarray) -> "FileSource":
         """The files at ``indices``, in that order."""
@@ -114,7 +122,7 @@ class RecordSource:
     class_names: tuple[str, ...]
     cache: bool = False
     keep: np.ndarray | None = None  # of each record in file order, whether it is in the label subset
-    labels: np.ndarray | None = None
+    labels: np.ndarray | None = None  # where they were read or changed; the records' own otherwise
 
     def stream(self, seed: int | None) -> tf.data.Dataset:
         """One epoch of ``(encoded image, label)``, in file order or shuffled by ``seed``."""
@@ -130,11 +138,18 @@ class RecordSource:
         if self.keep is not None:
             kept = tf.constant(self.keep)
             data = data.enumerate().filter(lambda i, _: kept[i]).map(lambda _, example: example)
+        if self.labels is not None:
+            labels = tf.constant(self.labels)
+            data = data.enumerate().map(lambda i, example: (example[0], labels[i]))
         if self.cache:
             data = data.cache()
         if seed is None:
             return data
         return data.shuffle(min(self.num_examples, SHUFFLE_BUFFER), seed=seed, reshuffle_each_iteration=False)
+
+    def with_labels_at(self, indices: np.ndarray) -> "RecordSource":
+        """All records, of which only those at ``indices`` of the file order keep their label; the others get −1."""
+        return dataclasses.replace(self, labels=_labels_at(self.labels, indices))
 
     def subset(self, indices: np.ndarray) -> "RecordSource":
         """The records at ``indices`` of the file order."""
@@ -151,39 +166,53 @@ class RecordSource:
 Source = ArraySource | FileSource | RecordSource
 
 
-def open_source(config: Config, split: str, *, labelled_subset: bool = False) -> Source:
+def _labels_at(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    kept = np.full_like(labels, -1)
+    kept[indices] = labels[indices]
+    return kept
+
+
+def open_labelled(config: Config, *, keep_unlabelled: bool = False) -> Source:
+    """The training images whose labels the settings allow to use: ``labels_per_class``, ``label_fraction``, ``seed``.
+
+    Args:
+        config: the settings.
+        keep_unlabelled: keep the other images too, with label −1.
+
+    Raises:
+        SettingError: as ``open_source``; or there are no labels, or too few of a class.
+    """
+    source = open_source(config, config.train_split)
+    if not source.class_names:
+        raise SettingError(f"--dataset={config.dataset}: has no labels, which {config.mode} needs")
+    if not config.labels_per_class and config.label_fraction == 1:
+        return source
+    if isinstance(source, RecordSource):
+        source = source.with_labels()
+    chosen = label_subset(source.labels, config.labels_per_class, config.label_fraction, config.seed)
+    return source.with_labels_at(chosen) if keep_unlabelled else source.subset(chosen)
+
+
+def open_source(config: Config, split: str) -> Source:
     """The images that ``--dataset`` names.
 
     Args:
-        config: of it ``dataset``, ``data_dir``, ``cache_dataset``, ``max_corrupt_share``; with ``labelled_subset`` also
-            ``labels_per_class``, ``label_fraction`` and ``seed``.
+        config: of it ``dataset``, ``data_dir``, ``cache_dataset``, ``max_corrupt_share``.
         split: its split; "" for the data set's own evaluation split.
-        labelled_subset: take only the labelled images that the settings allow.
 
     Raises:
         SettingError: naming ``--dataset`` or the split, if there is no such data.
     """
     kind, _, place = config.dataset.partition(":")
     if config.dataset == "digits":
-        source: Source = _digits(config, split)
-    elif kind == "npz":
-        source = _npz(config, pathlib.Path(place).expanduser(), split)
-    elif kind == "folder":
-        source = _folder(config, pathlib.Path(place).expanduser(), split)
-    elif config.dataset == "fashion_mnist" and not config.data_dir and DEBIAN_FASHION_MNIST.is_dir():
-        source = _idx(config, DEBIAN_FASHION_MNIST, split)
-    else:
-        source = _tfds(config, split)
-    wanted = config.labels_per_class or config.label_fraction < 1
-    if not (labelled_subset and wanted):
-        return source
-    if isinstance(source, RecordSource):
-        source = source.with_labels()
-    if source.labels is None:
-        raise SettingError(f"--dataset={config.dataset}: has no labels to choose a subset of")
-    return source.subset(
-        label_subset(source.labels, config.labels_per_class, config.label_fraction, config.seed)
-    )
+        return _digits(config, split)
+    if kind == "npz":
+        return _npz(config, pathlib.Path(place).expanduser(), split)
+    if kind == "folder":
+        return _folder(config, pathlib.Path(place).expanduser(), split)
+    if config.dataset == "fashion_mnist" and not config.data_dir and DEBIAN_FASHION_MNIST.is_dir():
+        return _idx(config, DEBIAN_FASHION_MNIST, split)
+    return _tfds(config, split)
 
 
 def label_subset(labels: np.ndarray, per_class: int, fraction: float, seed: int) -> np.ndarray:

@@ -1,11 +1,13 @@
 """Saving a run, going on with it, and taking the network of another run."""
 
+import json
 import pathlib
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from simclrv2_tf.config import NETWORK_SETTINGS, Config, SettingError
+from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.training.distributed import ReplicatedModel
 
@@ -23,9 +25,9 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str | pathlib.Path, model: ReplicatedModel, keep: int = 5):
-        parts: dict[str, Any] = {"network": model.network, "optimizer": model.optimizer}
+        parts = _network_parts(model.network) | {"optimizer": _by_path(model.optimizer.variables)}
         if getattr(model, "memory", None):
-            parts["memory"] = model.memory
+            parts["memory"] = _by_path(model.memory.variables)
         self.checkpoint = tf.train.Checkpoint(**parts)
         self.manager = tf.train.CheckpointManager(
             self.checkpoint, str(pathlib.PurePath(model_dir) / "checkpoints"), keep or None, checkpoint_name="step"
@@ -36,12 +38,27 @@ class Checkpoints:
         latest = self.manager.latest_checkpoint
         if latest is None:
             return 0
-        self.checkpoint.restore(latest).assert_existing_objects_matched()
+        self.checkpoint.restore(latest).assert_consumed()
         return step_of(latest)
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of ``step``."""
         self.manager.save(checkpoint_number=step)
+
+
+def _network_parts(network: Network) -> dict[str, dict[str, tf.Variable]]:
+    """The variables of each part of a network, by name; TensorFlow's own tracking misses layers in Keras's lists."""
+    parts = {"encoder": network.encoder.variables, "projection_head": network.projection_head.variables}
+    if network.classifier is not None:
+        parts["classifier"] = network.classifier.variables
+    return {name: _by_path(variables) for name, variables in parts.items()}
+
+
+def _by_path(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
+    named = {variable.path: variable.value for variable in variables}
+    if len(named) != len(variables):
+        raise ValueError("two variables have the same path: name the layers of the encoder apart")
+    return named
 
 
 def step_of(path: str) -> int:
@@ -71,22 +88,18 @@ def find(path: str, flag: str = "checkpoint") -> str:
     raise SettingError(f"--{flag}={path}: there is no checkpoint")
 
 
-def config_of(path: str, flag: str = "checkpoint") -> Config:
-    """The settings of the run that wrote a checkpoint (its ``config.json``).
+def run_of(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]:
+    """The settings of the run that wrote a checkpoint, and what had followed from them (its ``config.json``).
 
     Raises:
-        SettingError: if there is none beside it.
+        SettingError: if there is no checkpoint, or no ``config.json`` beside it.
     """
     run = find(path, flag).rpartition("/checkpoints/")[0]
-    text = pathlib.Path(run, "config.json")
-    if not run or not text.is_file():
+    file = pathlib.Path(run, "config.json")
+    if not run or not file.is_file():
         raise SettingError(f"--{flag}={path}: its config.json is missing")
-    return Config.load(text)
-
-
-def with_network_of(config: Config, source: Config) -> Config:
-    """The settings with ``source``'s network, which the checkpoint dictates."""
-    return config.replace(**{name: getattr(source, name) for name in NETWORK_SETTINGS})
+    text = file.read_text(encoding="utf-8")
+    return Config.from_json(text), json.loads(text).get("resolved", {})
 
 
 def load_network(network: Network, path: str, *, with_classifier: bool, flag: str = "checkpoint") -> str:
@@ -105,12 +118,11 @@ def load_network(network: Network, path: str, *, with_classifier: bool, flag: st
         SettingError: if there is none or it is of another network.
     """
     found = find(path, flag)
-    parts = {"encoder": network.encoder, "projection_head": network.projection_head}
-    if with_classifier:
-        parts["classifier"] = network.classifier
+    parts = _network_parts(network)
+    if not with_classifier:
+        parts.pop("classifier", None)
     try:
-        status = tf.train.Checkpoint(network=tf.train.Checkpoint(**parts)).restore(found)
-        status.expect_partial().assert_existing_objects_matched()
+        tf.train.Checkpoint(**parts).restore(found).expect_partial().assert_existing_objects_matched()
     except (AssertionError, ValueError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0]
         raise SettingError(f"--{flag}={path}: does not fit this network ({reason[:200]})") from None

@@ -6,8 +6,8 @@ import tensorflow as tf
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import make_views
 from simclrv2_tf.nets.network import Network
-from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, all_sum, replica_count
-from simclrv2_tf.training.losses import distillation_loss, l2_penalty, supervised_loss
+from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, replica_count
+from simclrv2_tf.training.losses import distillation_loss, l2_penalty, labelled_mean, supervised_loss
 from simclrv2_tf.training.optimizers import penalised_variables
 
 
@@ -58,13 +58,15 @@ class Distiller(ReplicatedModel):
 
     def train_step(self, batch: Batch) -> Logs:
         images = make_views(batch, self.views)[:, 0]
+        labels = batch["labels"]
         teacher_logits = self.teacher(images, training=False)["logits_sup"]
         with tf.GradientTape() as tape:
             logits = self(images, training=True)["logits_sup"]
             distillation = tf.reduce_mean(distillation_loss(logits, teacher_logits, self.temperature))
             loss = self.alpha * distillation + l2_penalty(penalised_variables(self), self.weight_decay)
             if self.alpha < 1:
-                loss += (1 - self.alpha) * _labelled_loss(batch["labels"], logits)
+                supervised = supervised_loss(tf.maximum(labels, 0), logits)
+                loss += (1 - self.alpha) * labelled_mean(supervised, labels)
             scaled = self.optimizer.scale_loss(loss / replica_count())
         self.minimise(tape, scaled, self.trained_variables)
         agree = tf.argmax(logits, axis=1) == tf.argmax(teacher_logits, axis=1)
@@ -73,14 +75,3 @@ class Distiller(ReplicatedModel):
             "distillation_loss": distillation,
             "teacher_agreement": tf.reduce_mean(tf.cast(agree, tf.float32)),
         }
-
-
-def _labelled_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Mean cross-entropy over the labelled images of the global batch; 0 if there is none.
-
-    The result is this replica's share times the number of replicas, as the mean over replicas is taken later.
-    """
-    labelled = tf.cast(labels >= 0, logits.dtype)
-    losses = labelled * supervised_loss(tf.maximum(labels, 0), logits)
-    count = tf.stop_gradient(all_sum(tf.reduce_sum(labelled)))
-    return replica_count() * tf.reduce_sum(losses) / tf.maximum(count, 1)

@@ -79,9 +79,7 @@ class Progress(keras.callbacks.Callback):
         self.step = first_step
         live = sys.stdout.isatty()
         self.steps_before = first_step
-        self.bar = keras.utils.Progbar(
-            plan.total_steps - first_step, interval=0.2 if live else 20, unit_name="step"
-        )
+        self.bar = keras.utils.Progbar(plan.total_steps - first_step, interval=0.2 if live else 20, unit_name="step")
         self._forget()
 
     def _forget(self) -> None:
@@ -123,9 +121,7 @@ class Progress(keras.callbacks.Callback):
         """Brings the bar up to date."""
         shown = {k: v for k, v in values.items() if k in SHOWN}
         self.bar.stateful_metrics = set(shown)
-        self.bar.update(
-            self.step - self.steps_before, list(shown.items()), finalize=self.step == self.plan.total_steps
-        )
+        self.bar.update(self.step - self.steps_before, list(shown.items()), finalize=self.step == self.plan.total_steps)
 
 
 SHOWN = (

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from simclrv2_tf.training.distributed import all_gather, replica_count
+from simclrv2_tf.training.distributed import all_gather, all_sum, replica_count
 
 
 class ContrastiveResult(NamedTuple):
@@ -109,6 +109,22 @@ def distillation_loss(student_logits: tf.Tensor, teacher_logits: tf.Tensor, temp
 def supervised_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Softmax cross-entropy of integer labels ``[n]`` and logits ``[n, classes]``, per image ``[n]``, nats."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, _at_least_float32(logits))
+
+
+def labelled_mean(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Mean over the images of the global batch that have a label; 0 if none has.
+
+    Args:
+        values: ``[n]``, of this replica's images.
+        labels: int ``[n]``, −1 where unknown.
+
+    Returns:
+        A scalar: this replica's sum over the mean number of labelled images a replica, so that the mean over replicas
+        is the mean over all of them.
+    """
+    labelled = tf.cast(labels >= 0, values.dtype)
+    count = all_sum(tf.reduce_sum(labelled)) / replica_count()
+    return tf.math.divide_no_nan(tf.reduce_sum(tf.where(labels >= 0, values, 0)), count)
 
 
 def l2_penalty(variables: Iterable[keras.Variable | tf.Variable], weight_decay: float) -> tf.Tensor:

@@ -7,7 +7,7 @@ from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import make_views
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, all_gather, replica_count
-from simclrv2_tf.training.losses import l2_penalty, nt_xent, supervised_loss
+from simclrv2_tf.training.losses import l2_penalty, labelled_mean, nt_xent, supervised_loss
 from simclrv2_tf.training.optimizers import penalised_variables
 
 
@@ -117,12 +117,9 @@ class SimCLR(ReplicatedModel):
 
 
 def _online_evaluation(logits: tf.Tensor, labels: tf.Tensor) -> Logs:
-    """Mean loss and top-1 of the classifier beside the encoder, over the rows whose label is known."""
-    known = tf.cast(labels >= 0, logits.dtype)
-    rows = tf.maximum(tf.reduce_sum(known), 1)
+    """Loss and top-1 of the classifier beside the encoder, over the rows whose label is known."""
     hits = tf.cast(tf.argmax(logits, axis=1, output_type=labels.dtype) == labels, logits.dtype)
-    losses = supervised_loss(tf.maximum(labels, 0), logits)
     return {
-        "online_loss": tf.reduce_sum(known * losses) / rows,
-        "online_train_top1": tf.reduce_sum(known * hits) / rows,
+        "online_loss": labelled_mean(supervised_loss(tf.maximum(labels, 0), logits), labels),
+        "online_train_top1": labelled_mean(hits, labels),
     }

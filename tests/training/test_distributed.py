@@ -8,17 +8,6 @@ import tensorflow as tf
 from simclrv2_tf.training.distributed import all_gather
 
 
-@pytest.fixture
-def replicas():
-    """As in conftest, but each strategy has keys of its own: those that share keys abort each other's collectives."""
-
-    def mirrored(count: int) -> tf.distribute.Strategy:
-        tf.distribute.MirroredStrategy._collective_key_base += 1000
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-
-    return mirrored
-
-
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("compiled", [True, False], ids=["graph", "eager"])
 def test_all_gather_and_its_gradient(count, compiled, replicas):

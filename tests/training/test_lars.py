@@ -19,17 +19,6 @@ NAMES = [name for name, _, _ in SPEC["vars"]]
 SHAPES = [shape for _, shape, _ in SPEC["vars"]]
 
 
-@pytest.fixture
-def replicas():
-    """As in conftest, but each strategy has keys of its own: those that share keys abort each other's collectives."""
-
-    def mirrored(count: int) -> tf.distribute.Strategy:
-        tf.distribute.MirroredStrategy._collective_key_base += 1000
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-
-    return mirrored
-
-
 def split(flat: np.ndarray) -> list[np.ndarray]:
     parts = np.split(flat, np.cumsum([np.prod(shape) for shape in SHAPES])[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, SHAPES, strict=True)]

@@ -15,17 +15,6 @@ TWO_REPLICAS = sorted({key.split("/")[2] for key in RECORDED.files if key.starts
 ROUNDING = 5e-7  # of float32, in which the official code computed
 
 
-@pytest.fixture
-def replicas():
-    """As in conftest, but each strategy has keys of its own: those that share keys abort each other's collectives."""
-
-    def mirrored(count: int) -> tf.distribute.Strategy:
-        tf.distribute.MirroredStrategy._collective_key_base += 1000
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-
-    return mirrored
-
-
 def settings(case: str) -> tuple[float, bool]:
     _, _, temperature, normalize = RECORDED[f"{case}/n_d_T_norm"]
     return float(temperature), bool(normalize)

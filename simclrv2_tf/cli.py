@@ -1,0 +1,82 @@
+"""The command line: flags → settings → the function of one mode. Every error of the user's becomes one line, status 2."""
+
+import dataclasses
+import logging
+import os
+import sys
+import textwrap
+
+# Before TensorFlow is imported: quiet its C++ log.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import flags
+
+from simclrv2_tf.config import Config, SettingError
+
+DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of ``run.py``. Exits with 0, or with 2 after one line on standard error."""
+    argv = list(sys.argv if argv is None else argv)
+    if any(argument.lstrip("-") in ("help", "helpshort", "helpfull", "h") for argument in argv[1:]):
+        print(help_text())
+        return
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        explicit = parse(argv)
+        from simclrv2_tf import modes  # imports TensorFlow: seconds that --help need not wait for
+
+        modes.run(explicit)
+    except (SettingError, flags.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def parse(argv: list[str]) -> dict[str, object]:
+    """The settings that the command line says, by name, and no others.
+
+    Raises:
+        flags.Error: for an unknown flag or a value of another type.
+        SettingError: for arguments that are not flags.
+    """
+    values = define_flags()
+    rest = values(argv)[1:]
+    if rest:
+        raise SettingError(f"{rest[0]}: not a flag (write --name=value)")
+    said = {field.name: values[field.name] for field in dataclasses.fields(Config)}
+    explicit = {name: flag.value for name, flag in said.items() if flag.present}
+    if "stage" in explicit:
+        explicit["stage"] = tuple(explicit["stage"])
+    return explicit
+
+
+def define_flags() -> flags.FlagValues:
+    """A flag for each setting, and ``--flagfile``."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("flagfile", "", "Read flags from this file.", flag_values=values)
+    for field in dataclasses.fields(Config):
+        text = field.metadata["help"]
+        if field.metadata["choices"]:
+            flags.DEFINE_enum(field.name, field.default, field.metadata["choices"], text, flag_values=values)
+        elif isinstance(field.default, tuple):
+            flags.DEFINE_multi_string(field.name, [], text, flag_values=values)
+        else:
+            DEFINE[type(field.default)](field.name, field.default, text, flag_values=values)
+    return values
+
+
+def help_text() -> str:
+    """Every flag with its default, in groups."""
+    lines = ["usage: python run.py --mode=MODE [--flag=value ...]", ""]
+    group = ""
+    for field in dataclasses.fields(Config):
+        if field.metadata["group"] != group:
+            group = field.metadata["group"]
+            lines += [f"{group}:"]
+        default = field.default if field.default not in ("", ()) else "-"
+        choices = f" [{'|'.join(field.metadata['choices'])}]" if field.metadata["choices"] else ""
+        lines += [f"  --{field.name}={str(default).lower() if isinstance(default, bool) else default}"]
+        lines += textwrap.wrap(field.metadata["help"] + choices, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    lines += ["", "Also: --flagfile=FILE reads flags from a file; --noNAME is --NAME=false."]
+    return "\n".join(lines)

@@ -1,0 +1,130 @@
+"""Named settings: the paper's and small ones that were measured here.
+
+A recipe holds what its runs share and what each stage changes. ``--recipe=NAME`` loads it, flags win over it.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from simclrv2_tf.config import NETWORK_SETTINGS, STAGES, Config, SettingError, parse_value
+
+Settings = Mapping[str, Any]
+
+# What a run takes from the run it starts from, unless told otherwise.
+SAME_IMAGES = ("dataset", "data_dir", "image_size", "crop_area_min", "use_flip", "resize_method")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings of the five stages of a semi-supervised run.
+
+    Attributes:
+        summary: what it is for and what it costs.
+        common: settings of every stage.
+        stages: what a stage changes.
+        label_counts: labels a class that ``semi_supervised`` compares; the first is the one it distils from.
+    """
+
+    summary: str
+    common: Settings
+    stages: Mapping[str, Settings]
+    label_counts: tuple[int, ...] = (10,)
+
+
+SMALL_PRETRAIN = dict(
+    train_batch_size=256, train_epochs=100, checkpoint_epochs=10, learning_rate=1.0, warmup_epochs=5.0,
+    weight_decay=1e-4, temperature=0.5, color_jitter_strength=0.5, use_blur=False,
+)  # fmt: skip
+
+RECIPES: dict[str, Recipe] = {
+    "digits": Recipe(
+        summary="scikit-learn's 1,797 digits, a narrow ResNet-18 at 16 px; under 4 minutes on two CPU cores.",
+        common=dict(
+            resnet_depth=18, width_multiplier=0.25, image_size=16, crop_area_min=0.6, use_flip=False,
+            eval_batch_size=250, ft_proj_selector=1,
+        ),
+        stages={
+            "pretrain": SMALL_PRETRAIN,
+            "linear_eval": dict(
+                optimizer="momentum", learning_rate=0.1, weight_decay=0.0, warmup_epochs=0.0, train_batch_size=256,
+                train_epochs=10, checkpoint_epochs=10, ft_proj_selector=0,
+            ),
+            "supervised": dict(
+                optimizer="momentum", learning_rate=0.1, weight_decay=5e-4, train_batch_size=50, train_steps=100,
+                checkpoint_steps=100, warmup_epochs=0.0, ft_proj_selector=0,
+            ),
+            "finetune": dict(
+                optimizer="momentum", learning_rate=0.1, weight_decay=5e-4, train_batch_size=50, train_steps=100,
+                checkpoint_steps=100, warmup_epochs=0.0,
+            ),
+            "distill": dict(
+                optimizer="momentum", learning_rate=0.1, weight_decay=5e-4, train_batch_size=256, train_epochs=20,
+                checkpoint_epochs=20, warmup_epochs=1.0, temperature=1.0, ft_proj_selector=0,
+            ),
+        },
+        label_counts=(5, 1, 2, 10),
+    ),
+}  # fmt: skip
+
+
+def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -> Config:
+    """The settings of a run: the defaults, what its parent hands on, the recipe's, then what the user said.
+
+    Args:
+        explicit: what the user said, by name.
+        stage: a stage of a semi-supervised run; "": the run itself.
+        parent: settings of the run that ``--checkpoint`` names, whose network dictates this one's.
+
+    Raises:
+        SettingError: for an unknown recipe, a bad value, or a network other than the parent's.
+    """
+    mode = stage or explicit.get("mode", "pretrain")
+    inherited = _inherited(parent, mode)
+    recipe = find(inherited | dict(explicit))
+    settings = dict(inherited)
+    if recipe is not None:
+        settings |= {**recipe.common, **recipe.stages.get(mode, {})}
+    settings |= explicit
+    for override in explicit.get("stage", ()):
+        place, _, value = override.partition("=")
+        of_stage, _, name = place.partition(".")
+        if of_stage not in STAGES or not name or not value:
+            raise SettingError(f"--stage={override}: must look like finetune.learning_rate=0.1")
+        parsed = parse_value(name, value)
+        if of_stage == mode:
+            settings[name] = parsed
+    if parent is not None and mode != "distill":
+        for name in NETWORK_SETTINGS:
+            given = getattr(parent, name)
+            if name in explicit and explicit[name] != given:
+                raise SettingError(f"--{name}={explicit[name]}: the checkpoint's network has {given}")
+            settings[name] = given
+        settings["stem"] = parent.stem_kind
+    return Config(**settings | {"mode": mode})
+
+
+def _inherited(parent: Config | None, mode: str) -> dict[str, Any]:
+    """A run looks at the same images as its parent; to evaluate, embed or export is to take all of its settings."""
+    if parent is None:
+        return {}
+    settings = dataclasses.asdict(parent)
+    if mode in ("evaluate", "embed", "export"):
+        return {k: v for k, v in settings.items() if k not in ("mode", "model_dir", "checkpoint", "recipe", "stage")}
+    return {name: settings[name] for name in SAME_IMAGES}
+
+
+def find(explicit: Settings) -> Recipe | None:
+    """The recipe that is asked for: by name, or the one named as the data set.
+
+    Raises:
+        SettingError: if there is none of that name.
+    """
+    name = explicit.get("recipe", "auto")
+    if name == "auto":
+        return RECIPES.get(explicit.get("dataset", ""))
+    if name == "none":
+        return None
+    if name not in RECIPES:
+        raise SettingError(f"--recipe={name}: must be auto, none or one of {', '.join(RECIPES)}")
+    return RECIPES[name]
