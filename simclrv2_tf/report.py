@@ -77,6 +77,7 @@ _WORDS = {
     "finetune_top1": "fine-tuned",
     "distill_top1": "distilled",
     "linear_top1": "linear evaluation top-1",
+    "images_per_second": "images / s",
     "seconds": "time",
 }
 _STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
@@ -220,7 +221,7 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> pathlib.Path:
             ends.append(f"{_words(name)}{' (%)' * ('%' in label)} from {known[0]:.4g} to {known[-1]:.4g}")
     title = f"Training, up to step {steps[-1]:,.0f}"
     # Legends lie above their panel, two names a line, and take their room from the figure.
-    legend_lines = [math.ceil(len(series) / 2) if len(series) > 1 else 0 for _, series in panels]
+    legend_lines = [math.ceil(len(series) / 2) * _needs_legend(label, series) for label, series in panels]
     height = 1.45 * len(panels) + 0.2 * sum(legend_lines) + 0.4
     with _figure(path, height, title, f"{title}: {'; '.join(ends)}.") as figure:
         ratios = [1.45 + 0.2 * lines for lines in legend_lines]
@@ -232,6 +233,10 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> pathlib.Path:
         grid[-1].xaxis.set_major_formatter("{x:,.0f}")
         figure.align_ylabels()
     return pathlib.Path(path)
+
+
+def _needs_legend(label: str, series: dict[str, NDArray[np.float64]]) -> bool:
+    return [_words(name) for name in series] != [label]
 
 
 def _draw_panel(axes: Axes, steps: NDArray[np.float64], label: str, series: dict[str, NDArray[np.float64]]) -> None:
@@ -252,7 +257,7 @@ def _draw_panel(axes: Axes, steps: NDArray[np.float64], label: str, series: dict
     axes.yaxis.set_major_locator(ticker.MaxNLocator(4))
     if axes.get_ylim()[1] >= 1000:
         axes.yaxis.set_major_formatter("{x:,.0f}")
-    if len(series) > 1:
+    if _needs_legend(label, series):
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(-0.02, 1),

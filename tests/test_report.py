@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from simclrv2_tf import report
 
 HOSTILE = ["<script>alert(1)</script>", 'quote" onload="x', "$x$ & $y$", "猫", "two\nlines", "Straße", "🐶", "é" * 200]
-HOSTILE += ["", "$"]
+HOSTILE += ["", r"$\frac$"]  # the latter is a formula that Matplotlib cannot read
 EFFICIENCY = [
     {"labels_per_class": "all", "supervised_top1": 98.4, "finetune_top1": 98.6},
     {"labels_per_class": 20, "supervised_top1": 87.34, "finetune_top1": 93.1, "distill_top1": None},
@@ -90,12 +90,19 @@ def test_figures_take_any_class_names(digits, names, tmp_path):
         pixels(path)
 
 
-def test_views_are_shown_as_they_are(tmp_path):
+def test_names_no_font_can_write_are_numbered():
+    assert report._tag(["Straße", "\U0010fffd"], 0) == "Straße"
+    assert report._tag(["Straße", "\U0010fffd"], 1) == "class 1"
+    assert report._tag(["a very long name indeed"], 0, longest=8) == "a very …"
+
+
+def test_views_are_shown_as_they_are(tmp_path, caplog):
     """A pure colour stays that colour, uint8 and one channel are understood, and values outside [0, 1] are clipped."""
     red = np.tile([7.0, 0, -3], (1, 2, 8, 8, 1))
     assert (pixels(report.draw_views(red, tmp_path / "a.png")) == [255, 0, 0]).all(axis=-1).mean() > 0.1
     same = (red.clip(0, 1) * 255).astype(np.uint8)
     assert report.draw_views(same, tmp_path / "b.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+    assert not caplog.records  # Matplotlib complains of values outside [0, 1]
     grey = np.full((1, 2, 8, 8, 1), 0.5)
     shown = pixels(report.draw_views(grey, tmp_path / "c.png"))
     assert (np.ptp(shown, axis=-1) == 0).all() and (abs(shown.astype(int) - 127) <= 1).mean() > 0.1
