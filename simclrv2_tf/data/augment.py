@@ -121,7 +121,7 @@ def random_crop_boxes(
     first = tf.argmax(tf.cast(accepted, tf.int32), axis=-1)[..., tf.newaxis]
     found = tf.reduce_any(accepted, axis=-1, keepdims=True)
     crop_h, crop_w = (
-        tf.where(found, tf.gather(crop, first, axis=-1, batch_dims=uniforms.shape.rank - 1), image)
+        tf.where(found, tf.gather(crop, first, axis=-1, batch_dims=-1), image)
         for crop, image in ((h, image_h), (w, image_w))
     )
     # As the sampler does, the last offset is left out: a crop ends one pixel before the far border, if smaller at all.
@@ -322,6 +322,19 @@ def augment_views(images: tf.Tensor, draws: tf.Tensor, settings: ViewSettings) -
     return images
 
 
+def _center_crop_box(height: tf.Tensor, width: tf.Tensor, aspect: float, fraction: float) -> tuple[tf.Tensor, ...]:
+    """y, x, height and width (int32) of the central part of an image that has the given width / height."""
+    image_h, image_w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    # products in the order of the published evaluation: where they end in .5, the order decides the rounding
+    sides = tf.where(
+        aspect > image_w / image_h,
+        [fraction / aspect * image_w, fraction * image_w],
+        [fraction * image_h, fraction * aspect * image_h],
+    )
+    crop_h, crop_w = tf.unstack(tf.cast(tf.round(sides), tf.int32))
+    return (height - crop_h + 1) // 2, (width - crop_w + 1) // 2, crop_h, crop_w
+
+
 def center_crop_and_resize(
     image: tf.Tensor, size: tuple[int, int], crop_fraction: float = 0.875, method: str = "bicubic"
 ) -> tf.Tensor:
@@ -340,14 +353,9 @@ def center_crop_and_resize(
         float32 ``[height, width, C]`` in [0, 1].
     """
     image = tf.image.convert_image_dtype(image, tf.float32)
-    height, width = size
     if max(size) > UNCROPPED_SIZE:
         shape = tf.shape(image)
-        image_h, image_w = tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32)
-        aspect = width / height
-        base = tf.where(aspect > image_w / image_h, [1 / aspect * image_w, image_w], [image_h, aspect * image_h])
-        crop_h, crop_w = tf.unstack(tf.cast(tf.round(crop_fraction * base), tf.int32))
-        y, x = (shape[0] - crop_h + 1) // 2, (shape[1] - crop_w + 1) // 2
+        y, x, crop_h, crop_w = _center_crop_box(shape[0], shape[1], size[1] / size[0], crop_fraction)
         image = image[y : y + crop_h, x : x + crop_w]
     if method == "tf1":
         image = tf.raw_ops.ResizeBicubic(images=image[tf.newaxis], size=size)[0]
