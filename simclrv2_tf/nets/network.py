@@ -52,7 +52,8 @@ class Network(keras.Model):
 
     def build(self, input_shape: tuple[int | None, ...] = (None, None, None, 3)) -> None:
         feature_dim = _feature_dim(self.encoder, input_shape)
-        self.projection_head.build((None, feature_dim))
+        if not self.projection_head.built:  # a deserialised head is
+            self.projection_head.build((None, feature_dim))
         if self.classifier is not None:
             self.classifier.build((None, self.projection_head.tap_dim(self.head_input, feature_dim)))
 

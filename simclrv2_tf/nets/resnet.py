@@ -390,9 +390,11 @@ class ResNet(keras.Model):
         """
         if not -1 <= block <= GROUPS:
             raise ValueError(f"freeze_after_block takes -1 to {GROUPS}, not {block}")
+        # Each part in turn: under TensorFlow, Keras ignores `x.trainable = True` where x itself is trainable already,
+        # though parts of x may not be.
         self.trainable = True
-        for part in [self.stem, *self.groups][: block + 1]:
-            part.trainable = False
+        for index, part in enumerate([self.stem, *self.groups]):
+            part.trainable = index > block
 
     def get_config(self) -> dict:
         return super().get_config() | self.settings
