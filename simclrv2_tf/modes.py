@@ -10,12 +10,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf import build, evaluation, recipes
+from simclrv2_tf import build, evaluation, gallery, recipes
 from simclrv2_tf import export as saved_model
 from simclrv2_tf.build import Plan
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches
 from simclrv2_tf.data.sources import FileSource, Source, open_labelled, open_source
+from simclrv2_tf.report import format_table, write_report
 from simclrv2_tf.training.checkpoints import load_network, run_of
 from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.distiller import Distiller
@@ -90,7 +91,7 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
     def online_top1() -> dict[str, float]:
         if not classes or test is None:
             return {}
-        return {"online_top1": _scores(model, config, test)["top1"]}
+        return {"online_top1": _ranks(*_logits(model, config, test))["top1"]}
 
     def results(journal: Journal) -> Result:
         found = online_top1()
@@ -98,6 +99,8 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
             train_features = _features(model, config, source, KNN_IMAGES // config.eval_batch_size)
             test_features = _features(model, config, test)
             found["knn_top1"] = evaluation.knn_accuracy(*train_features, *test_features)
+            if config.report:
+                gallery.draw_pretraining(journal.model_dir, data, source, test, train_features, test_features)
         return found
 
     return _train_and_report(config, strategy, model, data, plan, online_top1, results)
@@ -147,12 +150,15 @@ def _train_classifier(
     prefix = PREFIX[config.mode]
 
     def eval_top1() -> dict[str, float]:
-        return {"eval_top1": _scores(model, config, test)["top1"]} if test is not None else {}
+        return {"eval_top1": _ranks(*_logits(model, config, test))["top1"]} if test is not None else {}
 
     def results(journal: Journal) -> Result:
         if test is None:
             return {}
-        return {f"{prefix}_{name}": value for name, value in _scores(model, config, test).items()}
+        logits, labels = _logits(model, config, test)
+        if config.report:
+            gallery.draw_classification(journal.model_dir, test, logits, labels, config.image_size)
+        return {f"{prefix}_{name}": value for name, value in _ranks(logits, labels).items()}
 
     return _train_and_report(config, strategy, model, data, plan, eval_top1, results)
 
@@ -184,6 +190,8 @@ def _train_and_report(
         result["corrupt_images"] = sorted(data.source.corrupt)
     journal.write_result(result)
     _print_scores(result)
+    if config.report:
+        write_report(model_dir)
     return result
 
 
@@ -236,12 +244,17 @@ def _labels_of(config: Config) -> str | int:
     return "all" if config.label_fraction == 1 else f"{100 * config.label_fraction:g} %"
 
 
-def _scores(model: ReplicatedModel, config: Config, source: Source) -> dict[str, float]:
-    """Top-1, and top-5 where there are more than five classes."""
+def _logits(model: ReplicatedModel, config: Config, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Logits ``[n, classes]`` and labels ``[n]`` of a split."""
     batches = evaluation_batches(source, config.eval_batch_size, config.image_size, config.eval_steps)
     found = model.collect(batches, ("logits_sup",))
-    ranks = (1, 5) if found["logits_sup"].shape[1] > 5 else (1,)
-    return {f"top{k}": evaluation.top_k_accuracy(found["logits_sup"], found["labels"], k) for k in ranks}
+    return found["logits_sup"], found["labels"]
+
+
+def _ranks(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Top-1, and top-5 where there are more than five classes."""
+    ranks = (1, 5) if logits.shape[1] > 5 else (1,)
+    return {f"top{k}": evaluation.top_k_accuracy(logits, labels, k) for k in ranks}
 
 
 def _features(
@@ -268,7 +281,7 @@ def _resolved(
         "peak_learning_rate": plan.peak_learning_rate,
         "replicas": strategy.num_replicas_in_sync,
         "batch_per_replica": config.train_batch_size // strategy.num_replicas_in_sync,
-        "parameters": sum(int(np.prod(v.shape)) for v in network.trainable_variables),
+        "parameters": sum(int(np.prod(v.shape)) for v in network.weights if not v.name.startswith("moving_")),
         "trained_parameters": sum(int(np.prod(v.shape)) for v in model.trained_variables),
         "dtype_policy": keras.config.dtype_policy().name,
         "xla": bool(model.jit_compile),
@@ -317,7 +330,7 @@ def evaluate(config: Config, strategy: Strategy) -> Result:
     model, _ = _trained_model(config, strategy)
     result: Result = {"mode": "evaluate", "checkpoint": config.checkpoint, "eval_images": test.num_examples}
     if model.network.classifier is not None:
-        result |= _scores(model, config, test)
+        result |= _ranks(*_logits(model, config, test))
     train_features = _features(model, config, source, KNN_IMAGES // config.eval_batch_size)
     result["knn_top1"] = evaluation.knn_accuracy(*train_features, *_features(model, config, test))
     journal = Journal(build.model_dir(config))
@@ -393,7 +406,9 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
     journal = Journal(model_dir)
     journal.write_config(config, {})
     journal.write_result(result)
-    print("\n" + json.dumps(result, indent=1))
+    print("\n" + format_table(result))
+    if config.report:
+        print(f"Report: {write_report(model_dir)}")
     return result
 
 

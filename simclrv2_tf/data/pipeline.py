@@ -16,6 +16,9 @@ from simclrv2_tf.data.sources import ArraySource, FileSource, Source
 
 Batch = dict[str, tf.Tensor]
 
+# Graph code without tensor-dependent Python: converting it would only take time.
+graph_code = tf.autograph.experimental.do_not_convert
+
 # Other images to try, in turn, in the place of one that cannot be decoded.
 SUBSTITUTES = 3
 
@@ -54,9 +57,11 @@ class TrainingInput:
             data = data.map(self._with_views, tf.data.AUTOTUNE)
         return data.prefetch(tf.data.AUTOTUNE).with_options(_options())
 
+    @graph_code
     def _with_views(self, batch: Batch) -> Batch:
         return {"views": make_views(batch, self.settings), "labels": batch["labels"]}
 
+    @graph_code
     def _positions(self, step: tf.Tensor) -> tf.Tensor:
         """Indices int64 ``[batch]`` into the source; every epoch is a permutation of it."""
         total = self.source.num_examples
@@ -70,6 +75,7 @@ class TrainingInput:
         # a batch is at most as large as the source, so it touches two epochs at most
         return tf.where(positions // total == first_epoch, shuffled(first_epoch), shuffled(first_epoch + 1))
 
+    @graph_code
     def _draws(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Uniform numbers in [0, 1) of a step: for crops ``[b, v, CROP_DRAWS]`` and the rest ``[b, v, NUM_DRAWS]``."""
         sizes = [augment.CROP_DRAWS, augment.NUM_DRAWS]
@@ -77,6 +83,7 @@ class TrainingInput:
         shape = [self.batch_size, self.num_views, sum(sizes)]
         return tf.split(tf.random.stateless_uniform(shape, seed, alg="philox"), sizes, axis=-1)
 
+    @graph_code
     def _array_batch(self, step: tf.Tensor) -> Batch:
         images, labels = _tensors(self.source)
         index = self._positions(step)
@@ -110,6 +117,7 @@ class TrainingInput:
         encoded = stream.skip(first % self.source.num_examples).take(count)
         return encoded.map(lambda image, label: (decode(image), label), tf.data.AUTOTUNE)
 
+    @graph_code
     def _crop(self, image: tf.Tensor, label: tf.Tensor, crops: tf.Tensor, draws: tf.Tensor) -> Batch:
         size = self.settings.image_size
         shape = tf.shape(image)
@@ -164,11 +172,13 @@ def evaluation_batches(source: Source, batch_size: int, image_size: int, max_ste
     else:
         data = source.stream(None).map(lambda image, label: (decode(image), label), tf.data.AUTOTUNE)
 
+    @graph_code
     def prepare(image: tf.Tensor, label: tf.Tensor) -> Batch:
         image = tf.image.convert_image_dtype(image, tf.float32)
         image = augment.center_crop_and_resize(image, (image_size, image_size))
         return {"images": image, "labels": label, "weights": tf.ones([], tf.float32)}
 
+    @graph_code
     def pad(batch: Batch) -> Batch:
         missing = batch_size - tf.shape(batch["labels"])[0]
         padded = {k: tf.pad(v, [[0, missing]] + [[0, 0]] * (v.shape.rank - 1)) for k, v in batch.items()}

@@ -140,9 +140,10 @@ class ReplicatedModel(keras.Model):
         """The function of an iterator that ``fit`` calls: ``steps_per_execution`` steps, then their mean metrics."""
         if self.train_function is not None and not force:
             return self.train_function
-        replica_step = self._train_step_with_global_metrics
+        # Nothing in a step needs autograph, whose conversion takes longer than the tracing.
+        replica_step = tf.autograph.experimental.do_not_convert(self._train_step_with_global_metrics)
         if self.jit_compile:
-            replica_step = tf.function(replica_step, jit_compile=True)
+            replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
         @tf.function(reduce_retracing=True)
         def train_function(iterator: Any, steps: tf.Tensor) -> Logs:
@@ -171,7 +172,7 @@ class ReplicatedModel(keras.Model):
             The endpoints and ``labels``, in the order of the images, whatever the number of replicas.
         """
         if self._forward is None:
-            self._forward = tf.function(lambda images: self(images, training=False))
+            self._forward = tf.function(lambda images: self(images, training=False), autograph=False)
         strategy = self.distribute_strategy
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
         for batch in strategy.experimental_distribute_dataset(batches):

@@ -49,7 +49,9 @@ def train(
         print("Compiling the step with XLA; the first one can take more than a minute.")
     progress = Progress(data, plan, step)
     while step < plan.total_steps:
-        end = min(plan.total_steps, (step // plan.interval_steps + 1) * plan.interval_steps)
+        end = (step // plan.interval_steps + 1) * plan.interval_steps
+        if end > plan.total_steps - plan.interval_steps / 2:  # no stump of an interval at the end
+            end = plan.total_steps
         _fit(model, data, step, end, progress)
         step = end
         row = {"step": step, "epoch": step / plan.epoch_steps, **progress.take_means(), **evaluate()}

@@ -1,0 +1,77 @@
+"""Which pictures a run leaves: views, neighbours and embedding of a pretrained one, mistakes of a classifier."""
+
+import pathlib
+
+import numpy as np
+
+from simclrv2_tf import evaluation, report
+from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches, make_views
+from simclrv2_tf.data.sources import RecordSource, Source
+
+PAIRS = 12
+QUERIES = 6
+NEIGHBOURS = 8
+POINTS = 2000
+MISTAKES = 24
+
+Features = tuple[np.ndarray, np.ndarray]  # [n, d] and labels [n]
+
+
+def example_views(data: TrainingInput) -> np.ndarray:
+    """The first views that a run sees, float32 ``[n, views, size, size, 3]``."""
+    batch = next(iter(data.batches(0, 1)))
+    return make_views({name: values[:PAIRS] for name, values in batch.items()}, data.settings).numpy()
+
+
+def draw_pretraining(
+    model_dir: pathlib.Path, data: TrainingInput, source: Source, test: Source, train_f: Features, test_f: Features
+) -> None:
+    """Views, nearest training images of some test images, and the test features in two dimensions."""
+    folder = _folder(model_dir)
+    report.draw_views(example_views(data), folder / "views.png")
+    points = _some(len(test_f[1]), POINTS)
+    report.draw_embedding(
+        evaluation.pca(test_f[0][points]), test_f[1][points], test.class_names, folder / "embedding.png"
+    )
+    queries = _some(len(test_f[1]), QUERIES)
+    nearest, _ = evaluation.nearest_neighbours(train_f[0], test_f[0][queries], NEIGHBOURS)
+    size = data.settings.image_size
+    query_images, neighbours = _images_at(test, queries, size), _images_at(source, nearest.reshape(-1), size)
+    if query_images is not None and neighbours is not None:
+        neighbours = neighbours.reshape(*nearest.shape, size, size, 3)
+        labels = test_f[1][queries], train_f[1][nearest]
+        report.draw_neighbours(query_images, neighbours, *labels, test.class_names, folder / "neighbours.png")
+
+
+def draw_classification(
+    model_dir: pathlib.Path, test: Source, logits: np.ndarray, labels: np.ndarray, image_size: int
+) -> None:
+    """Confusion matrix and the most confident mistakes."""
+    folder = _folder(model_dir)
+    predicted = logits.argmax(axis=1)
+    matrix = evaluation.confusion_matrix(labels, predicted, logits.shape[1])
+    report.draw_confusion(matrix, test.class_names, folder / "confusion.png")
+    worst = evaluation.most_confident_mistakes(logits, labels, MISTAKES)
+    images = _images_at(test, worst, image_size) if len(worst) else None
+    if images is not None:
+        sure = evaluation.confidence(logits[worst])
+        report.draw_mistakes(images, labels[worst], predicted[worst], sure, test.class_names, folder / "mistakes.png")
+
+
+def _folder(model_dir: pathlib.Path) -> pathlib.Path:
+    folder = model_dir / "figures"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _some(total: int, count: int) -> np.ndarray:
+    """The same choice each time."""
+    return np.sort(np.random.default_rng(0).permutation(total)[:count])
+
+
+def _images_at(source: Source, indices: np.ndarray, image_size: int) -> np.ndarray | None:
+    """Images as evaluated; None where a source has no random access, or has corrupt images that shift its numbers."""
+    if isinstance(source, RecordSource) or getattr(source, "corrupt", None):
+        return None
+    batches = evaluation_batches(source.subset(indices), len(indices), image_size)
+    return np.asarray(next(iter(batches))["images"])
