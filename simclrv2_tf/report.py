@@ -1,9 +1,9 @@
 """What people look at: the figures of a run and ``report.html``, one page that needs nothing else.
 
 A run's model directory holds ``config.json`` (settings, and under ``resolved`` what followed from them),
-``metrics.csv`` (rows of ``step`` and any of the metrics, accuracies as fractions, empty cells allowed), ``result.json``
-(the final numbers, accuracies in percent) and ``figures/*.png``. A semi-supervised run has a sub-directory of the same
-kind for each of its stages. Every piece may be missing.
+``metrics.csv`` (rows of ``step`` and any of the metrics, empty cells allowed), ``result.json`` (the final numbers) and
+``figures/*.png``. A semi-supervised run has a sub-directory of the same kind for each of its stages. Every piece may be
+missing. Accuracies are fractions; one above 1 can only be a percentage and is shown as that.
 
 Each figure carries its title and a description in its PNG metadata; the page uses the latter as alternative text.
 Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart, and never the only sign.
@@ -63,13 +63,14 @@ _LEGEND_CLASSES, _CELL_CLASSES, _MAX_TICKS = 20, 12, 20
 _HALO = (patheffects.withStroke(linewidth=3, foreground="white"),)
 _PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
 
-# The panels of the training curves: axis label, which columns, scale from the file's unit.
+_ACCURACY = re.compile(r"((^|_)top\d|accuracy|agreement)$")
+# The panels of the training curves: axis label, which columns.
 _PANELS = (
-    ("loss", re.compile(r"loss$"), 1),
-    ("accuracy (%)", re.compile(r"(_top\d|accuracy|agreement)$"), 100),
-    ("entropy (nats)", re.compile(r"entropy$"), 1),
-    ("learning rate", re.compile(r"^learning_rate$"), 1),
-    ("images / s", re.compile(r"^images_per_second$"), 1),
+    ("loss", re.compile(r"loss$")),
+    ("accuracy (%)", _ACCURACY),
+    ("entropy (nats)", re.compile(r"entropy$")),
+    ("learning rate", re.compile(r"^learning_rate$")),
+    ("images / s", re.compile(r"^images_per_second$")),
 )
 _WORDS = {
     "labels_per_class": "labels per class",
@@ -155,6 +156,12 @@ def _words(key: str) -> str:
     return _WORDS.get(key, re.sub(r"\bknn\b", "kNN", spoken))
 
 
+def _percent(values: ArrayLike) -> NDArray[np.float64]:
+    """Accuracies of one kind in percent, from fractions; they stay as they are if one is above 1."""
+    values = np.asarray(values, np.float64)
+    return values if np.any(values > 1) else 100 * values
+
+
 def _images(images: ArrayLike, name: str, ndim: int) -> NDArray[np.float32]:
     """Images as float32 in [0, 1], three channels; raises ValueError that names the argument."""
     array = np.asarray(images)
@@ -207,10 +214,11 @@ def draw_curves(metrics_csv: PathLike, path: PathLike) -> pathlib.Path:
     """
     metrics = _read_metrics(metrics_csv)
     panels = []
-    for label, pattern, scale in _PANELS:
+    for label, pattern in _PANELS:
         names = [name for name, values in metrics.items() if pattern.search(name) and np.isfinite(values).any()]
         if names:
-            panels.append((label, {name: metrics[name] * scale for name in names}))
+            scaled = _percent if pattern is _ACCURACY else lambda values: values
+            panels.append((label, {name: scaled(metrics[name]) for name in names}))
     if not panels:
         raise ValueError(f"{metrics_csv} holds no metrics to draw")
     steps = metrics["step"]
@@ -434,7 +442,7 @@ def draw_label_efficiency(table: Sequence[dict[str, Any]], path: PathLike) -> pa
     table = sorted(table, key=lambda row: _labels_order(row.get("labels_per_class")))
     styles = {"supervised_top1": (BLACK, "s", "--"), "finetune_top1": (BLUE, "o", "-")}
     styles["distill_top1"] = (VERMILLION, "^", "-.")
-    series = {key: [_number(row.get(key)) for row in table] for key in styles}
+    series = {key: _percent([_number(row.get(key)) for row in table]) for key in styles}
     series = {key: values for key, values in series.items() if np.isfinite(values).any()}
     if not series:
         raise ValueError("table holds no accuracy to draw")
@@ -518,9 +526,9 @@ def _cell(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, numbers.Real):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if re.search(r"(_top\d|accuracy|agreement)$", key):
-        return f"{value:.1f} %"
+        return value if isinstance(value, str) else _short(json.dumps(value, ensure_ascii=False), 60)
+    if _ACCURACY.search(key):
+        return f"{_percent(value):.1f} %"
     if key == "seconds":
         minutes, seconds = divmod(round(value), 60)
         if minutes >= 60:

@@ -195,6 +195,20 @@ def test_a_failed_drawing_leaves_the_old_figure(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
 
 
+def test_accuracies_may_be_fractions(tmp_path):
+    def fractions(row):
+        return {key: value / 100 if key.endswith("top1") and value else value for key, value in row.items()}
+
+    table = [fractions(row) for row in EFFICIENCY]
+    assert report.format_table({"table": table}) == report.format_table({"table": EFFICIENCY})
+    one = report.draw_label_efficiency(table, tmp_path / "fractions.png")
+    other = report.draw_label_efficiency(EFFICIENCY, tmp_path / "percent.png")
+    np.testing.assert_array_equal(pixels(one), pixels(other))
+    (tmp_path / "percent.csv").write_text("step,eval_top1\n1,0.5\n2,90\n")
+    text = description(report.draw_curves(tmp_path / "percent.csv", tmp_path / "curves.png"))
+    assert "eval top-1 (%) from 0.5 to 90" in text
+
+
 def test_table_for_the_terminal():
     result = {"mode": "semi_supervised", "table": EFFICIENCY, "knn_top1": 96.04, "linear_top1": None, "seconds": 4321.5}
     assert report.format_table(result).splitlines() == [
@@ -219,6 +233,7 @@ def test_table_for_the_terminal():
         ("eval top-1", "50.0 %"),
     ]
     assert report.format_table({}) == ""
+    assert len(report.format_table({"corrupt_images": list(range(1000))})) < 90
 
 
 class Page(html.parser.HTMLParser):
