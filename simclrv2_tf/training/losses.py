@@ -127,10 +127,10 @@ def labelled_mean(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(tf.reduce_sum(tf.where(labels >= 0, values, 0)), count)
 
 
-def l2_penalty(variables: Iterable[keras.Variable | tf.Variable], weight_decay: float) -> tf.Tensor:
-    """``weight_decay · ½ Σ ‖w‖²``, a scalar whose gradient is ``weight_decay · w``; 0 where there are no variables."""
+def l2_penalty(variables: Iterable[keras.Variable | tf.Variable], weight_decay: float) -> tf.Tensor | float:
+    """``weight_decay · ½ Σ ‖w‖²``, a scalar whose gradient is ``weight_decay · w``; 0.0 where there are no variables."""
     squares = [tf.nn.l2_loss(_at_least_float32(variable)) for variable in variables]
-    return weight_decay * tf.add_n(squares) if squares else tf.constant(0.0)
+    return weight_decay * tf.add_n(squares) if squares else 0.0
 
 
 def _contrast(
