@@ -128,7 +128,7 @@ def labelled_mean(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
 
 
 def l2_penalty(variables: Iterable[keras.Variable | tf.Variable], weight_decay: float) -> tf.Tensor | float:
-    """``weight_decay · ½ Σ ‖w‖²``, a scalar whose gradient is ``weight_decay · w``; 0.0 where there are no variables."""
+    """``weight_decay · ½ Σ ‖w‖²``, a scalar whose gradient is ``weight_decay · w``; 0.0 without variables."""
     squares = [tf.nn.l2_loss(_at_least_float32(variable)) for variable in variables]
     return weight_decay * tf.add_n(squares) if squares else 0.0
 

@@ -194,7 +194,7 @@ class TestPretraining:
         if steps == len(found["rate"]):
             assert_weights(run, found, rtol=1e-8)
 
-    @pytest.mark.slow  # on one replica the same as `test_step_by_step`; the settings' own tests are in test_normalization
+    @pytest.mark.slow  # on one replica the same as test_step_by_step; the setting itself is in test_normalization
     def test_local_batch_norm(self):
         found = recorded("pretrain_localbn")
         network = recorded_network(synchronized=False)
