@@ -10,9 +10,9 @@ from simclrv2_tf.data.sources import RecordSource, Source
 
 PAIRS = 12
 QUERIES = 6
-NEIGHBOURS = 8
+NEIGHBOURS = 5
 POINTS = 2000
-MISTAKES = 24
+MISTAKES = 12
 
 Features = tuple[np.ndarray, np.ndarray]  # [n, d] and labels [n]
 

@@ -69,7 +69,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -> Config:
-    """The settings of a run: the defaults, what its parent hands on, the recipe's, then what the user said.
+    """The settings of a run: the defaults, the recipe's, what its parent hands on, then what the user said.
 
     Args:
         explicit: what the user said, by name.
@@ -82,10 +82,8 @@ def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -
     mode = stage or explicit.get("mode", "pretrain")
     inherited = _inherited(parent, mode)
     recipe = find(inherited | dict(explicit))
-    settings = dict(inherited)
-    if recipe is not None:
-        settings |= {**recipe.common, **recipe.stages.get(mode, {})}
-    settings |= explicit
+    settings = {**recipe.common, **recipe.stages.get(mode, {})} if recipe is not None else {}
+    settings |= inherited | dict(explicit)
     for override in explicit.get("stage", ()):
         place, _, value = override.partition("=")
         of_stage, _, name = place.partition(".")

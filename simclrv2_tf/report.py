@@ -157,9 +157,8 @@ def _words(key: str) -> str:
 
 
 def _percent(values: ArrayLike) -> NDArray[np.float64]:
-    """Accuracies of one kind in percent, from fractions; they stay as they are if one is above 1."""
-    values = np.asarray(values, np.float64)
-    return values if np.any(values > 1) else 100 * values
+    """Accuracies in percent, from fractions."""
+    return 100 * np.asarray(values, np.float64)
 
 
 def _images(images: ArrayLike, name: str, ndim: int) -> NDArray[np.float32]:

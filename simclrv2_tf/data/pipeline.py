@@ -55,6 +55,7 @@ class TrainingInput:
             data = self._decoded(first_step, num_steps, steps).batch(self.batch_size, drop_remainder=True)
         if self.augment_on_host:
             data = data.map(self._with_views, tf.data.AUTOTUNE)
+        data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
         return data.prefetch(tf.data.AUTOTUNE).with_options(_options())
 
     @graph_code

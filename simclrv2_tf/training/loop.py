@@ -115,7 +115,7 @@ class Progress(keras.callbacks.Callback):
 
     def take_means(self) -> dict[str, float]:
         """The interval's mean metrics, learning rate and speed; starts the next interval."""
-        means = {name: total / self.calls for name, total in self.sums.items()} | self._rates()
+        means = {name: self.sums[name] / self.calls for name in self.model.train_metrics} | self._rates()
         self._forget()
         return means
 

@@ -1,0 +1,78 @@
+"""The SavedModel: loaded where there is only TensorFlow, it gives the same numbers and can be fine-tuned."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simclrv2_tf import export
+from simclrv2_tf.data.augment import center_crop_and_resize
+from simclrv2_tf.nets.heads import ProjectionHead
+from simclrv2_tf.nets.network import Network
+from simclrv2_tf.nets.resnet import ResNet
+
+# Runs in a process of its own, in a folder from which this package cannot be imported.
+CLIENT = """
+import json, sys
+import numpy as np
+import tensorflow as tf
+
+folder, images, views = sys.argv[1:]
+model = tf.saved_model.load(folder)
+assert "simclrv2_tf" not in sys.modules
+serve, train = model.signatures["serve"], model.signatures["train"]
+outputs = {name: value.numpy() for name, value in serve(images=tf.constant(np.load(images))).items()}
+np.savez(folder + "/outputs.npz", **outputs)
+
+x, labels = tf.constant(np.load(views)), tf.constant([0, 1, 2, 0])
+losses, missing = [], set()
+for _ in range(8):
+    with tf.GradientTape() as tape:
+        endpoints = train(images=x)
+        loss = tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=endpoints["logits_sup"])
+        ) + 1e-3 * tf.reduce_sum(endpoints["proj_head_output"] ** 2)
+    gradients = tape.gradient(loss, train.trainable_variables)
+    missing |= {v.name for v, g in zip(train.trainable_variables, gradients) if g is None}
+    for variable, gradient in zip(train.trainable_variables, gradients):
+        variable.assign_sub(0.05 * gradient)
+    losses.append(float(loss))
+print(json.dumps({"losses": losses, "missing": sorted(missing), "trainable": len(train.trainable_variables)}))
+"""
+
+
+@pytest.mark.parametrize("image_size", [16, 48])
+def test_saved_model_serves_and_trains_with_tensorflow_alone(image_size, tmp_path):
+    encoder = ResNet(18, 0.125, stem="cifar", name="encoder")
+    network = Network(encoder, ProjectionHead(out_dim=16, name="projection_head"), num_classes=3, name="network")
+    network.build((None, None, None, 3))
+    export.save(network, image_size, tmp_path / "model")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 37, 51, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    np.save(tmp_path / "views.npy", rng.uniform(size=(4, image_size, image_size, 3)).astype(np.float32))
+    arguments = [str(tmp_path / name) for name in ("model", "images.npy", "views.npy")]
+    client = subprocess.run([sys.executable, "-c", CLIENT, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert client.returncode == 0, client.stderr[-2000:]
+
+    views = tf.stack([center_crop_and_resize(tf.constant(image), (image_size, image_size)) for image in images])
+    expected = network(views, training=False, whole_head=True)
+    with np.load(tmp_path / "model/outputs.npz") as outputs:
+        assert set(outputs.files) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(outputs[name], value, rtol=1e-5, atol=1e-5)
+    report = json.loads(client.stdout.splitlines()[-1])
+    assert report["missing"] == []
+    assert report["trainable"] == len(network.trainable_variables)
+    assert report["losses"][-1] < 0.95 * report["losses"][0]
+
+
+def test_a_failed_export_leaves_the_earlier_one(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/saved_model.pb").write_bytes(b"earlier")
+    with pytest.raises(AttributeError):
+        export.save(None, 16, tmp_path / "model")
+    assert (tmp_path / "model/saved_model.pb").read_bytes() == b"earlier"

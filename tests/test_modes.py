@@ -1,0 +1,185 @@
+"""Each mode, end to end, at toy size on real digits; a run that goes on; a run that must not start."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simclrv2_tf import cli, modes
+from simclrv2_tf.config import SettingError
+
+TOY = {
+    "dataset": "digits",
+    "resnet_depth": 18,
+    "width_multiplier": 0.0625,
+    "image_size": 8,
+    "train_batch_size": 50,
+    "train_steps": 4,
+    "checkpoint_steps": 2,
+    "eval_batch_size": 250,
+    "labels_per_class": 5,
+}
+
+
+def rows(model_dir):
+    return (model_dir / "metrics.csv").read_text().splitlines()
+
+
+def weights(model_dir):
+    reader = tf.train.load_checkpoint(str(model_dir / "checkpoints"))
+    return {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())}
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """pretrain → linear_eval, supervised, finetune → distill, once for this file."""
+    model_dir = tmp_path_factory.mktemp("runs") / "semi"
+    result = modes.run(TOY | {"mode": "semi_supervised", "model_dir": str(model_dir)})
+    return model_dir, result
+
+
+def test_semi_supervised_runs_every_stage_and_reports(whole_run):
+    model_dir, result = whole_run
+    stages = {path.name for path in model_dir.iterdir() if (path / "checkpoints").is_dir()}
+    assert stages == {"pretrain", "linear_eval", "supervised_5", "finetune_5", "distill_5"}
+    (row,) = result["table"]
+    assert set(row) == {"labels_per_class", "supervised_top1", "finetune_top1", "distill_top1"}
+    assert all(0 <= result[name] <= 1 for name in ("linear_top1", "knn_top1", "online_top1"))
+    assert json.loads((model_dir / "result.json").read_text()) == result
+    page = (model_dir / "report.html").read_text()
+    assert page.count("<img") >= 8
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    for name in ("views", "neighbours", "embedding", "curves"):
+        assert (model_dir / f"pretrain/figures/{name}.png").stat().st_size > 1000
+
+
+def test_each_run_keeps_its_settings_and_metrics(whole_run):
+    model_dir, _ = whole_run
+    config = json.loads((model_dir / "finetune_5/config.json").read_text())
+    assert config["labels_per_class"] == 5 and config["mode"] == "finetune"
+    assert config["resolved"]["train_images"] == 50 and config["resolved"]["steps"] == 4
+    header, *body = rows(model_dir / "pretrain")
+    assert header.startswith("step,epoch,loss") and "online_top1" in header and "images_per_second" in header
+    assert [line.split(",")[0] for line in body] == ["2", "4"]
+
+
+def test_the_same_command_again_finds_nothing_to_do(whole_run, capsys):
+    model_dir, result = whole_run
+    before = weights(model_dir / "pretrain")
+    again = modes.run(TOY | {"mode": "semi_supervised", "model_dir": str(model_dir)})
+    assert "Nothing left to train" in capsys.readouterr().out
+    assert again["table"] == result["table"] and again["knn_top1"] == result["knn_top1"]
+    np.testing.assert_equal(weights(model_dir / "pretrain"), before)
+
+
+def test_other_settings_in_the_same_directory_are_refused(whole_run):
+    model_dir, _ = whole_run
+    with pytest.raises(SettingError, match=r"temperature 0\.5 -> 0\.3"):
+        modes.run(TOY | {"mode": "pretrain", "temperature": 0.3, "model_dir": str(model_dir / "pretrain")})
+
+
+def test_evaluate_repeats_the_result(whole_run, tmp_path):
+    model_dir, result = whole_run
+    found = modes.run({"mode": "evaluate", "checkpoint": str(model_dir / "finetune_5"), "model_dir": str(tmp_path)})
+    assert found["top1"] == result["table"][0]["finetune_top1"]
+    found = modes.run({"mode": "evaluate", "checkpoint": str(model_dir / "pretrain"), "model_dir": str(tmp_path)})
+    assert found["knn_top1"] == result["knn_top1"] and found["top1"] == result["online_top1"]
+
+
+def test_embed_writes_both_splits(whole_run, tmp_path):
+    model_dir, _ = whole_run
+    modes.run({"mode": "embed", "checkpoint": str(model_dir / "pretrain"), "model_dir": str(tmp_path)})
+    with np.load(tmp_path / "embeddings.npz", allow_pickle=False) as arrays:
+        assert arrays["x_train"].shape == (1297, 32) and arrays["x_test"].shape == (500, 32)
+        assert set(arrays["y_test"]) == set(range(10))
+        assert np.isfinite(arrays["x_test"]).all() and arrays["x_test"].std() > 0
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(tmp_path, capsys):
+    settings = TOY | {"mode": "pretrain", "report": False}
+    modes.run(settings | {"model_dir": str(tmp_path / "whole")})
+
+    class Killed(Exception):
+        pass
+
+    def stop_after_two_steps(*_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("simclrv2_tf.training.loop.Progress.show", stop_after_two_steps)
+        modes.run(settings | {"model_dir": str(tmp_path / "parts"), "steps_per_execution": 2})
+    assert "step-2" not in str(list((tmp_path / "parts").rglob("*.index")))
+    modes.run(settings | {"model_dir": str(tmp_path / "parts"), "steps_per_execution": 2})
+    capsys.readouterr()
+    np.testing.assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+def test_resuming_at_a_checkpoint_is_exact(tmp_path, capsys):
+    settings = TOY | {"mode": "pretrain", "report": False, "memory_size": 100}
+    modes.run(settings | {"model_dir": str(tmp_path / "whole")})
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        write_row = modes.Journal.write_row
+
+        def killed_in_the_second_interval(self, row):
+            if row["step"] == 4:
+                raise KeyboardInterrupt
+            write_row(self, row)
+
+        patch.setattr(modes.Journal, "write_row", killed_in_the_second_interval)
+        modes.run(settings | {"model_dir": str(tmp_path / "parts")})
+    capsys.readouterr()
+    modes.run(settings | {"model_dir": str(tmp_path / "parts")})
+    assert "Going on at step 2 of 4" in capsys.readouterr().out
+    np.testing.assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    speed = rows(tmp_path / "whole")[0].split(",").index("images_per_second")
+    for part, whole in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+        part, whole = part.split(","), whole.split(",")
+        assert part[:speed] + part[speed + 1 :] == whole[:speed] + whole[speed + 1 :]
+
+
+def test_linear_evaluation_on_a_folder_of_files(whole_run, tmp_path):
+    """Pretrained on digits, evaluated on the same digits as PNG files: another source, the same features."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for index in range(0, 300):
+        folder = tmp_path / "images" / f"class {digits.target[index]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.kron(digits.images[index] * 15.9, np.ones((4, 4)))[..., None]
+        (folder / f"{index}.png").write_bytes(tf.io.encode_png(pixels.astype(np.uint8)).numpy())
+    (tmp_path / "images/class 3/broken.png").write_bytes(b"not a picture")
+    result = modes.run(
+        TOY
+        | {
+            "mode": "linear_eval",
+            "dataset": f"folder:{tmp_path / 'images'}",
+            "checkpoint": str(whole_run[0] / "pretrain"),
+            "labels_per_class": 0,
+            "model_dir": str(tmp_path / "run"),
+        }
+    )
+    assert 0 <= result["linear_top1"] <= 1
+    assert all(path.endswith("broken.png") for path in result["corrupt_images"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mode=finetune", "--checkpoint=/no/such/run"], "--checkpoint=/no/such/run: there is no checkpoint"),
+        (["--mode=evaluate"], "--checkpoint="),
+        (["--mode=distill"], "--teacher="),
+        (["--mode=pretrain", "--dataset=digits", "--train_batch_size=5000"], "--train_batch_size=5000"),
+        (["--mode=finetune", "--dataset=digits", "--labels_per_class=500"], "--labels_per_class=500"),
+        (["--mode=pretrain", "--dataset=folder:/no/such/folder"], "--dataset=folder:/no/such/folder"),
+        (["--mode=pretrain", "--dataset=digits", "--cpu_replicas=3", "--train_batch_size=256"], "--train_batch_size"),
+        (["--mode=pretrain", "--recipe=nonsense"], "--recipe=nonsense"),
+    ],
+)
+def test_what_cannot_run_says_so_in_one_line_and_writes_nothing(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run.py", *flags, f"--model_dir={tmp_path / 'run'}"])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
