@@ -1,7 +1,9 @@
 """Which pictures a run leaves: views, neighbours and embedding of a pretrained one, mistakes of a classifier."""
 
+import math
 import pathlib
 
+import keras
 import numpy as np
 
 from simclrv2_tf import evaluation, report
@@ -13,6 +15,7 @@ QUERIES = 6
 NEIGHBOURS = 5
 POINTS = 2000
 MISTAKES = 12
+THUMBNAIL = 32  # pixels, in the projector
 
 Features = tuple[np.ndarray, np.ndarray]  # [n, d] and labels [n]
 
@@ -41,6 +44,26 @@ def draw_pretraining(
         neighbours = neighbours.reshape(*nearest.shape, size, size, 3)
         labels = test_f[1][queries], train_f[1][nearest]
         report.draw_neighbours(query_images, neighbours, *labels, test.class_names, folder / "neighbours.png")
+
+
+def write_projector(model_dir: pathlib.Path, test: Source, features: Features, image_size: int) -> None:
+    """The test features for TensorBoard's projector, with labels and thumbnails."""
+    folder = model_dir / "tensorboard"
+    points = _some(len(features[1]), POINTS)
+    np.savetxt(folder / "features.tsv", features[0][points], fmt="%.5g", delimiter="\t")
+    names = [test.class_names[label] if label >= 0 else "?" for label in features[1][points]]
+    (folder / "labels.tsv").write_text("\n".join(names) + "\n", encoding="utf-8")
+    config = 'embeddings { tensor_name: "features" tensor_path: "features.tsv" metadata_path: "labels.tsv"'
+    images = _images_at(test, points, min(image_size, THUMBNAIL))
+    if images is not None:
+        side = images.shape[1]
+        columns = math.ceil(math.sqrt(len(images)))
+        grid = np.zeros((columns * columns, *images.shape[1:]), np.float32)
+        grid[: len(images)] = images
+        sheet = grid.reshape(columns, columns, side, side, 3).swapaxes(1, 2).reshape(columns * side, -1, 3)
+        keras.utils.save_img(folder / "thumbnails.png", sheet, scale=True)
+        config += f' sprite {{ image_path: "thumbnails.png" single_image_dim: {side} single_image_dim: {side} }}'
+    (folder / "projector_config.pbtxt").write_text(config + " }\n", encoding="utf-8")
 
 
 def draw_classification(

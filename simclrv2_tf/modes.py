@@ -101,6 +101,8 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
             found["knn_top1"] = evaluation.knn_accuracy(*train_features, *test_features)
             if config.report:
                 gallery.draw_pretraining(journal.model_dir, data, source, test, train_features, test_features)
+                gallery.write_projector(journal.model_dir, test, test_features, config.image_size)
+                journal.write_images("views", np.concatenate(gallery.example_views(data)), plan.total_steps)
         return found
 
     return _train_and_report(config, strategy, model, data, plan, online_top1, results)
