@@ -1,4 +1,4 @@
-"""The command line: flags → settings → the function of one mode. Every error of the user's becomes one line, status 2."""
+"""The command line: flags → settings → the function of one mode. A user's error becomes one line and status 2."""
 
 import dataclasses
 import logging
@@ -11,15 +11,16 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
 
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.config import Config, SettingError, check_bounds
 
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+HELP = {dashes + name for dashes in ("-", "--") for name in ("help", "helpshort", "helpfull", "h")}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of ``run.py``. Exits with 0, or with 2 after one line on standard error."""
     argv = list(sys.argv if argv is None else argv)
-    if any(argument.lstrip("-") in ("help", "helpshort", "helpfull", "h") for argument in argv[1:]):
+    if any(argument in HELP for argument in argv[1:]):
         print(help_text())
         return
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -38,7 +39,7 @@ def parse(argv: list[str]) -> dict[str, object]:
 
     Raises:
         flags.Error: for an unknown flag or a value of another type.
-        SettingError: for arguments that are not flags.
+        SettingError: for arguments that are not flags and values outside their bounds.
     """
     values = define_flags()
     rest = values(argv)[1:]
@@ -48,6 +49,7 @@ def parse(argv: list[str]) -> dict[str, object]:
     explicit = {name: flag.value for name, flag in said.items() if flag.present}
     if "stage" in explicit:
         explicit["stage"] = tuple(explicit["stage"])
+    check_bounds(explicit)  # here too: before TensorFlow takes seconds to start
     return explicit
 
 

@@ -6,6 +6,8 @@ so an official command line needs only its ``--mode`` / ``--train_mode`` changed
 
 import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 MODES = (
@@ -76,7 +78,9 @@ class Config:
     stage: tuple[str, ...] = _setting(
         (), RUN, "For semi_supervised, a setting of one stage, such as finetune.learning_rate=0.1; may be repeated."
     )
-    seed: int = _setting(0, RUN, "Seed of everything random: data order, augmentation, initial weights.", minimum=0)
+    seed: int = _setting(
+        0, RUN, "Seed of everything random: data order, augmentation, weights.", minimum=0, maximum=2**32 - 1
+    )
     checkpoint_epochs: int = _setting(1, RUN, "Epochs between checkpoints and evaluations.", minimum=1)
     checkpoint_steps: int = _setting(0, RUN, "Steps between checkpoints; 0: use checkpoint_epochs.", minimum=0)
     keep_checkpoint_max: int = _setting(5, RUN, "Newest checkpoints to keep; 0: all.", minimum=0)
@@ -211,8 +215,7 @@ class Config:
     master: str = _setting("", DEVICES, "Address of the TPU, instead of its name.")
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_bounds(field, getattr(self, field.name))
+        check_bounds(vars(self))
         self._check_contradictions()
 
     def _check_contradictions(self) -> None:
@@ -296,12 +299,19 @@ def parse_value(name: str, text: str) -> Any:
         raise SettingError(f"--{name}={text}: not a value of type {kind.__name__}") from None
 
 
+def check_bounds(values: Mapping[str, Any]) -> None:
+    """Raises SettingError, naming the flag and the value, if one of the named settings is outside its bounds."""
+    for field in dataclasses.fields(Config):
+        if field.name in values:
+            _check_bounds(field, values[field.name])
+
+
 def _check_bounds(field: dataclasses.Field, value: Any) -> None:
     bounds = field.metadata
     if bounds["choices"] and value not in bounds["choices"]:
         raise SettingError(f"--{field.name}={value}: must be one of {', '.join(bounds['choices'])}")
-    if isinstance(value, float) and value != value:
-        raise SettingError(f"--{field.name}={value}: not a number")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingError(f"--{field.name}={value}: must be a finite number")
     if bounds["minimum"] is not None and value < bounds["minimum"]:
         raise SettingError(f"--{field.name}={value}: must be {bounds['minimum']} or more")
     if bounds["above"] is not None and value <= bounds["above"]:

@@ -7,6 +7,7 @@ one, and neither the number of replicas nor where the augmentation runs changes 
 """
 
 import dataclasses
+import os
 
 import tensorflow as tf
 
@@ -70,8 +71,11 @@ class TrainingInput:
         first_epoch = positions[0] // total
 
         def shuffled(epoch: tf.Tensor) -> tf.Tensor:
+            # Random bits for a seed, as the op reads only the low byte of each word; and eight rounds, as after its
+            # usual four neighbours in a large data set still stay together.
             seed = tf.stack([tf.constant(self.seed, tf.int64), epoch])
-            return tf.random.experimental.index_shuffle(positions % total, seed=seed, max_index=total - 1)
+            seed = tf.random.stateless_uniform([3], seed, minval=None, maxval=None, dtype=tf.int32, alg="philox")
+            return tf.raw_ops.RandomIndexShuffle(index=positions % total, seed=seed, max_index=total - 1, rounds=8)
 
         # a batch is at most as large as the source, so it touches two epochs at most
         return tf.where(positions // total == first_epoch, shuffled(first_epoch), shuffled(first_epoch + 1))
@@ -112,9 +116,13 @@ class TrainingInput:
     def _records(self, first: int, count: int) -> tf.data.Dataset:
         """``count`` decoded records from position ``first`` of the endless stream on; skipped ones are not decoded."""
         epochs = range(first // self.source.num_examples, (first + count - 1) // self.source.num_examples + 1)
-        stream = tf.data.Dataset.from_tensor_slices(list(epochs)).flat_map(
-            lambda epoch: self.source.stream(self.seed * 1_000_003 + tf.cast(epoch, tf.int64))
-        )
+
+        @graph_code
+        def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
+            tf.random.set_seed(1)  # of this graph alone: the order must not depend on the program's global seed
+            return self.source.stream(self.seed * 1_000_003 + epoch)
+
+        stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(shuffled)
         encoded = stream.skip(first % self.source.num_examples).take(count)
         return encoded.map(lambda image, label: (decode(image), label), tf.data.AUTOTUNE)
 
@@ -171,7 +179,7 @@ def evaluation_batches(source: Source, batch_size: int, image_size: int, max_ste
         data = _read_files(source, data, substitutes=0).filter(lambda image, label, readable: readable)
         data = data.map(lambda image, label, _: (image, label))
     else:
-        data = source.stream(None).map(lambda image, label: (decode(image), label), tf.data.AUTOTUNE)
+        data = source.stream().map(lambda image, label: (decode(image), label), tf.data.AUTOTUNE)
 
     @graph_code
     def prepare(image: tf.Tensor, label: tf.Tensor) -> Batch:
@@ -191,8 +199,18 @@ def evaluation_batches(source: Source, batch_size: int, image_size: int, max_ste
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
     """JPEG, PNG, BMP or the first frame of a GIF, as uint8 ``[height, width, 3]``."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    return tf.ensure_shape(image, [None, None, 3])
+    image = tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), [None, None, 3])
+    is_bmp = tf.strings.substr(encoded, 0, 2) == "BM"
+    return tf.cond(is_bmp, lambda: _through_palette(image, encoded), lambda: image)
+
+
+def _through_palette(image: tf.Tensor, bmp: tf.Tensor) -> tf.Tensor:
+    """The colours of an 8-bit BMP: ``decode_image`` takes the indices into its palette for grey values."""
+    header_size = tf.io.decode_raw(tf.strings.substr(bmp, 14, 4), tf.int32)[0]
+    bits = tf.io.decode_raw(tf.strings.substr(bmp, 28, 2), tf.int16)[0]
+    palette = tf.io.decode_raw(tf.strings.substr(bmp, 14 + header_size, 1024), tf.uint8, fixed_length=1024)
+    colours = tf.reshape(palette, [256, 4])[:, 2::-1]  # stored as blue, green, red, 0
+    return tf.where(bits == 8, tf.gather(colours, tf.cast(image[..., 0], tf.int32)), image)
 
 
 def _read_files(source: FileSource, indices: tf.data.Dataset, substitutes: int) -> tf.data.Dataset:
@@ -203,12 +221,14 @@ def _read_files(source: FileSource, indices: tf.data.Dataset, substitutes: int) 
     an index without any, so that later positions of the stream do not move.
     """
     labels = tf.constant(source.labels if source.labels is not None else [-1] * source.num_examples, tf.int32)
-    contents = tf.constant(source.paths if source.encoded is None else source.encoded)
+    contents = tf.constant([os.fsencode(path) for path in source.paths] if source.encoded is None else source.encoded)
 
+    @graph_code
     def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         content = contents[index] if source.encoded is not None else tf.io.read_file(contents[index])
         return decode(content), labels[index], index
 
+    @graph_code
     def report(image: tf.Tensor, label: tf.Tensor, index: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, ...]:
         def corrupt() -> tf.Tensor:
             with tf.control_dependencies([tf.py_function(source.report_corrupt, [wanted], [])]):
@@ -216,6 +236,7 @@ def _read_files(source: FileSource, indices: tf.data.Dataset, substitutes: int) 
 
         return image, label, tf.cond(index == wanted, lambda: True, corrupt)
 
+    @graph_code
     def first_readable(wanted: tf.Tensor) -> tf.data.Dataset:
         candidates = tf.stack([(wanted + i) % source.num_examples for i in range(substitutes + 1)])
         readable = tf.data.Dataset.from_tensor_slices(candidates).map(read).ignore_errors()

@@ -5,8 +5,10 @@ A source knows how many images it has, their classes and labels, and hands out i
 """
 
 import dataclasses
+import functools
 import gzip
 import logging
+import os
 import pathlib
 
 import numpy as np
@@ -20,6 +22,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 EVALUATION_SPLITS = ("test", "validation", "val")
 # TFDS data sets whose images are all of one size are held in memory up to this many bytes.
 IN_MEMORY_BYTES = 4 * 2**30
+MAX_CLASSES = 100_000  # what a label may name; a greater one is a mistake
 SHUFFLE_BUFFER = 8192  # encoded images
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
@@ -124,27 +127,39 @@ class RecordSource:
     keep: np.ndarray | None = None  # of each record in file order, whether it is in the label subset
     labels: np.ndarray | None = None  # where they were read or changed; the records' own otherwise
 
-    def stream(self, seed: int | None) -> tf.data.Dataset:
-        """One epoch of ``(encoded image, label)``, in file order or shuffled by ``seed``."""
+    @functools.cached_property
+    def _in_order(self) -> tf.data.Dataset:
+        """``(encoded image, label)`` of every kept record in file order; made once, as the cache belongs to it."""
+        with tf.init_scope():  # not in the graph of the epoch that happens to ask first
+            data = self._read(None)
+            if self.keep is not None:
+                kept = tf.constant(self.keep)
+                data = data.enumerate().filter(lambda i, _: kept[i]).map(lambda _, example: example)
+            if self.labels is not None:
+                labels = tf.constant(self.labels)
+                data = data.enumerate().map(lambda i, example: (example[0], labels[i]))
+            return data.cache() if self.cache else data
+
+    def _read(self, file_seed: tf.Tensor | None) -> tf.data.Dataset:
         import tensorflow_datasets as tfds
 
         data = self.builder.as_dataset(
             split=self.split,
             decoders={"image": tfds.decode.SkipDecoding()},
-            shuffle_files=False,
-            read_config=tfds.ReadConfig(try_autocache=False),
+            shuffle_files=file_seed is not None,
+            read_config=tfds.ReadConfig(try_autocache=False, shuffle_seed=file_seed),
         )
-        data = data.map(lambda example: (example["image"], tf.cast(example.get("label", -1), tf.int32)))
-        if self.keep is not None:
-            kept = tf.constant(self.keep)
-            data = data.enumerate().filter(lambda i, _: kept[i]).map(lambda _, example: example)
-        if self.labels is not None:
-            labels = tf.constant(self.labels)
-            data = data.enumerate().map(lambda i, example: (example[0], labels[i]))
-        if self.cache:
-            data = data.cache()
+        return data.map(lambda example: (example["image"], tf.cast(example.get("label", -1), tf.int32)))
+
+    def stream(self, seed: tf.Tensor | None = None) -> tf.data.Dataset:
+        """One epoch of ``(encoded image, label)``, in file order or shuffled by ``seed``, an int64 scalar.
+
+        Shuffled is the order of the files, except where a label subset or the cache counts on it, and then a buffer.
+        """
         if seed is None:
-            return data
+            return self._in_order
+        whole = self.keep is None and self.labels is None and not self.cache
+        data = self._read(seed) if whole else self._in_order
         return data.shuffle(min(self.num_examples, SHUFFLE_BUFFER), seed=seed, reshuffle_each_iteration=False)
 
     def with_labels_at(self, indices: np.ndarray) -> "RecordSource":
@@ -159,7 +174,7 @@ class RecordSource:
 
     def with_labels(self) -> "RecordSource":
         """Reads every label once (the images stay encoded), which a label subset needs."""
-        labels = [int(label) for _, label in self.stream(None).prefetch(64)]
+        labels = [int(label) for _, label in self.stream().prefetch(64)]
         return dataclasses.replace(self, labels=np.array(labels, np.int32))
 
 
@@ -204,12 +219,13 @@ def open_source(config: Config, split: str) -> Source:
         SettingError: naming ``--dataset`` or the split, if there is no such data.
     """
     kind, _, place = config.dataset.partition(":")
+    path = pathlib.Path(os.path.expanduser(place))
     if config.dataset == "digits":
         return _digits(config, split)
     if kind == "npz":
-        return _npz(config, pathlib.Path(place).expanduser(), split)
+        return _npz(config, path, split)
     if kind == "folder":
-        return _folder(config, pathlib.Path(place).expanduser(), split)
+        return _folder(config, path, split)
     if config.dataset == "fashion_mnist" and not config.data_dir and DEBIAN_FASHION_MNIST.is_dir():
         return _idx(config, DEBIAN_FASHION_MNIST, split)
     return _tfds(config, split)
@@ -221,7 +237,7 @@ def label_subset(labels: np.ndarray, per_class: int, fraction: float, seed: int)
     A larger subset of the same seed contains the smaller one.
 
     Args:
-        labels: int ``[n]``.
+        labels: int ``[n]``; −1: unknown, never chosen.
         per_class: images a class; 0: use ``fraction``.
         fraction: share of each class, rounded to the nearest number, at least one.
         seed: chooses among them.
@@ -233,7 +249,7 @@ def label_subset(labels: np.ndarray, per_class: int, fraction: float, seed: int)
         SettingError: if a class has fewer than ``per_class`` images.
     """
     chosen = []
-    for label in np.unique(labels):
+    for label in np.unique(labels[labels >= 0]):
         of_class = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
         count = per_class or max(1, round(fraction * len(of_class)))
         if count > len(of_class):
@@ -250,16 +266,20 @@ def _choose_split(config: Config, wanted: str, available: tuple[str, ...]) -> st
                 return split
         wanted = EVALUATION_SPLITS[0]
     if wanted not in available:
-        flag = "train_split" if wanted == config.train_split else "eval_split"
-        raise SettingError(f"--{flag}={wanted}: {config.dataset} has only {', '.join(available)}")
+        raise _split_error(config, wanted, f"{config.dataset} has only {', '.join(available) or 'no splits'}")
     return wanted
+
+
+def _split_error(config: Config, split: str, why: str) -> SettingError:
+    flag = "train_split" if split == config.train_split else "eval_split"
+    return SettingError(f"--{flag}={split}: {why}")
 
 
 def _as_images(array: np.ndarray, where: str) -> np.ndarray:
     """Grey or RGB, uint8 or floats in [0, 1], as uint8 ``[n, h, w, 3]``."""
     if array.ndim == 3:
         array = array[..., None]
-    if array.ndim != 4 or array.shape[-1] not in (1, 3) or not len(array):
+    if array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
         raise SettingError(f"{where}: images must be [n, height, width], [..., 1] or [..., 3], not {array.shape}")
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
@@ -293,31 +313,39 @@ def _npz(config: Config, path: pathlib.Path, split: str) -> ArraySource:
             available = tuple(name[2:] for name in arrays.files if name.startswith("x_"))
             split = _choose_split(config, split, available)
             images = arrays[f"x_{split}"]
-            labels = arrays[f"y_{split}"].reshape(-1) if f"y_{split}" in arrays.files else None
+            labels = {s: arrays[f"y_{s}"].reshape(-1) for s in available if f"y_{s}" in arrays.files}
     except SettingError:
         raise
     except Exception as error:
-        raise SettingError(f"{where}: cannot be read ({error})") from None
+        raise SettingError(f"{where}: cannot be read ({_first_line(error)})") from None
     images = _as_images(images, f"{where}: x_{split}")
-    if labels is None:
-        return ArraySource(f"{path.stem}/{split}", images, None, ())
-    if len(labels) != len(images) or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise SettingError(f"{where}: y_{split} must be {len(images)} whole numbers from 0 on")
-    return ArraySource(
-        f"{path.stem}/{split}", images, labels.astype(np.int32), tuple(str(i) for i in range(labels.max() + 1))
-    )
+    name = f"{path.stem}/{split}"
+    if split not in labels:
+        return ArraySource(name, images, None, ())
+    for s, of_split in labels.items():  # of all, as a class may be missing from one
+        whole = np.issubdtype(of_split.dtype, np.integer) and of_split.size
+        if not whole or of_split.min() < 0 or of_split.max() >= MAX_CLASSES:
+            raise SettingError(f"{where}: y_{s} must be whole numbers from 0 to {MAX_CLASSES - 1}")
+    if len(labels[split]) != len(images):
+        raise SettingError(f"{where}: y_{split} has {len(labels[split])} labels for {len(images)} images")
+    classes = 1 + max(int(of_split.max()) for of_split in labels.values())
+    return ArraySource(name, images, labels[split].astype(np.int32), tuple(str(i) for i in range(classes)))
 
 
 def _idx(config: Config, folder: pathlib.Path, split: str) -> ArraySource:
     """The gzipped IDX files of MNIST's kin, as Debian packages them."""
     split = _choose_split(config, split, ("train", "test"))
     stem = {"train": "train", "test": "t10k"}[split]
-    images = np.frombuffer(gzip.decompress((folder / f"{stem}-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-    labels = np.frombuffer(gzip.decompress((folder / f"{stem}-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+    try:
+        images, labels = (
+            np.frombuffer(gzip.decompress((folder / f"{stem}-{kind}-ubyte.gz").read_bytes()), np.uint8, offset=header)
+            for kind, header in (("images-idx3", 16), ("labels-idx1", 8))
+        )
+        images = images.reshape(len(labels), 28, 28)
+    except (OSError, EOFError, ValueError) as error:
+        raise SettingError(f"--dataset=fashion_mnist: cannot be read from {folder} ({_first_line(error)})") from None
     names = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-    return ArraySource(
-        f"fashion_mnist/{split}", _as_images(images.reshape(-1, 28, 28), "idx"), labels.astype(np.int32), names
-    )
+    return ArraySource(f"fashion_mnist/{split}", _as_images(images, "idx"), labels.astype(np.int32), names)
 
 
 def _folder(config: Config, folder: pathlib.Path, split: str) -> FileSource:
@@ -359,7 +387,8 @@ def _list_images(folder: pathlib.Path, where: str) -> tuple[list[pathlib.Path], 
     """Sorted image files; labels and class names from the sub-folders."""
 
     def images_in(place: pathlib.Path) -> list[pathlib.Path]:
-        return sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        files = (path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
+        return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
 
     class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not class_folders:
@@ -392,19 +421,23 @@ def _tfds(config: Config, split: str) -> Source:
         builder.download_and_prepare()
     except Exception as error:  # no network, no disk, manual download needed: all the user's to mend
         raise SettingError(f"{where}: could not be prepared in {builder.data_dir} ({_first_line(error)})") from None
-    sliced = split.partition("[")[0]  # "train[:90%]" is a split of TFDS too
     available = tuple(builder.info.splits)
-    split = split if sliced and sliced in available else _choose_split(config, split, available)
-    info = builder.info.splits[split]
-    names = tuple(builder.info.features["label"].names) if "label" in builder.info.features else ()
+    if not set(split) & set("[+"):  # else one of TFDS's expressions, such as train[:90%]
+        split = _choose_split(config, split, available)
+    try:
+        num_examples = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        raise _split_error(config, split, f"not a split of TFDS ({_first_line(error)})") from None
+    if not num_examples:
+        raise _split_error(config, split, "has no images")
+    label = dict(builder.info.features.items()).get("label")
+    names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
     shape = builder.info.features["image"].shape
-    if None not in shape and info.num_examples * int(np.prod(shape)) <= IN_MEMORY_BYTES:
+    if None not in shape and num_examples * int(np.prod(shape)) <= IN_MEMORY_BYTES:
         data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
         labels = data["label"].astype(np.int32) if names else None
         return ArraySource(f"{config.dataset}/{split}", _as_images(data["image"], where), labels, names)
-    return RecordSource(
-        f"{config.dataset}/{split}", builder, split, info.num_examples, names, cache=config.cache_dataset
-    )
+    return RecordSource(f"{config.dataset}/{split}", builder, split, num_examples, names, cache=config.cache_dataset)
 
 
 def _first_line(error: Exception) -> str:
