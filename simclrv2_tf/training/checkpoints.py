@@ -1,7 +1,10 @@
 """Saving a run, going on with it, and taking the network of another run."""
 
+import contextlib
 import json
 import pathlib
+import posixpath
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -25,6 +28,7 @@ class Checkpoints:
     """
 
     def __init__(self, model_dir: str | pathlib.Path, model: ReplicatedModel, keep: int = 5):
+        self.model_dir = model_dir
         parts = _network_parts(model.network) | {"optimizer": _by_path(model.optimizer.variables)}
         if getattr(model, "memory", None):
             parts["memory"] = _by_path(model.memory.variables)
@@ -34,11 +38,16 @@ class Checkpoints:
         )
 
     def restore(self) -> int:
-        """Restores the newest checkpoint; returns its step, or 0 if there is none."""
+        """Restores the newest checkpoint; returns its step, or 0 if there is none.
+
+        Raises:
+            SettingError: if it is of another model.
+        """
         latest = self.manager.latest_checkpoint
         if latest is None:
             return 0
-        self.checkpoint.restore(latest).assert_consumed()
+        with _refusal("model_dir", self.model_dir):
+            self.checkpoint.restore(latest).assert_consumed()
         return step_of(latest)
 
     def save(self, step: int) -> None:
@@ -55,7 +64,9 @@ def _network_parts(network: Network) -> dict[str, dict[str, tf.Variable]]:
 
 
 def _by_path(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
-    named = {variable.path: variable.value for variable in variables}
+    """By path below what all paths share: the name of a whole network says nothing about its variables."""
+    shared = posixpath.commonpath([variable.path for variable in variables]) if variables else ""
+    named = {posixpath.relpath(variable.path, shared or "."): variable.value for variable in variables}
     if len(named) != len(variables):
         raise ValueError("two variables have the same path: name the layers of the encoder apart")
     return named
@@ -121,9 +132,16 @@ def load_network(network: Network, path: str, *, with_classifier: bool, flag: st
     parts = _network_parts(network)
     if not with_classifier:
         parts.pop("classifier", None)
-    try:
+    with _refusal(flag, path):
         tf.train.Checkpoint(**parts).restore(found).expect_partial().assert_existing_objects_matched()
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingError(f"--{flag}={path}: does not fit this network ({reason[:200]})") from None
     return found
+
+
+@contextlib.contextmanager
+def _refusal(flag: str, path: str | pathlib.Path) -> Iterator[None]:
+    """Turns TensorFlow's ways of saying that a checkpoint is of something else into one."""
+    try:
+        yield
+    except (AssertionError, ValueError, tf.errors.OpError) as error:
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]  # all the variables' values would follow
+        raise SettingError(f"--{flag}={path}: does not fit this network ({reason[:200]})") from None

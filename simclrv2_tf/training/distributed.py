@@ -1,5 +1,6 @@
 """Which devices, what the replicas of a step say to each other, and the base of every model that is trained."""
 
+import functools
 import os
 from typing import Any
 
@@ -58,21 +59,7 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
     Raises:
         SettingError: if the TPU cannot be reached, or the batch does not divide by the replicas.
     """
-    if config.use_tpu:
-        strategy = _tpu_strategy(config)
-    elif "TF_CONFIG" in os.environ:
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    elif config.cpu_replicas:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        if len(tf.config.list_logical_devices("CPU") if _initialised() else []) < config.cpu_replicas:
-            logical = [tf.config.LogicalDeviceConfiguration() for _ in range(config.cpu_replicas)]
-            tf.config.set_logical_device_configuration(cpu, logical)
-        strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(config.cpu_replicas)])
-    else:
-        gpus = tf.config.list_physical_devices("GPU")
-        for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)
-        strategy = tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+    strategy = _tpu_strategy(config) if config.use_tpu else _local_strategy(config.cpu_replicas)
     replicas = strategy.num_replicas_in_sync
     for flag in ("train_batch_size", "eval_batch_size"):
         if getattr(config, flag) % replicas:
@@ -80,10 +67,23 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
     return strategy
 
 
-def _initialised() -> bool:
-    from tensorflow.python.eager import context  # there is no public way to ask without initialising
-
-    return context.context()._initialized
+@functools.cache  # a second MirroredStrategy in a process would join the collectives of the first one
+def _local_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
+    if "TF_CONFIG" in os.environ:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if cpu_replicas:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        if len(tf.config.get_logical_device_configuration(cpu) or ()) < cpu_replicas:
+            try:
+                logical = [tf.config.LogicalDeviceConfiguration() for _ in range(cpu_replicas)]
+                tf.config.set_logical_device_configuration(cpu, logical)
+            except RuntimeError:
+                raise SettingError(f"--cpu_replicas={cpu_replicas}: TensorFlow has already started") from None
+        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(cpu_replicas)])
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
 
 
 def _tpu_strategy(config: Config) -> tf.distribute.Strategy:
@@ -132,9 +132,26 @@ class ReplicatedModel(keras.Model):
     train_metrics: tuple[str, ...] = ("loss",)
     _forward = None
 
+    @property
+    def trained_variables(self) -> list[keras.Variable]:
+        """What ``train_step`` updates."""
+        raise NotImplementedError
+
     def train_step(self, batch: Batch) -> Logs:
         """One update on one replica; returns its ``train_metrics``, scalars."""
         raise NotImplementedError
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """As Keras's; and builds the optimizer, whose variables belong to the strategy's scope and to checkpoints.
+
+        Raises:
+            SettingError: for float16 on several replicas, where Keras's loss scaling fails.
+        """
+        super().compile(*args, **kwargs)
+        scaling = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        if scaling and self.distribute_strategy.num_replicas_in_sync > 1:
+            raise SettingError("--mixed_precision=float16: works on one replica only; take bfloat16 or float32")
+        self.optimizer.build(self.trained_variables)
 
     def make_train_function(self, force: bool = False) -> Any:
         """The function of an iterator that ``fit`` calls: ``steps_per_execution`` steps, then their mean metrics."""

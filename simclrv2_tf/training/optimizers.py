@@ -32,9 +32,9 @@ def build_optimizer(
         optimizer.exclude(exclude)
         return optimizer
     if name == "momentum":
-        return keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True)
+        return keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True, name="momentum")
     if name == "adam":
-        return keras.optimizers.Adam(schedule)
+        return keras.optimizers.Adam(schedule, name="adam")
     raise ValueError(f'optimizer must be "lars", "momentum" or "adam", not "{name}"')
 
 
@@ -44,6 +44,7 @@ def penalised_variables(model: keras.Model) -> list[keras.Variable]:
     LARS decays by itself all but vectors and the classifier, so only the classifier's kernel is left to the loss;
     with the others it is every trained variable but batch norm's gamma and beta.
     """
-    if isinstance(model.optimizer, LARS):
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # float16 wraps it to scale the loss
+    if isinstance(optimizer, LARS):
         return [variable for variable in model.network.classifier_variables if len(variable.shape) > 1]
     return [variable for variable in model.trained_variables if variable.name not in ("gamma", "beta")]

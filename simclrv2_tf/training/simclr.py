@@ -6,6 +6,7 @@ import tensorflow as tf
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import make_views
 from simclrv2_tf.nets.network import Network
+from simclrv2_tf.nets.normalization import statistics_dtype
 from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, all_gather, replica_count
 from simclrv2_tf.training.losses import l2_penalty, labelled_mean, nt_xent, supervised_loss
 from simclrv2_tf.training.optimizers import penalised_variables
@@ -21,7 +22,7 @@ class Memory(keras.layers.Layer):
     """
 
     def __init__(self, network: Network, size: int, decay: float):
-        super().__init__(name="memory", dtype="float32")
+        super().__init__(name="memory", dtype=statistics_dtype(network.variable_dtype).name)
         self.decay = decay
         # Every replica computes the same new values, so the first one's are as good as any.
         shared = dict(trainable=False, aggregation="only_first_replica")
@@ -31,8 +32,9 @@ class Memory(keras.layers.Layer):
         ]
         for average, weight in zip(self.averages, network.trainable_variables, strict=True):
             average.assign(weight)
-        rows = (size, network.projection_head.settings["out_dim"])
-        self.queue = self.add_weight(shape=rows, initializer="random_normal", name="queue", **shared)
+        head = network.projection_head
+        width = head.settings["out_dim"] if head.depth else network.encoder.feature_dim
+        self.queue = self.add_weight(shape=(size, width), initializer="random_normal", name="queue", **shared)
 
     def update(self, network: Network, images: tf.Tensor) -> None:
         """Moves the average one step and puts its outputs for ``images``, of all replicas, into the queue."""
@@ -42,7 +44,7 @@ class Memory(keras.layers.Layer):
         endpoints, _ = network.stateless_call(
             [average.value for average in self.averages], statistics, images, training=True, whole_head=True
         )
-        keys = all_gather(tf.cast(endpoints["proj_head_output"], tf.float32))
+        keys = all_gather(tf.cast(endpoints["proj_head_output"], self.queue.dtype))
         self.queue.assign(tf.concat([keys, self.queue.value], axis=0)[: self.queue.shape[0]])
 
 
