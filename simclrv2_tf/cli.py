@@ -42,7 +42,10 @@ def parse(argv: list[str]) -> dict[str, object]:
         SettingError: for arguments that are not flags and values outside their bounds.
     """
     values = define_flags()
-    rest = values(argv)[1:]
+    try:
+        rest = values(argv)[1:]
+    except UnicodeDecodeError as error:
+        raise SettingError(f"--flagfile: not a text in UTF-8 ({error})") from None
     if rest:
         raise SettingError(f"{rest[0]}: not a flag (write --name=value)")
     said = {field.name: values[field.name] for field in dataclasses.fields(Config)}

@@ -288,7 +288,7 @@ def parse_value(name: str, text: str) -> Any:
         SettingError: if there is no such setting or the text is not of its type.
     """
     fields = {field.name: field for field in dataclasses.fields(Config)}
-    if name not in fields:
+    if name not in fields or name == "stage":
         raise SettingError(f"{name}: there is no such setting (see python run.py --help)")
     kind = type(fields[name].default)
     try:

@@ -1,0 +1,182 @@
+"""Flags become settings; what cannot be used is one line on standard error, status 2, and nothing written."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from simclrv2_tf import cli
+from simclrv2_tf.config import Config, SettingError
+
+ROOT = pathlib.Path(__file__).parents[1]
+FIELDS = dataclasses.fields(Config)
+
+# The flags of the official code that mean the same here.
+OFFICIAL = (
+    "train_batch_size train_epochs train_steps learning_rate learning_rate_scaling warmup_epochs weight_decay "
+    "momentum optimizer temperature hidden_norm proj_head_mode proj_out_dim num_proj_layers ft_proj_selector "
+    "fine_tune_after_block zero_init_logits_layer lineareval_while_pretraining global_bn batch_norm_decay "
+    "width_multiplier resnet_depth sk_ratio se_ratio image_size color_jitter_strength use_blur dataset data_dir "
+    "train_split eval_split eval_batch_size eval_steps cache_dataset model_dir seed checkpoint checkpoint_epochs "
+    "checkpoint_steps keep_checkpoint_max use_tpu tpu_name tpu_zone gcp_project master mode"
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here gets as far as Keras."""
+
+
+@pytest.fixture(autouse=True)
+def empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(place):
+    return sorted(path.name for path in place.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--learning_rat=1"], "Unknown command line flag 'learning_rat'"),
+        (["--train_epochs=1.5"], "--train_epochs=1.5"),
+        (["--learning_rate=fast"], "--learning_rate=fast"),
+        (["--use_blur=maybe"], "--use_blur=maybe"),
+        (["--mode=pretraining"], "--mode=pretraining: value should be one of"),
+        (["--optimizer=sgd"], "--optimizer=sgd: value should be one of"),
+        (["--learning_rate=nan"], "--learning_rate=nan: must be a finite number"),
+        (["--weight_decay=inf"], "--weight_decay=inf: must be a finite number"),
+        (["--temperature=0"], "--temperature=0.0: must be above 0"),
+        (["--seed=-1"], "--seed=-1: must be 0 or more"),
+        (["--train_batch_size=0"], "--train_batch_size=0: must be 1 or more"),
+        (["pretrain"], "pretrain: not a flag"),
+        (["--mode", "pretrain", "digits"], "digits: not a flag"),
+        (["--temperature"], "Missing value for flag --temperature"),
+        (["--flagfile=nowhere.txt"], "nowhere.txt"),
+        (["--recipe=nosuch"], "--recipe=nosuch: must be auto, none or one of"),
+        (["--mode=semi_supervised", "--stage=pretrain"], "--stage=pretrain: must look like finetune.learning_rate=0.1"),
+        (["--mode=semi_supervised", "--stage=finetune.nosuch=1"], "nosuch: there is no such setting"),
+        (["--mode=finetune", "--checkpoint=nowhere"], "--checkpoint=nowhere"),
+        (["--mode=distill"], "--teacher="),
+        (["--mode=evaluate"], "--checkpoint="),
+        (["--labels_per_class=1", "--label_fraction=0.5"], "--label_fraction=0.5"),
+        (["--train_batch_size=5000"], "--train_batch_size=5000: digits/train has only 1297 images"),
+        (["--mode=finetune", "--labels_per_class=500"], "--labels_per_class=500: class "),
+        (["--train_split=valid"], "--train_split=valid: digits has only train, test"),
+        (["--dataset=folder:nowhere"], "--dataset=folder:nowhere: there is no folder nowhere"),
+        (["--dataset=nosuchdata"], "--dataset=nosuchdata: TFDS has no such data set"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(arguments, message, empty_directory, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run.py", "--dataset=digits", "--model_dir=made", *arguments])
+    assert exit.value.code == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert message in err and "Traceback" not in out
+    assert written(empty_directory) == []
+
+
+def test_a_flagfile_that_is_no_text_is_refused(empty_directory, capsys):
+    (empty_directory / "flags").write_bytes(b"--dataset=\xff\xfe\n")
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run.py", "--flagfile=flags"])
+    assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: --flagfile: not a text in UTF-8")
+
+
+def run(*arguments, place):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    return subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_the_program_itself(empty_directory):
+    bad_value = run("--dataset=digits", "--temperature=-1", place=empty_directory)
+    assert (bad_value.returncode, bad_value.stdout) == (2, "")
+    assert bad_value.stderr == "error: --temperature=-1.0: must be above 0\n"
+    too_large = run("--dataset=digits", "--mode=pretrain", "--train_batch_size=5000", place=empty_directory)
+    assert too_large.returncode == 2 and "Traceback" not in too_large.stderr
+    # TensorFlow's own libraries may write before it
+    assert too_large.stderr.splitlines()[-1] == "error: --train_batch_size=5000: digits/train has only 1297 images"
+    assert written(empty_directory) == []
+    helped = run("--help", place=empty_directory)
+    assert (helped.returncode, helped.stderr) == (0, "") and helped.stdout.startswith("usage: ")
+
+
+# Help
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpshort", "--helpfull", "-h", "-help"])
+def test_help_lists_every_setting_in_its_group(flag, capsys):
+    cli.main(["run.py", flag])
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert err == "" and max(map(len, lines)) <= 110
+    group, found = None, {}
+    for line in lines:
+        if line.endswith(":") and not line.startswith(" "):
+            group = line[:-1]
+        if line.startswith("  --"):
+            found[line.strip().removeprefix("--").partition("=")[0]] = group
+    assert found == {field.name: field.metadata["group"] for field in FIELDS}
+    words = " ".join(out.split())
+    for field in FIELDS:
+        assert field.metadata["help"] in words
+        assert all(choice in words for choice in field.metadata["choices"])
+    assert "  --learning_rate=0.3" in lines and "  --use_blur=true" in lines and "  --model_dir=-" in lines
+    assert "--flagfile=FILE" in words and "--noNAME" in words
+
+
+def test_a_value_that_reads_help_is_a_value():
+    assert cli.parse(["run.py", "--model_dir", "help"]) == {"model_dir": "help"}
+    assert "help" not in cli.HELP
+
+
+# Flags to settings
+
+
+def test_only_what_was_said_is_a_setting():
+    assert cli.parse(["run.py"]) == {}
+    said = cli.parse(["run.py", "--train_epochs=7", "--learning_rate", "0.5", "--dataset=folder:/a b", "--use_flip"])
+    assert said == {"train_epochs": 7, "learning_rate": 0.5, "dataset": "folder:/a b", "use_flip": True}
+    assert Config(**said).train_epochs == 7
+
+
+def test_switches_and_repeated_flags():
+    assert cli.parse(["run.py", "--nouse_blur", "--hidden_norm=false", "--global_bn"]) == {
+        "use_blur": False,
+        "hidden_norm": False,
+        "global_bn": True,
+    }
+    assert cli.parse(["run.py", "--seed=1", "--seed=2"]) == {"seed": 2}
+    stages = ["pretrain.train_epochs=2", "distill.temperature=1"]
+    assert cli.parse(["run.py", *(f"--stage={stage}" for stage in stages)]) == {"stage": tuple(stages)}
+
+
+def test_flags_from_a_file(empty_directory):
+    (empty_directory / "more.txt").write_text("--temperature=0.5\n")
+    (empty_directory / "flags.txt").write_text("# a comment\n--train_epochs=3\n\n--nouse_blur\n--flagfile=more.txt\n")
+    said = cli.parse(["run.py", "--train_epochs=1", "--flagfile=flags.txt", "--seed=4"])
+    assert said == {"train_epochs": 3, "use_blur": False, "temperature": 0.5, "seed": 4}
+    (empty_directory / "bad.txt").write_text("--temperature=-1\n")
+    with pytest.raises(SettingError, match=r"^--temperature=-1\.0: must be above 0$"):
+        cli.parse(["run.py", "--flagfile=bad.txt"])
+
+
+@pytest.mark.parametrize("name", OFFICIAL.split())
+def test_official_flags_are_kept(name):
+    field = next(field for field in FIELDS if field.name == name)
+    default = str(field.default).lower() if isinstance(field.default, bool) else field.default
+    assert cli.parse(["run.py", f"--{name}={default}"]) == {name: field.default}
+
+
+def test_every_setting_is_a_flag_and_parses_back():
+    config = Config(seed=3, use_blur=False, learning_rate=1e-7, dataset="npz:/x=y z", checkpoint="runs/1")
+    values = {name: value for name, value in vars(config).items() if name != "stage"}
+    flags = [f"--{n}={str(v).lower() if isinstance(v, bool) else v}" for n, v in values.items()]
+    assert cli.parse(["run.py", *flags]) == values
