@@ -17,7 +17,7 @@ from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches
 from simclrv2_tf.data.sources import FileSource, Source, open_labelled, open_source
 from simclrv2_tf.report import format_table, write_report
-from simclrv2_tf.training.checkpoints import load_network, run_of
+from simclrv2_tf.training.checkpoints import find, load_network, run_of
 from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.distiller import Distiller
 from simclrv2_tf.training.distributed import ReplicatedModel, choose_strategy
@@ -200,8 +200,10 @@ def _train_and_report(
 def _settle(explicit: dict[str, Any], stage: str = "") -> Config:
     """The run's settings; those of the run that it starts from, too."""
     mode = stage or explicit.get("mode", "pretrain")
-    if mode in ("evaluate", "embed", "export") and "checkpoint" not in explicit and "model_dir" in explicit:
-        explicit = explicit | {"checkpoint": explicit["model_dir"]}
+    if mode in ("evaluate", "embed", "export"):  # what they leave belongs to the run they look at
+        run_dir = explicit.get("checkpoint") or explicit.get("model_dir")
+        if run_dir:
+            explicit = {"model_dir": find(run_dir).rpartition("/checkpoints/")[0], "checkpoint": run_dir} | explicit
     flag = "teacher" if mode == "distill" else "checkpoint"
     parent = run_of(explicit[flag], flag)[0] if explicit.get(flag) else None
     return recipes.resolve(explicit, stage, parent)

@@ -38,7 +38,7 @@ LABELLED = dict(
 )
 SMALL_STAGES: dict[str, Settings] = {
     "pretrain": dict(
-        train_batch_size=256, train_epochs=100, checkpoint_epochs=20, learning_rate=1.0, warmup_epochs=5.0,
+        train_batch_size=128, train_epochs=60, checkpoint_epochs=6, learning_rate=1.0, warmup_epochs=5.0,
         weight_decay=1e-4, temperature=0.5, color_jitter_strength=0.5, use_blur=False,
     ),
     "linear_eval": dict(
@@ -48,8 +48,8 @@ SMALL_STAGES: dict[str, Settings] = {
     "supervised": dict(LABELLED, learning_rate=0.04, weight_decay=5e-4, train_steps=200),
     "finetune": dict(LABELLED, learning_rate=0.0014, weight_decay=5e-4, train_steps=100, ft_proj_selector=1),
     "distill": dict(
-        optimizer="momentum", learning_rate=0.05, weight_decay=5e-4, train_batch_size=256, train_steps=100,
-        checkpoint_steps=100, warmup_epochs=1.0, temperature=1.0,
+        optimizer="momentum", learning_rate=0.1, weight_decay=5e-4, train_batch_size=128, train_steps=80,
+        checkpoint_steps=80, warmup_epochs=0.5, temperature=1.0,
     ),
 }  # fmt: skip
 
