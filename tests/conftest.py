@@ -1,5 +1,6 @@
 """Every test sees four logical CPU devices and deterministic float32 kernels; no test touches a GPU or the network."""
 
+import gc
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -14,6 +15,12 @@ tf.config.set_logical_device_configuration(
 )
 
 import keras  # noqa: E402
+
+
+def pytest_collection_finish(session):
+    """What is imported stays: the garbage collection that Keras makes at each reset need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
