@@ -102,11 +102,10 @@ class Plan:
 
 
 def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribute.Strategy, plan: Plan) -> None:
-    """Gives the model its optimizer, built, and its way of running. Call it in the strategy's scope."""
+    """Gives the model its optimizer and its way of running. Call it in the strategy's scope."""
     optimizer = build_optimizer(
         config.optimizer, plan.schedule, config.momentum, config.weight_decay, model.network.classifier_variables
     )
-    optimizer.build(model.trained_variables)
     model.compile(
         optimizer=optimizer,
         jit_compile=use_xla(config, strategy),

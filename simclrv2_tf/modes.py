@@ -385,7 +385,7 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
         folder = model_dir / (f"{name}_{number}" if number != "" else name)
         of_stage = explicit | {"model_dir": str(folder)} | settings
         function = {"pretrain": pretrain, "distill": distill}.get(name, classify)
-        return function(_fit_batch(_settle(of_stage, name)), strategy)
+        return function(_fit_batch(_settle(of_stage, name), strategy), strategy)
 
     pretrained = stage("pretrain", checkpoint="")
     start = {"checkpoint": str(model_dir / "pretrain")}
@@ -427,12 +427,15 @@ def _label_counts(explicit: dict[str, Any], config: Config) -> dict[str | int, d
     return {n: {"labels_per_class": n} for n in counts} or {"all": {}}
 
 
-def _fit_batch(config: Config) -> Config:
-    """A stage with fewer labelled images than its batch takes them all at once."""
+def _fit_batch(config: Config, strategy: Strategy) -> Config:
+    """A stage with fewer labelled images than its batch takes them all at once (as many as the replicas can share)."""
     if config.mode not in ("supervised", "finetune"):
         return config
+    replicas = strategy.num_replicas_in_sync
     images = open_labelled(config).num_examples
-    return config.replace(train_batch_size=min(config.train_batch_size, images))
+    if images < replicas:
+        raise SettingError(f"--labels_per_class={config.labels_per_class}: {images} images for {replicas} replicas")
+    return config.replace(train_batch_size=min(config.train_batch_size, images // replicas * replicas))
 
 
 def _print_scores(result: Result) -> None:

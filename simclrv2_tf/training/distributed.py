@@ -189,17 +189,25 @@ class ReplicatedModel(keras.Model):
             The endpoints and ``labels``, in the order of the images, whatever the number of replicas.
         """
         if self._forward is None:
-            self._forward = tf.function(lambda images: self(images, training=False), autograph=False)
+            self._forward = tf.function(self._endpoints, autograph=False)
         strategy = self.distribute_strategy
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
         for batch in strategy.experimental_distribute_dataset(batches):
-            endpoints = strategy.run(self._forward, args=(batch["images"],))
-            values = {name: endpoints[name] for name in names} | {k: batch[k] for k in ("labels", "weights")}
+            values = strategy.run(self._forward, args=(batch["images"], names))
+            values |= {name: batch[name] for name in ("labels", "weights")}
             for name, value in values.items():
-                found[name].append(np.asarray(strategy.gather(value, axis=0)))
+                local = strategy.experimental_local_results(value)
+                everywhere = len(local) == strategy.num_replicas_in_sync
+                found[name].append(np.concatenate(local) if everywhere else np.asarray(strategy.gather(value, axis=0)))
         joined = {name: np.concatenate(parts) for name, parts in found.items()}
         kept = joined.pop("weights") > 0
         return {name: value[kept] for name, value in joined.items()}
+
+    def _endpoints(self, images: tf.Tensor, names: tuple[str, ...]) -> dict[str, tf.Tensor]:
+        """The named endpoints, in a type that numpy has."""
+        endpoints = self(images, training=False)
+        half = (tf.bfloat16, tf.float16)
+        return {n: tf.cast(endpoints[n], tf.float32) if endpoints[n].dtype in half else endpoints[n] for n in names}
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Does nothing: our models are built when they are made. Keras would take a batch and average its integers."""
