@@ -73,12 +73,12 @@ def define_flags() -> flags.FlagValues:
 
 def help_text() -> str:
     """Every flag with its default, in groups."""
-    lines = ["usage: python run.py --mode=MODE [--flag=value ...]", ""]
+    lines = ["usage: python run.py --mode=MODE [--flag=value ...]"]
     group = ""
     for field in dataclasses.fields(Config):
         if field.metadata["group"] != group:
             group = field.metadata["group"]
-            lines += [f"{group}:"]
+            lines += ["", f"{group}:"]
         default = field.default if field.default not in ("", ()) else "-"
         choices = f" [{'|'.join(field.metadata['choices'])}]" if field.metadata["choices"] else ""
         lines += [f"  --{field.name}={str(default).lower() if isinstance(default, bool) else default}"]

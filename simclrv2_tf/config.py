@@ -128,8 +128,8 @@ class Config:
     batch_norm_decay: float = _setting(0.9, NETWORK, "Momentum of the moving statistics.", minimum=0, maximum=1)
 
     train_batch_size: int = _setting(512, OPTIMISATION, "Images a step, over all replicas.", minimum=1)
-    train_epochs: int = _setting(100, OPTIMISATION, "Epochs to train.", minimum=0)
-    train_steps: int = _setting(0, OPTIMISATION, "Steps to train; 0: use train_epochs.", minimum=0)
+    train_epochs: int = _setting(100, OPTIMISATION, "Epochs to train.", minimum=0, maximum=10**6)
+    train_steps: int = _setting(0, OPTIMISATION, "Steps to train; 0: use train_epochs.", minimum=0, maximum=10**9)
     optimizer: str = _setting(
         "lars", OPTIMISATION, "lars, momentum (Nesterov) or adam.", choices=("lars", "momentum", "adam")
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import tensorflow as tf
 from simclrv2_tf import build, evaluation, gallery, recipes
 from simclrv2_tf import export as saved_model
 from simclrv2_tf.build import Plan
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.config import STAGES, Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches
 from simclrv2_tf.data.sources import FileSource, Source, open_labelled, open_source
 from simclrv2_tf.report import format_table, write_report
@@ -26,6 +27,7 @@ from simclrv2_tf.training.loop import train
 from simclrv2_tf.training.simclr import Memory, SimCLR
 
 Result = dict[str, Any]
+Features = tuple[np.ndarray, np.ndarray]
 Strategy = tf.distribute.Strategy
 
 # kNN compares with at most this many training images.
@@ -43,7 +45,7 @@ FREE |= {
     "gcp_project",
     "master",
 }
-FREE |= {"max_corrupt_share", "recipe", "stage", "data_dir", "mode"}
+FREE |= {"max_corrupt_share", "recipe", "stage", "data_dir"}
 
 
 def run(explicit: dict[str, Any]) -> Result:
@@ -59,7 +61,6 @@ def run(explicit: dict[str, Any]) -> Result:
     mode = explicit.get("mode", "pretrain")
     if mode == "semi_supervised":
         return semi_supervised(explicit)
-    config = _settle(explicit)
     functions: dict[str, Callable[[Config, Strategy], Result]] = {
         "pretrain": pretrain,
         "finetune": classify,
@@ -70,7 +71,8 @@ def run(explicit: dict[str, Any]) -> Result:
         "embed": embed,
         "export": export,
     }
-    return functions[mode](config, choose_strategy(config))
+    config = _settle(explicit)
+    return _finished(config) or functions[mode](config, choose_strategy(config))
 
 
 def pretrain(config: Config, strategy: Strategy) -> Result:
@@ -150,6 +152,8 @@ def _train_classifier(
     config: Config, strategy: Strategy, model: ReplicatedModel, data: TrainingInput, plan: Plan, test: Source | None
 ) -> Result:
     prefix = PREFIX[config.mode]
+    if test is not None and not test.class_names:
+        raise SettingError(f"--eval_split={config.eval_split}: {test.name} has no labels to evaluate with")
 
     def eval_top1() -> dict[str, float]:
         return {"eval_top1": _ranks(*_logits(model, config, test))["top1"]} if test is not None else {}
@@ -183,9 +187,6 @@ def _train_and_report(
     _announce(config, resolved, model_dir)
     started = time.perf_counter()
     train(model, data, plan, journal, config.keep_checkpoint_max, evaluate)
-    known = journal.result() or {}
-    if known.get("steps") == plan.total_steps:
-        return known
     result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(journal)}
     result["seconds"] = round(time.perf_counter() - started, 1)
     if isinstance(data.source, FileSource):
@@ -214,8 +215,18 @@ def _check_backend() -> None:
         raise SettingError(f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow")
 
 
-def _check_same_run(config: Config, model_dir: Any) -> None:
-    """A model directory belongs to one run."""
+def _finished(config: Config) -> Result | None:
+    """The result of a training run that has nothing left to do."""
+    model_dir = build.model_dir(config)
+    if config.mode not in STAGES or not (model_dir / "result.json").is_file():
+        return None
+    _check_same_run(config, model_dir)
+    print(f"Nothing left to train: {model_dir} has its result.")
+    return Journal(model_dir).result()
+
+
+def _check_same_run(config: Config, model_dir: pathlib.Path) -> None:
+    """A model directory belongs to one run; SettingError with the settings that differ."""
     file = model_dir / "config.json"
     if not file.is_file():
         return
@@ -248,11 +259,20 @@ def _labels_of(config: Config) -> str | int:
     return "all" if config.label_fraction == 1 else f"{100 * config.label_fraction:g} %"
 
 
-def _logits(model: ReplicatedModel, config: Config, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _collect(model: ReplicatedModel, config: Config, source: Source, name: str, max_steps: int) -> Features:
+    """An endpoint of every image of a split, and the labels ``[n]``; SettingError if too many images are corrupt."""
+    batches = evaluation_batches(source, config.eval_batch_size, config.image_size, max_steps)
+    try:
+        found = model.collect(batches, (name,))
+    finally:
+        if isinstance(source, FileSource):
+            source.check_corrupt()
+    return found[name], found["labels"]
+
+
+def _logits(model: ReplicatedModel, config: Config, source: Source) -> Features:
     """Logits ``[n, classes]`` and labels ``[n]`` of a split."""
-    batches = evaluation_batches(source, config.eval_batch_size, config.image_size, config.eval_steps)
-    found = model.collect(batches, ("logits_sup",))
-    return found["logits_sup"], found["labels"]
+    return _collect(model, config, source, "logits_sup", config.eval_steps)
 
 
 def _ranks(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -261,13 +281,9 @@ def _ranks(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {f"top{k}": evaluation.top_k_accuracy(logits, labels, k) for k in ranks}
 
 
-def _features(
-    model: ReplicatedModel, config: Config, source: Source, max_steps: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encoder outputs ``[n, d]`` and labels ``[n]``."""
-    batches = evaluation_batches(source, config.eval_batch_size, config.image_size, max_steps)
-    found = model.collect(batches, ("final_avg_pool",))
-    return found["final_avg_pool"], found["labels"]
+def _features(model: ReplicatedModel, config: Config, source: Source, max_steps: int = 0) -> Features:
+    """Encoder outputs ``[n, d]`` and labels ``[n]`` of a split."""
+    return _collect(model, config, source, "final_avg_pool", max_steps)
 
 
 def _resolved(
@@ -302,7 +318,7 @@ def _device() -> str:
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
 
 
-def _announce(config: Config, resolved: dict[str, Any], model_dir: Any) -> None:
+def _announce(config: Config, resolved: dict[str, Any], model_dir: pathlib.Path) -> None:
     print(
         f"\n{config.mode}: {config.dataset} -> {model_dir}\n"
         f"  ResNet-{config.resnet_depth} x{config.width_multiplier:g}, {config.image_size} px, "
@@ -378,14 +394,18 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
     config = recipes.resolve(explicit)
     strategy = choose_strategy(config)
     model_dir = build.model_dir(config)
-    started = time.perf_counter()
     counts = _label_counts(explicit, config)
+
+    seconds = []
 
     def stage(name: str, number: str | int = "", **settings: Any) -> Result:
         folder = model_dir / (f"{name}_{number}" if number != "" else name)
         of_stage = explicit | {"model_dir": str(folder)} | settings
         function = {"pretrain": pretrain, "distill": distill}.get(name, classify)
-        return function(_fit_batch(_settle(of_stage, name), strategy), strategy)
+        settled = _fit_batch(_settle(of_stage, name), strategy)
+        result = _finished(settled) or function(settled, strategy)
+        seconds.append(result["seconds"])
+        return result
 
     pretrained = stage("pretrain", checkpoint="")
     start = {"checkpoint": str(model_dir / "pretrain")}
@@ -405,7 +425,7 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
         "linear_top1": linear["linear_top1"],
         "knn_top1": pretrained["knn_top1"],
         "online_top1": pretrained.get("online_top1"),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(sum(seconds), 1),
     }
     journal = Journal(model_dir)
     journal.write_config(config, {})

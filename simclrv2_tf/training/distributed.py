@@ -187,6 +187,9 @@ class ReplicatedModel(keras.Model):
 
         Returns:
             The endpoints and ``labels``, in the order of the images, whatever the number of replicas.
+
+        Raises:
+            SettingError: if there are no images.
         """
         if self._forward is None:
             self._forward = tf.function(self._endpoints, autograph=False)
@@ -199,6 +202,8 @@ class ReplicatedModel(keras.Model):
                 local = strategy.experimental_local_results(value)
                 everywhere = len(local) == strategy.num_replicas_in_sync
                 found[name].append(np.concatenate(local) if everywhere else np.asarray(strategy.gather(value, axis=0)))
+        if not found["labels"]:
+            raise SettingError("--dataset: no image could be read")
         joined = {name: np.concatenate(parts) for name, parts in found.items()}
         kept = joined.pop("weights") > 0
         return {name: value[kept] for name, value in joined.items()}

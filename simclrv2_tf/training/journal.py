@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.config import Config
+from simclrv2_tf.config import Config, SettingError
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -24,11 +24,18 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 class Journal:
-    """The records of one model directory, which is made if it is not there."""
+    """The records of one model directory, which is made if it is not there.
+
+    Raises:
+        SettingError: if it cannot be made.
+    """
 
     def __init__(self, model_dir: pathlib.Path):
         self.model_dir = model_dir
-        model_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            model_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingError(f"--model_dir={model_dir}: cannot be made ({error.strerror})") from None
         self._metrics = model_dir / "metrics.csv"
         self._writer = tf.summary.create_file_writer(str(model_dir / "tensorboard"))
 
