@@ -94,7 +94,7 @@ class Config:
     )
     data_dir: str = _setting("", DATA, "Where TFDS finds or puts its data. Default: its own.")
     train_split: str = _setting("train", DATA, "Split to train on.")
-    eval_split: str = _setting("", DATA, "Split to evaluate on. Default: test or validation, whichever there is.")
+    eval_split: str = _setting("", DATA, "Split to evaluate on. Default: validation or test, whichever there is.")
     labels_per_class: int = _setting(0, DATA, "Labelled images a class to train on; 0: all.", minimum=0)
     label_fraction: float = _setting(
         1.0, DATA, "Share of each class's labelled images to train on.", above=0, maximum=1
@@ -120,7 +120,7 @@ class Config:
         "imagenet: 7x7 stride 2 and a max-pool; cifar: 3x3 stride 1; auto: cifar up to 32 px.",
         choices=("auto", "imagenet", "cifar"),
     )
-    image_size: int = _setting(224, NETWORK, "Pixels a side of the views the network sees.", minimum=8)
+    image_size: int = _setting(224, NETWORK, "Pixels a side of the views the network sees.", minimum=8, maximum=4096)
     proj_head_mode: str = _setting("nonlinear", NETWORK, "Projection head.", choices=("none", "linear", "nonlinear"))
     num_proj_layers: int = _setting(3, NETWORK, "Layers of a nonlinear projection head.", minimum=1)
     proj_out_dim: int = _setting(128, NETWORK, "Outputs of the projection head.", minimum=1)
@@ -204,7 +204,7 @@ class Config:
     jit_compile: str = _setting(
         "auto", DEVICES, "XLA for the step; auto: on one GPU and on TPUs.", choices=("auto", "true", "false")
     )
-    steps_per_execution: int = _setting(0, DEVICES, "Steps a call of the device; 0: by the image size.", minimum=0)
+    steps_per_execution: int = _setting(0, DEVICES, "Steps a call of the device; 0: one.", minimum=0)
     cpu_replicas: int = _setting(
         0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0
     )
@@ -263,7 +263,10 @@ class Config:
     def from_json(cls, text: str) -> "Config":
         """The inverse of ``to_json``; settings of later versions that this one does not know are ignored."""
         known = {field.name: field for field in dataclasses.fields(cls)}
-        values = {name: value for name, value in json.loads(text).items() if name in known}
+        try:
+            values = {name: value for name, value in json.loads(text).items() if name in known}
+        except ValueError:
+            raise SettingError("config.json: is damaged; delete the model directory or restore the file") from None
         values["stage"] = tuple(values.get("stage", ()))
         return cls(**values)
 

@@ -16,7 +16,7 @@ from simclrv2_tf import export as saved_model
 from simclrv2_tf.build import Plan
 from simclrv2_tf.config import STAGES, Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches
-from simclrv2_tf.data.sources import FileSource, Source, open_labelled, open_source
+from simclrv2_tf.data.sources import FileSource, NoSuchSplitError, RecordSource, Source, open_labelled, open_source
 from simclrv2_tf.report import format_table, write_report
 from simclrv2_tf.training.checkpoints import find, load_network, run_of
 from simclrv2_tf.training.classifier import ClassificationModel
@@ -72,7 +72,10 @@ def run(explicit: dict[str, Any]) -> Result:
         "export": export,
     }
     config = _settle(explicit)
-    return _finished(config) or functions[mode](config, choose_strategy(config))
+    strategy = choose_strategy(config)
+    if "train_batch_size" not in explicit:
+        config = _fit_batch(config, strategy)
+    return _finished(config) or functions[mode](config, strategy)
 
 
 def pretrain(config: Config, strategy: Strategy) -> Result:
@@ -97,8 +100,8 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
 
     def results(journal: Journal) -> Result:
         found = online_top1()
-        if test is not None and test.class_names:
-            train_features = _features(model, config, source, KNN_IMAGES // config.eval_batch_size)
+        if test is not None and source.class_names:
+            train_features = _knn_features(model, config, source)
             test_features = _features(model, config, test)
             found["knn_top1"] = evaluation.knn_accuracy(*train_features, *test_features)
             if config.report:
@@ -135,6 +138,9 @@ def distill(config: Config, strategy: Strategy) -> Result:
     test = _evaluation_source(config)
     data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
     classes = resolved["num_classes"]
+    if not classes:
+        raise SettingError(f"--teacher={config.teacher}: has no classifier to teach with")
+    _check_classes(test, classes, f"--teacher={config.teacher}")
     with strategy.scope():
         teacher = build.network(teacher_config, strategy, classes, resolved["head_input"])
         load_network(teacher, config.teacher, with_classifier=True, flag="teacher")
@@ -152,8 +158,6 @@ def _train_classifier(
     config: Config, strategy: Strategy, model: ReplicatedModel, data: TrainingInput, plan: Plan, test: Source | None
 ) -> Result:
     prefix = PREFIX[config.mode]
-    if test is not None and not test.class_names:
-        raise SettingError(f"--eval_split={config.eval_split}: {test.name} has no labels to evaluate with")
 
     def eval_top1() -> dict[str, float]:
         return {"eval_top1": _ranks(*_logits(model, config, test))["top1"]} if test is not None else {}
@@ -201,10 +205,16 @@ def _train_and_report(
 def _settle(explicit: dict[str, Any], stage: str = "") -> Config:
     """The run's settings; those of the run that it starts from, too."""
     mode = stage or explicit.get("mode", "pretrain")
+    paths = {k: explicit[k].rstrip("/") for k in ("checkpoint", "teacher") if explicit.get(k)}
+    explicit = explicit | paths
     if mode in ("evaluate", "embed", "export"):  # what they leave belongs to the run they look at
         run_dir = explicit.get("checkpoint") or explicit.get("model_dir")
         if run_dir:
             explicit = {"model_dir": find(run_dir).rpartition("/checkpoints/")[0], "checkpoint": run_dir} | explicit
+    if mode == "finetune" and not explicit.get("checkpoint"):
+        raise SettingError("--checkpoint=: finetune needs a pretrained run; --mode=supervised starts from scratch")
+    if mode == "supervised" and explicit.get("checkpoint"):
+        raise SettingError(f"--checkpoint={explicit['checkpoint']}: supervised starts from scratch; take finetune")
     flag = "teacher" if mode == "distill" else "checkpoint"
     parent = run_of(explicit[flag], flag)[0] if explicit.get(flag) else None
     return recipes.resolve(explicit, stage, parent)
@@ -241,13 +251,28 @@ def _check_same_run(config: Config, model_dir: pathlib.Path) -> None:
 
 
 def _evaluation_source(config: Config) -> Source | None:
-    """The evaluation split; None where the data are unlabelled and have none."""
+    """The evaluation split; None where there is none, or without labels, and the mode can do without.
+
+    Raises:
+        SettingError: if the data are not as they should be; or fine-tuning and its like have nothing to evaluate on.
+    """
+    needed = config.mode in ("finetune", "linear_eval", "supervised", "evaluate")
     try:
-        return open_source(config, config.eval_split)
-    except SettingError:
-        if config.mode == "pretrain" and not config.eval_split:
-            return None
-        raise
+        source = open_source(config, config.eval_split)
+    except NoSuchSplitError:
+        if needed or config.eval_split:
+            raise
+        return None
+    if source.class_names or config.mode == "embed":
+        return source
+    if needed:
+        raise SettingError(f"--eval_split={config.eval_split}: {source.name} has no labels to evaluate with")
+    return None
+
+
+def _check_classes(source: Source | None, classes: int, flag: str) -> None:
+    if source is not None and classes and source.class_names and len(source.class_names) != classes:
+        raise SettingError(f"{flag}: knows {classes} classes, {source.name} has {len(source.class_names)}")
 
 
 def _labels_of(config: Config) -> str | int:
@@ -284,6 +309,14 @@ def _ranks(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def _features(model: ReplicatedModel, config: Config, source: Source, max_steps: int = 0) -> Features:
     """Encoder outputs ``[n, d]`` and labels ``[n]`` of a split."""
     return _collect(model, config, source, "final_avg_pool", max_steps)
+
+
+def _knn_features(model: ReplicatedModel, config: Config, source: Source) -> Features:
+    """Features of the training images that kNN compares with: those with a label, of many a seeded choice."""
+    if source.num_examples > KNN_IMAGES and not isinstance(source, RecordSource):
+        source = source.subset(np.sort(np.random.default_rng(0).permutation(source.num_examples)[:KNN_IMAGES]))
+    features, labels = _features(model, config, source, -(-KNN_IMAGES // config.eval_batch_size))
+    return features[labels >= 0], labels[labels >= 0]
 
 
 def _resolved(
@@ -344,14 +377,13 @@ def _trained_model(config: Config, strategy: Strategy) -> tuple[ClassificationMo
 
 def evaluate(config: Config, strategy: Strategy) -> Result:
     """Top-1 and top-5 of a run's classifier and kNN on its features, on the evaluation split."""
-    source, test = open_source(config, config.train_split), open_source(config, config.eval_split)
-    if not test.class_names:
-        raise SettingError(f"--dataset={config.dataset}: has no labels to evaluate with")
+    source, test = open_source(config, config.train_split), _evaluation_source(config)
     model, _ = _trained_model(config, strategy)
+    _check_classes(test, model.network.num_classes, f"--checkpoint={config.checkpoint}")
     result: Result = {"mode": "evaluate", "checkpoint": config.checkpoint, "eval_images": test.num_examples}
     if model.network.classifier is not None:
         result |= _ranks(*_logits(model, config, test))
-    train_features = _features(model, config, source, KNN_IMAGES // config.eval_batch_size)
+    train_features = _knn_features(model, config, source)
     result["knn_top1"] = evaluation.knn_accuracy(*train_features, *_features(model, config, test))
     journal = Journal(build.model_dir(config))
     write_atomically(journal.model_dir / "evaluation.json", json.dumps(result, indent=1))

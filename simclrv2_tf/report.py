@@ -448,7 +448,7 @@ def draw_label_efficiency(table: Sequence[dict[str, Any]], path: PathLike) -> pa
     title = "Accuracy by number of labels: " + ", ".join(_words(key) for key in series)
     names = [str(row.get("labels_per_class")) for row in table]
     points = [
-        f"{name} labels: " + ", ".join(f"{_words(key)} {_cell(key, values[i])}" for key, values in series.items())
+        f"{name} labels: " + ", ".join(f"{_words(key)} {_cell(key, values[i] / 100)}" for key, values in series.items())
         for i, name in enumerate(names)
     ]
     with _figure(path, 3.6, title, f"Top-1 by labels per class. {'; '.join(points)}.") as figure:

@@ -16,9 +16,9 @@ from simclrv2_tf import report
 HOSTILE = ["<script>alert(1)</script>", 'quote" onload="x', "$x$ & $y$", "猫", "two\nlines", "Straße", "🐶", "é" * 200]
 HOSTILE += ["", r"$\frac$"]  # the latter is a formula that Matplotlib cannot read
 EFFICIENCY = [
-    {"labels_per_class": "all", "supervised_top1": 98.4, "finetune_top1": 98.6},
-    {"labels_per_class": 20, "supervised_top1": 87.34, "finetune_top1": 93.1, "distill_top1": None},
-    {"labels_per_class": 5, "supervised_top1": 67.3, "finetune_top1": 90.44, "distill_top1": 91.0},
+    {"labels_per_class": "all", "supervised_top1": 0.984, "finetune_top1": 0.986},
+    {"labels_per_class": 20, "supervised_top1": 0.8734, "finetune_top1": 0.931, "distill_top1": None},
+    {"labels_per_class": 5, "supervised_top1": 0.673, "finetune_top1": 0.9044, "distill_top1": 0.91},
 ]
 METRICS = """step,epoch,loss,contrastive_accuracy,learning_rate,online_top1,knn_top1,note
 10,1,5.5,0.25,0.1,0.3,,x
@@ -139,7 +139,7 @@ def test_curves_of_nothing_are_refused(text, tmp_path):
 
 
 def test_label_efficiency_orders_labels_and_skips_gaps(tmp_path):
-    table = [*EFFICIENCY, {"labels_per_class": "1%", "supervised_top1": np.float32(50)}]
+    table = [*EFFICIENCY, {"labels_per_class": "1%", "supervised_top1": np.float32(0.5)}]
     path = report.draw_label_efficiency(table, tmp_path / "label_efficiency.png")
     pixels(path)
     assert re.findall(r"(\S+) labels:", description(path)) == ["5", "20", "1%", "all"]
@@ -195,22 +195,14 @@ def test_a_failed_drawing_leaves_the_old_figure(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"]
 
 
-def test_accuracies_may_be_fractions(tmp_path):
-    def fractions(row):
-        return {key: value / 100 if key.endswith("top1") and value else value for key, value in row.items()}
-
-    table = [fractions(row) for row in EFFICIENCY]
-    assert report.format_table({"table": table}) == report.format_table({"table": EFFICIENCY})
-    one = report.draw_label_efficiency(table, tmp_path / "fractions.png")
-    other = report.draw_label_efficiency(EFFICIENCY, tmp_path / "percent.png")
-    np.testing.assert_array_equal(pixels(one), pixels(other))
-    (tmp_path / "percent.csv").write_text("step,eval_top1\n1,0.5\n2,90\n")
-    text = description(report.draw_curves(tmp_path / "percent.csv", tmp_path / "curves.png"))
-    assert "eval top-1 (%) from 0.5 to 90" in text
-
-
 def test_table_for_the_terminal():
-    result = {"mode": "semi_supervised", "table": EFFICIENCY, "knn_top1": 96.04, "linear_top1": None, "seconds": 4321.5}
+    result = {
+        "mode": "semi_supervised",
+        "table": EFFICIENCY,
+        "knn_top1": 0.9604,
+        "linear_top1": None,
+        "seconds": 4321.5,
+    }
     assert report.format_table(result).splitlines() == [
         "labels per class  supervised  fine-tuned  distilled",
         "────────────────  ──────────  ──────────  ─────────",
@@ -223,7 +215,7 @@ def test_table_for_the_terminal():
         "linear evaluation top-1                –",  # noqa: RUF001
         "time                          1 h 12 min",
     ]
-    single = {"mode": "pretrain", "steps": 62500, "seconds": 75, "knn_top1": float("nan"), "eval_top1": np.float32(50)}
+    single = {"mode": "pretrain", "steps": 62500, "seconds": 75, "knn_top1": float("nan"), "eval_top1": np.float32(0.5)}
     lines = [line.split("  ") for line in report.format_table(single).splitlines()]
     assert [(line[0].strip(), line[-1].strip()) for line in lines] == [
         ("mode", "pretrain"),
@@ -270,13 +262,13 @@ def model_dir(digits, tmp_path):
     for stage in ("supervised_5", "finetune_20", "finetune_5", "pretrain", "distill_all"):
         (root / stage).mkdir(parents=True)
         (root / stage / "metrics.csv").write_text(METRICS)
-        (root / stage / "result.json").write_text(json.dumps({"mode": stage, "steps": 30, "eval_top1": 50.04}))
+        (root / stage / "result.json").write_text(json.dumps({"mode": stage, "steps": 30, "eval_top1": 0.5004}))
     (root / "checkpoints").mkdir()
     draw_all(digits, HOSTILE, root / "pretrain" / "figures")
     (root / "pretrain" / "figures" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     config = {"mode": "semi_supervised", "dataset": "<img src=http://evil.example/x>", "resolved": {"steps": 625}}
     (root / "config.json").write_text(json.dumps(config))
-    (root / "result.json").write_text(json.dumps({"mode": "semi_supervised", "table": EFFICIENCY, "knn_top1": 96.04}))
+    (root / "result.json").write_text(json.dumps({"mode": "semi_supervised", "table": EFFICIENCY, "knn_top1": 0.9604}))
     return root
 
 

@@ -19,12 +19,16 @@ from simclrv2_tf.config import Config, SettingError
 log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-EVALUATION_SPLITS = ("test", "validation", "val")
+EVALUATION_SPLITS = ("validation", "test", "val")  # ImageNet's test split has no labels
 # TFDS data sets whose images are all of one size are held in memory up to this many bytes.
 IN_MEMORY_BYTES = 4 * 2**30
 MAX_CLASSES = 100_000  # what a label may name; a greater one is a mistake
 SHUFFLE_BUFFER = 8192  # encoded images
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+class NoSuchSplitError(SettingError):
+    """The data set is there, the split is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +276,7 @@ def _choose_split(config: Config, wanted: str, available: tuple[str, ...]) -> st
 
 def _split_error(config: Config, split: str, why: str) -> SettingError:
     flag = "train_split" if split == config.train_split else "eval_split"
-    return SettingError(f"--{flag}={split}: {why}")
+    return NoSuchSplitError(f"--{flag}={split}: {why}")
 
 
 def _as_images(array: np.ndarray, where: str) -> np.ndarray:
@@ -358,6 +362,9 @@ def _folder(config: Config, folder: pathlib.Path, split: str) -> FileSource:
     if not folder.is_dir():
         raise SettingError(f"{where}: there is no folder {folder}")
     own_splits = tuple(s for s in ("train", *EVALUATION_SPLITS) if (folder / s).is_dir())
+    strays = [p.name for p in folder.iterdir() if p.is_dir() and p.name not in own_splits and p.name[0] != "."]
+    if "train" in own_splits and strays:
+        raise SettingError(f"{where}: beside the split train there is {strays[0]}; a class cannot be named train")
     if "train" in own_splits:
         split = _choose_split(config, split, own_splits)
         paths, labels, names = _list_images(folder / split, where)
@@ -372,7 +379,7 @@ def _folder(config: Config, folder: pathlib.Path, split: str) -> FileSource:
             held_out[np.flatnonzero(labels == label)[4::5]] = True
         keep = np.flatnonzero({"train": ~held_out, "test": held_out, "all": held_out | True}[split])
         if not len(keep):
-            raise SettingError(f"{where}: too few images, or no class folders, to hold some out for {split}")
+            raise NoSuchSplitError(f"{where}: too few images, or no class folders, to hold some out for {split}")
     source = FileSource(
         f"{folder.name}/{split}",
         tuple(str(paths[i]) for i in keep),

@@ -1,5 +1,6 @@
 """Training in intervals: fit, evaluate, write the row, save the checkpoint; and going on where a run stopped."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 
 from simclrv2_tf.build import Plan
+from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.training.checkpoints import Checkpoints
@@ -100,6 +102,11 @@ class Progress(keras.callbacks.Callback):
         self.seconds, self.clock = self.seconds + now - self.clock, now
         steps = self.model.steps_per_execution
         self.step += steps
+        if not math.isfinite(logs["loss"]):
+            rate = self._rates()["learning_rate"]
+            raise SettingError(
+                f"--learning_rate: the loss is {logs['loss']} at step {self.step} (rate {rate:g}): lower it"
+            )
         self.calls += steps
         for name, value in logs.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value) * steps
