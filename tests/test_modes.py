@@ -185,3 +185,29 @@ def test_what_cannot_run_says_so_in_one_line_and_writes_nothing(flags, message, 
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_needs_neither_labels_nor_an_evaluation_split(whole_run, tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(50):
+        pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+    model_dir = tmp_path / "run"
+    settings = {"mode": "distill", "teacher": str(whole_run[0] / "finetune_5"), "dataset": f"folder:{tmp_path}"}
+    settings |= {"resnet_depth": 18, "width_multiplier": 0.0625, "train_steps": 2, "train_batch_size": 10}
+    modes.run(settings | {"model_dir": str(model_dir)})
+    assert [line.split(",")[0] for line in rows(model_dir)[1:]] == ["2"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path):
+    settings = TOY | {"mode": "supervised", "optimizer": "momentum", "learning_rate": 1e30, "train_steps": 30}
+    with pytest.raises(SettingError, match="--learning_rate: the loss is"):
+        modes.run(settings | {"model_dir": str(tmp_path / "run"), "warmup_epochs": 0.0, "checkpoint_steps": 30})
+    assert not list(tmp_path.rglob("*.index"))
+
+
+def test_epochs_that_are_asked_for_win_over_a_recipes_steps():
+    config = modes.recipes.resolve({"mode": "supervised", "dataset": "digits", "train_epochs": 3})
+    assert config.train_epochs == 3 and config.train_steps == 0
+    staged = modes.recipes.resolve({"dataset": "digits", "stage": ("finetune.train_epochs=7",)}, "finetune")
+    assert staged.train_epochs == 7 and staged.train_steps == 0
