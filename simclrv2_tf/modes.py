@@ -427,6 +427,7 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
     strategy = choose_strategy(config)
     model_dir = build.model_dir(config)
     counts = _label_counts(explicit, config)
+    _check_stages(explicit, counts)
 
     seconds = []
 
@@ -466,6 +467,16 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
     if config.report:
         print(f"Report: {write_report(model_dir)}")
     return result
+
+
+def _check_stages(explicit: dict[str, Any], counts: dict[str | int, dict[str, Any]]) -> None:
+    """Refuses a bad setting of a late stage, or labels that are not there, before the first stage starts."""
+    for labels in counts.values():
+        for name in STAGES:
+            later = {} if name == "supervised" else {"checkpoint": "pretrain", "teacher": "finetune"}
+            settled = recipes.resolve(explicit | labels | later, name)
+            if name == "supervised":
+                open_labelled(settled)
 
 
 def _label_counts(explicit: dict[str, Any], config: Config) -> dict[str | int, dict[str, Any]]:

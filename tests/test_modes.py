@@ -176,6 +176,9 @@ def test_linear_evaluation_on_a_folder_of_files(whole_run, tmp_path):
         (["--mode=pretrain", "--dataset=folder:/no/such/folder"], "--dataset=folder:/no/such/folder"),
         (["--mode=pretrain", "--dataset=digits", "--cpu_replicas=3", "--train_batch_size=256"], "--train_batch_size"),
         (["--mode=pretrain", "--recipe=nonsense"], "--recipe=nonsense"),
+        (["--mode=semi_supervised", "--dataset=digits", "--stage=distill.temperature=0"], "--temperature=0"),
+        (["--mode=semi_supervised", "--dataset=digits", "--stage=finetune.ft_proj_selector=7"], "--ft_proj_selector=7"),
+        (["--mode=semi_supervised", "--dataset=digits", "--labels_per_class=500"], "--labels_per_class=500"),
     ],
 )
 def test_what_cannot_run_says_so_in_one_line_and_writes_nothing(flags, message, tmp_path, capsys):
