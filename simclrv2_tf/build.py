@@ -1,6 +1,5 @@
 """From settings to objects: network, views, input, optimizer."""
 
-import dataclasses
 import pathlib
 
 import keras
@@ -14,9 +13,9 @@ from simclrv2_tf.nets.heads import ProjectionHead
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.normalization import BatchNormSettings
 from simclrv2_tf.nets.resnet import ResNet
-from simclrv2_tf.training import schedules
 from simclrv2_tf.training.distributed import ReplicatedModel, dtype_policy, use_xla
 from simclrv2_tf.training.optimizers import build_optimizer
+from simclrv2_tf.training.schedules import Plan
 
 
 def network(config: Config, strategy: tf.distribute.Strategy, num_classes: int, head_input: int = 0) -> Network:
@@ -70,35 +69,6 @@ def training_input(config: Config, source: Source) -> TrainingInput:
         seed=config.seed,
         augment_on_host=config.augment_on == "host",
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How long a run is and how fast it learns."""
-
-    total_steps: int
-    epoch_steps: int
-    interval_steps: int
-    warmup_steps: int
-    peak_learning_rate: float
-
-    @classmethod
-    def of(cls, config: Config, num_examples: int) -> "Plan":
-        """From the settings and the number of training images."""
-        batch = config.train_batch_size
-        epoch_steps = max(1, round(num_examples / batch))
-        return cls(
-            schedules.training_steps(num_examples, batch, config.train_epochs, config.train_steps),
-            epoch_steps,
-            config.checkpoint_steps or config.checkpoint_epochs * epoch_steps,
-            schedules.warmup_steps(num_examples, batch, config.warmup_epochs),
-            schedules.peak_learning_rate(config.learning_rate, batch, config.learning_rate_scaling),
-        )
-
-    @property
-    def schedule(self) -> schedules.WarmUpCosine:
-        """Warm-up and cosine."""
-        return schedules.WarmUpCosine(self.peak_learning_rate, self.total_steps, self.warmup_steps)
 
 
 def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribute.Strategy, plan: Plan) -> None:

@@ -49,6 +49,7 @@ def draw_pretraining(
 def write_projector(model_dir: pathlib.Path, test: Source, features: Features, image_size: int) -> None:
     """The test features for TensorBoard's projector, with labels and thumbnails."""
     folder = model_dir / "tensorboard"
+    folder.mkdir(exist_ok=True)
     points = _some(len(features[1]), POINTS)
     np.savetxt(folder / "features.tsv", features[0][points], fmt="%.5g", delimiter="\t")
     names = [test.class_names[label] if label >= 0 else "?" for label in features[1][points]]

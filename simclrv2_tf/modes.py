@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from simclrv2_tf import build, evaluation, gallery, recipes
 from simclrv2_tf import export as saved_model
-from simclrv2_tf.build import Plan
 from simclrv2_tf.config import STAGES, Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches
 from simclrv2_tf.data.sources import FileSource, NoSuchSplitError, RecordSource, Source, open_labelled, open_source
@@ -24,6 +23,7 @@ from simclrv2_tf.training.distiller import Distiller
 from simclrv2_tf.training.distributed import ReplicatedModel, choose_strategy
 from simclrv2_tf.training.journal import Journal, write_atomically
 from simclrv2_tf.training.loop import train
+from simclrv2_tf.training.schedules import Plan
 from simclrv2_tf.training.simclr import Memory, SimCLR
 
 Result = dict[str, Any]
@@ -413,7 +413,6 @@ def embed(config: Config, strategy: Strategy) -> Result:
 
 def export(config: Config, strategy: Strategy) -> Result:
     """A SavedModel in ``MODEL_DIR/saved_model``."""
-    keras.config.set_dtype_policy("float32")
     model, _ = _trained_model(config.replace(jit_compile="false", mixed_precision="float32"), strategy)
     path = Journal(build.model_dir(config)).model_dir / "saved_model"
     saved_model.save(model.network, config.image_size, path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from simclrv2_tf.training.distributed import all_sum, replica_count
+from simclrv2_tf.collectives import all_sum, replica_count
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 import keras
 import tensorflow as tf
 
+from simclrv2_tf.collectives import replica_count
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import make_views
 from simclrv2_tf.nets.network import Network
-from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, replica_count
+from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel
 from simclrv2_tf.training.losses import l2_penalty, supervised_loss
 from simclrv2_tf.training.optimizers import penalised_variables
 
@@ -26,8 +27,8 @@ class ClassificationModel(ReplicatedModel):
 
     train_metrics = ("loss", "train_top1")
 
-    def __init__(self, network: Network, views: ViewSettings, weight_decay: float = 0.0):
-        super().__init__(name="classification")
+    def __init__(self, network: Network, views: ViewSettings, weight_decay: float = 0.0, name: str = "classification"):
+        super().__init__(name=name)
         self.network = network
         self.views = views
         self.weight_decay = weight_decay

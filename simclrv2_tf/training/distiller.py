@@ -1,17 +1,18 @@
 """Distillation: a fine-tuned teacher labels the unlabelled images softly for a student (paper §2, step 3)."""
 
-import keras
 import tensorflow as tf
 
+from simclrv2_tf.collectives import replica_count
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import make_views
 from simclrv2_tf.nets.network import Network
-from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, replica_count
+from simclrv2_tf.training.classifier import ClassificationModel
+from simclrv2_tf.training.distributed import Batch, Logs
 from simclrv2_tf.training.losses import distillation_loss, l2_penalty, labelled_mean, supervised_loss
 from simclrv2_tf.training.optimizers import penalised_variables
 
 
-class Distiller(ReplicatedModel):
+class Distiller(ClassificationModel):
     """Teacher to student: ``(1 − α) · supervised + α · distillation`` (paper §2, equations 2 and 3).
 
     Args:
@@ -36,25 +37,11 @@ class Distiller(ReplicatedModel):
         alpha: float = 1.0,
         weight_decay: float = 0.0,
     ):
-        super().__init__(name="distiller")
+        super().__init__(network, views, weight_decay, name="distiller")
         teacher.trainable = False
-        self.network = network
         self.teacher = teacher
-        self.views = views
         self.temperature = temperature
         self.alpha = alpha
-        self.weight_decay = weight_decay
-        self.built = True
-
-    @property
-    def trained_variables(self) -> list[keras.Variable]:
-        """The student's."""
-        network = self.network
-        return network.encoder_variables + network.head_variables(network.head_input) + network.classifier_variables
-
-    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """The student's endpoints."""
-        return self.network(images, training=training)
 
     def train_step(self, batch: Batch) -> Logs:
         images = make_views(batch, self.views)[:, 0]

@@ -4,6 +4,7 @@ Every file is written whole and renamed into place, so that a kill leaves the ol
 """
 
 import csv
+import functools
 import io
 import json
 import os
@@ -37,7 +38,10 @@ class Journal:
         except OSError as error:
             raise SettingError(f"--model_dir={model_dir}: cannot be made ({error.strerror})") from None
         self._metrics = model_dir / "metrics.csv"
-        self._writer = tf.summary.create_file_writer(str(model_dir / "tensorboard"))
+
+    @functools.cached_property  # its file is made with it, and who only reads or evaluates leaves none
+    def _writer(self) -> tf.summary.SummaryWriter:
+        return tf.summary.create_file_writer(str(self.model_dir / "tensorboard"))
 
     def write_config(self, config: Config, resolved: dict[str, Any]) -> None:
         """``config.json``: every setting, and under ``resolved`` what followed from them."""

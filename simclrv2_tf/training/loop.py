@@ -8,13 +8,13 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from simclrv2_tf.build import Plan
 from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.training.checkpoints import Checkpoints
 from simclrv2_tf.training.distributed import ReplicatedModel
 from simclrv2_tf.training.journal import Journal
+from simclrv2_tf.training.schedules import Plan
 
 Evaluate = Callable[[], dict[str, float]]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from simclrv2_tf.training.distributed import all_gather, all_sum, replica_count
+from simclrv2_tf.collectives import all_gather, all_sum, replica_count, replica_index
 
 
 class ContrastiveResult(NamedTuple):
@@ -148,7 +148,7 @@ def _contrast(
     logits = tf.matmul(views, candidates, transpose_b=True) / temperature  # [2n, 2N]
 
     n, total = tf.shape(view1)[0], tf.shape(gathered)[0]
-    targets = _replica_index() * n + tf.range(n)
+    targets = replica_index() * n + tf.range(n)
     column = tf.range(2 * total)
     is_itself = column == tf.concat([targets, targets + total], axis=0)[:, None]
     is_positive = column == tf.concat([targets + total, targets], axis=0)[:, None]
@@ -171,10 +171,3 @@ def _rows(hidden: tf.Tensor, normalize: bool) -> tf.Tensor:
 def _at_least_float32(values: Any) -> tf.Tensor:
     values = tf.convert_to_tensor(values)
     return values if values.dtype == tf.float64 else tf.cast(values, tf.float32)
-
-
-def _replica_index() -> tf.Tensor | int:
-    """This replica's place in the order of ``all_gather``."""
-    if replica_count() == 1:
-        return 0
-    return tf.distribute.get_replica_context().replica_id_in_sync_group

@@ -1,10 +1,13 @@
 """How long, and how fast: the number of steps and the learning rate at each."""
 
+import dataclasses
 import math
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from simclrv2_tf.config import Config
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
@@ -70,3 +73,32 @@ def training_steps(num_examples: int, batch_size: int, train_epochs: float, trai
 def warmup_steps(num_examples: int, batch_size: int, warmup_epochs: float) -> int:
     """Updates of the warm-up: ``⌊examples · epochs / B⌋``, as in the official code."""
     return int(num_examples * warmup_epochs // batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long a run is and how fast it learns."""
+
+    total_steps: int
+    epoch_steps: int
+    interval_steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+
+    @classmethod
+    def of(cls, config: Config, num_examples: int) -> "Plan":
+        """From the settings and the number of training images."""
+        batch = config.train_batch_size
+        epoch_steps = max(1, round(num_examples / batch))
+        return cls(
+            training_steps(num_examples, batch, config.train_epochs, config.train_steps),
+            epoch_steps,
+            config.checkpoint_steps or config.checkpoint_epochs * epoch_steps,
+            warmup_steps(num_examples, batch, config.warmup_epochs),
+            peak_learning_rate(config.learning_rate, batch, config.learning_rate_scaling),
+        )
+
+    @property
+    def schedule(self) -> WarmUpCosine:
+        """Its learning rate at each step."""
+        return WarmUpCosine(self.peak_learning_rate, self.total_steps, self.warmup_steps)

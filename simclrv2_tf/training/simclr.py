@@ -3,11 +3,12 @@
 import keras
 import tensorflow as tf
 
+from simclrv2_tf.collectives import all_gather, replica_count
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import make_views
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.normalization import statistics_dtype
-from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, all_gather, replica_count
+from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel
 from simclrv2_tf.training.losses import l2_penalty, labelled_mean, nt_xent, supervised_loss
 from simclrv2_tf.training.optimizers import penalised_variables
 
