@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simclrv2_tf import cli, modes
+from simclrv2_tf import cli, modes, recipes
 from simclrv2_tf.config import SettingError
+from simclrv2_tf.training.journal import Journal
 
 TOY = {
     "dataset": "digits",
@@ -119,14 +120,14 @@ def test_resuming_at_a_checkpoint_is_exact(tmp_path, capsys):
     settings = TOY | {"mode": "pretrain", "report": False, "memory_size": 100}
     modes.run(settings | {"model_dir": str(tmp_path / "whole")})
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        write_row = modes.Journal.write_row
+        write_row = Journal.write_row
 
         def killed_in_the_second_interval(self, row):
             if row["step"] == 4:
                 raise KeyboardInterrupt
             write_row(self, row)
 
-        patch.setattr(modes.Journal, "write_row", killed_in_the_second_interval)
+        patch.setattr(Journal, "write_row", killed_in_the_second_interval)
         modes.run(settings | {"model_dir": str(tmp_path / "parts")})
     capsys.readouterr()
     modes.run(settings | {"model_dir": str(tmp_path / "parts")})
@@ -210,7 +211,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path):
 
 
 def test_epochs_that_are_asked_for_win_over_a_recipes_steps():
-    config = modes.recipes.resolve({"mode": "supervised", "dataset": "digits", "train_epochs": 3})
+    config = recipes.resolve({"mode": "supervised", "dataset": "digits", "train_epochs": 3})
     assert config.train_epochs == 3 and config.train_steps == 0
-    staged = modes.recipes.resolve({"dataset": "digits", "stage": ("finetune.train_epochs=7",)}, "finetune")
+    staged = recipes.resolve({"dataset": "digits", "stage": ("finetune.train_epochs=7",)}, "finetune")
     assert staged.train_epochs == 7 and staged.train_steps == 0

@@ -1,0 +1,48 @@
+"""What each ``--mode`` does, one function each: from settings to a trained, evaluated and reported run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.modes.inspection import embed, evaluate, export
+from simclrv2_tf.modes.semi_supervised import semi_supervised
+from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
+from simclrv2_tf.modes.training import classify, distill, pretrain
+from simclrv2_tf.training.distributed import choose_strategy
+
+
+def run(explicit: dict[str, Any]) -> Result:
+    """Runs the mode that the settings name.
+
+    Args:
+        explicit: the settings that the user gave, by name.
+
+    Raises:
+        SettingError: for a setting or an input that cannot be used, before anything is written.
+    """
+    _check_backend()
+    mode = explicit.get("mode", "pretrain")
+    if mode == "semi_supervised":
+        return semi_supervised(explicit)
+    functions: dict[str, Callable[[Config, Strategy], Result]] = {
+        "pretrain": pretrain,
+        "finetune": classify,
+        "linear_eval": classify,
+        "supervised": classify,
+        "distill": distill,
+        "evaluate": evaluate,
+        "embed": embed,
+        "export": export,
+    }
+    config = settle(explicit)
+    strategy = choose_strategy(config)
+    if "train_batch_size" not in explicit:
+        config = fit_batch(config, strategy)
+    return finished(config) or functions[mode](config, strategy)
+
+
+def _check_backend() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise SettingError(f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow")

@@ -1,0 +1,81 @@
+"""The mode that runs all three steps beside what they are to be compared with."""
+
+from typing import Any
+
+from simclrv2_tf import build, recipes
+from simclrv2_tf.config import STAGES, Config
+from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.modes.starting import Result, finished, fit_batch, settle
+from simclrv2_tf.modes.training import classify, distill, pretrain
+from simclrv2_tf.report import format_table, write_report
+from simclrv2_tf.training.distributed import choose_strategy
+from simclrv2_tf.training.journal import Journal
+
+
+def semi_supervised(explicit: dict[str, Any]) -> Result:
+    """All three steps, and what they are to be compared with, each in a sub-directory of the model directory."""
+    config = recipes.resolve(explicit)
+    strategy = choose_strategy(config)
+    model_dir = build.model_dir(config)
+    counts = _label_counts(explicit, config)
+    _check_stages(explicit, counts)
+
+    seconds = []
+
+    def stage(name: str, number: str | int = "", **settings: Any) -> Result:
+        folder = model_dir / (f"{name}_{number}" if number != "" else name)
+        of_stage = explicit | {"model_dir": str(folder)} | settings
+        function = {"pretrain": pretrain, "distill": distill}.get(name, classify)
+        settled = fit_batch(settle(of_stage, name), strategy)
+        result = finished(settled) or function(settled, strategy)
+        seconds.append(result["seconds"])
+        return result
+
+    pretrained = stage("pretrain", checkpoint="")
+    start = {"checkpoint": str(model_dir / "pretrain")}
+    linear = stage("linear_eval", labels_per_class=0, label_fraction=1.0, **start)
+    table = []
+    for number, labels in counts.items():
+        row: Result = {"labels_per_class": number}
+        row |= stage("supervised", number, checkpoint="", **labels)
+        row |= stage("finetune", number, **start, **labels)
+        row |= stage("distill", number, teacher=str(model_dir / f"finetune_{number}"), **start, **labels)
+        kept = ("labels_per_class", "supervised_top1", "finetune_top1", "distill_top1")
+        table.append({name: row[name] for name in kept})
+    result = {
+        "mode": "semi_supervised",
+        "seed": config.seed,
+        "table": table,
+        "linear_top1": linear["linear_top1"],
+        "knn_top1": pretrained["knn_top1"],
+        "online_top1": pretrained.get("online_top1"),
+        "seconds": round(sum(seconds), 1),
+    }
+    journal = Journal(model_dir)
+    journal.write_config(config, {})
+    journal.write_result(result)
+    print("\n" + format_table(result))
+    if config.report:
+        print(f"Report: {write_report(model_dir)}")
+    return result
+
+
+def _check_stages(explicit: dict[str, Any], counts: dict[str | int, dict[str, Any]]) -> None:
+    """Refuses a bad setting of a late stage, or labels that are not there, before the first stage starts."""
+    for labels in counts.values():
+        for name in STAGES:
+            later = {} if name == "supervised" else {"checkpoint": "pretrain", "teacher": "finetune"}
+            settled = recipes.resolve(explicit | labels | later, name)
+            if name == "supervised":
+                open_labelled(settled)
+
+
+def _label_counts(explicit: dict[str, Any], config: Config) -> dict[str | int, dict[str, Any]]:
+    """The rows of the table: what is asked for, or the recipe's numbers, or all labels."""
+    if config.labels_per_class:
+        return {config.labels_per_class: {"labels_per_class": config.labels_per_class}}
+    if config.label_fraction < 1:
+        return {f"{100 * config.label_fraction:g}%": {"label_fraction": config.label_fraction}}
+    recipe = recipes.find(explicit)
+    counts = recipe.label_counts if recipe is not None else ()
+    return {n: {"labels_per_class": n} for n in counts} or {"all": {}}

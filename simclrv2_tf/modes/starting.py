@@ -1,0 +1,76 @@
+"""Before a run starts: its settings, with those of the run it starts from, and what its directory already holds."""
+
+import pathlib
+from typing import Any
+
+import tensorflow as tf
+
+from simclrv2_tf import build, recipes
+from simclrv2_tf.config import STAGES, Config, SettingError
+from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.training.checkpoints import find, run_of
+from simclrv2_tf.training.journal import Journal
+
+Result = dict[str, Any]
+Strategy = tf.distribute.Strategy
+
+# Settings that may differ when a run goes on.
+FREE = {
+    "model_dir", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoint_max", "report", "cache_dataset", "data_dir",
+    "max_corrupt_share", "recipe", "stage", "augment_on", "steps_per_execution", "cpu_replicas", "use_tpu", "tpu_name",
+    "tpu_zone", "gcp_project", "master",
+}  # fmt: skip
+
+
+def settle(explicit: dict[str, Any], stage: str = "") -> Config:
+    """The run's settings; those of the run that it starts from, too."""
+    mode = stage or explicit.get("mode", "pretrain")
+    paths = {k: explicit[k].rstrip("/") for k in ("checkpoint", "teacher") if explicit.get(k)}
+    explicit = explicit | paths
+    if mode in ("evaluate", "embed", "export"):  # what they leave belongs to the run they look at
+        run_dir = explicit.get("checkpoint") or explicit.get("model_dir")
+        if run_dir:
+            explicit = {"model_dir": find(run_dir).rpartition("/checkpoints/")[0], "checkpoint": run_dir} | explicit
+    if mode == "finetune" and not explicit.get("checkpoint"):
+        raise SettingError("--checkpoint=: finetune needs a pretrained run; --mode=supervised starts from scratch")
+    if mode == "supervised" and explicit.get("checkpoint"):
+        raise SettingError(f"--checkpoint={explicit['checkpoint']}: supervised starts from scratch; take finetune")
+    flag = "teacher" if mode == "distill" else "checkpoint"
+    parent = run_of(explicit[flag], flag)[0] if explicit.get(flag) else None
+    return recipes.resolve(explicit, stage, parent)
+
+
+def fit_batch(config: Config, strategy: Strategy) -> Config:
+    """A stage with fewer labelled images than its batch takes them all at once (as many as the replicas can share)."""
+    if config.mode not in ("supervised", "finetune"):
+        return config
+    replicas = strategy.num_replicas_in_sync
+    images = open_labelled(config).num_examples
+    if images < replicas:
+        raise SettingError(f"--labels_per_class={config.labels_per_class}: {images} images for {replicas} replicas")
+    return config.replace(train_batch_size=min(config.train_batch_size, images // replicas * replicas))
+
+
+def finished(config: Config) -> Result | None:
+    """The result of a training run that has nothing left to do."""
+    model_dir = build.model_dir(config)
+    if config.mode not in STAGES or not (model_dir / "result.json").is_file():
+        return None
+    check_same_run(config, model_dir)
+    print(f"Nothing left to train: {model_dir} has its result.")
+    return Journal(model_dir).result()
+
+
+def check_same_run(config: Config, model_dir: pathlib.Path) -> None:
+    """A model directory belongs to one run; SettingError with the settings that differ."""
+    file = model_dir / "config.json"
+    if not file.is_file():
+        return
+    earlier = Config.from_json(file.read_text(encoding="utf-8"))
+    changed = [
+        f"{name} {getattr(earlier, name)} -> {value}"
+        for name, value in vars(config).items()
+        if name not in FREE and getattr(earlier, name) != value
+    ]
+    if changed:
+        raise SettingError(f"--model_dir={model_dir}: holds a run with other settings ({', '.join(changed)})")

@@ -1,0 +1,214 @@
+"""The modes that train a network: each of the three steps, and their neighbours."""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simclrv2_tf import build, evaluation, gallery
+from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.data.pipeline import TrainingInput
+from simclrv2_tf.data.sources import FileSource, Source, open_labelled, open_source
+from simclrv2_tf.modes.measuring import (
+    check_classes,
+    evaluation_source,
+    features_of,
+    knn_features,
+    logits_of,
+    print_scores,
+    top_k,
+)
+from simclrv2_tf.modes.starting import Result, Strategy, check_same_run
+from simclrv2_tf.report import write_report
+from simclrv2_tf.training.checkpoints import load_network, run_of
+from simclrv2_tf.training.classifier import ClassificationModel
+from simclrv2_tf.training.distiller import Distiller
+from simclrv2_tf.training.distributed import ReplicatedModel
+from simclrv2_tf.training.journal import Journal
+from simclrv2_tf.training.loop import train
+from simclrv2_tf.training.schedules import Plan
+from simclrv2_tf.training.simclr import Memory, SimCLR
+
+PREFIX = {"finetune": "finetune", "linear_eval": "linear", "supervised": "supervised", "distill": "distill"}
+
+
+def pretrain(config: Config, strategy: Strategy) -> Result:
+    """Step 1: contrastive pretraining without labels (labels only train the classifier beside it)."""
+    source, test = open_source(config, config.train_split), evaluation_source(config)
+    data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
+    classes = len(source.class_names) if config.lineareval_while_pretraining else 0
+    with strategy.scope():
+        network = build.network(config, strategy, classes)
+        if config.checkpoint:
+            load_network(network, config.checkpoint, with_classifier=False)
+        memory = Memory(network, config.memory_size, config.ema_decay) if config.memory_size else None
+        model = SimCLR(
+            network, build.views(config), config.temperature, config.hidden_norm, config.weight_decay, memory
+        )
+        build.compile_model(model, config, strategy, plan)
+
+    def online_top1() -> dict[str, float]:
+        if not classes or test is None:
+            return {}
+        return {"online_top1": top_k(*logits_of(model, config, test))["top1"]}
+
+    def results(journal: Journal) -> Result:
+        found = online_top1()
+        if test is not None and source.class_names:
+            train_features = knn_features(model, config, source)
+            test_features = features_of(model, config, test)
+            found["knn_top1"] = evaluation.knn_accuracy(*train_features, *test_features)
+            if config.report:
+                gallery.draw_pretraining(journal.model_dir, data, source, test, train_features, test_features)
+                gallery.write_projector(journal.model_dir, test, test_features, config.image_size)
+                journal.write_images("views", np.concatenate(gallery.example_views(data)), plan.total_steps)
+        return found
+
+    return _train_and_report(config, strategy, model, data, plan, online_top1, results)
+
+
+def classify(config: Config, strategy: Strategy) -> Result:
+    """Step 2: fine-tuning; and its neighbours, linear evaluation and training from scratch."""
+    source, test = open_labelled(config), evaluation_source(config)
+    data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
+    with strategy.scope():
+        network = build.network(config, strategy, len(source.class_names), config.ft_proj_selector)
+        if config.checkpoint:
+            load_network(network, config.checkpoint, with_classifier=False)
+        model = ClassificationModel(network, build.views(config), config.weight_decay)
+        frozen = 4 if config.mode == "linear_eval" else config.fine_tune_after_block
+        model.freeze(frozen, keep_head=not config.fine_tune_proj_head)
+        build.compile_model(model, config, strategy, plan)
+    return _train_classifier(config, strategy, model, data, plan, test)
+
+
+def distill(config: Config, strategy: Strategy) -> Result:
+    """Step 3: a teacher's soft labels for all images teach a student, of its own size or smaller."""
+    teacher_config, resolved = run_of(config.teacher, "teacher")
+    if config.distill_alpha < 1:
+        source = open_labelled(config, keep_unlabelled=True)
+    else:
+        source = open_source(config, config.train_split)
+    test = evaluation_source(config)
+    data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
+    classes = resolved["num_classes"]
+    if not classes:
+        raise SettingError(f"--teacher={config.teacher}: has no classifier to teach with")
+    check_classes(test, classes, f"--teacher={config.teacher}")
+    with strategy.scope():
+        teacher = build.network(teacher_config, strategy, classes, resolved["head_input"])
+        load_network(teacher, config.teacher, with_classifier=True, flag="teacher")
+        network = build.network(config, strategy, classes, config.ft_proj_selector)
+        if config.checkpoint:
+            load_network(network, config.checkpoint, with_classifier=False)
+        model = Distiller(
+            network, teacher, build.views(config), config.temperature, config.distill_alpha, config.weight_decay
+        )
+        build.compile_model(model, config, strategy, plan)
+    return _train_classifier(config, strategy, model, data, plan, test)
+
+
+def _train_classifier(
+    config: Config, strategy: Strategy, model: ReplicatedModel, data: TrainingInput, plan: Plan, test: Source | None
+) -> Result:
+    prefix = PREFIX[config.mode]
+
+    def eval_top1() -> dict[str, float]:
+        return {"eval_top1": top_k(*logits_of(model, config, test))["top1"]} if test is not None else {}
+
+    def results(journal: Journal) -> Result:
+        if test is None:
+            return {}
+        logits, labels = logits_of(model, config, test)
+        if config.report:
+            gallery.draw_classification(journal.model_dir, test, logits, labels, config.image_size)
+        return {f"{prefix}_{name}": value for name, value in top_k(logits, labels).items()}
+
+    return _train_and_report(config, strategy, model, data, plan, eval_top1, results)
+
+
+def _train_and_report(
+    config: Config,
+    strategy: Strategy,
+    model: ReplicatedModel,
+    data: TrainingInput,
+    plan: Plan,
+    evaluate: Callable[[], dict[str, float]],
+    results: Callable[[Journal], Result],
+) -> Result:
+    """The common course of every training mode."""
+    resolved = _resolved(config, strategy, model, data, plan)
+    model_dir = build.model_dir(config)
+    check_same_run(config, model_dir)
+    journal = Journal(model_dir)
+    journal.write_config(config, resolved)
+    _announce(config, resolved, model_dir)
+    started = time.perf_counter()
+    train(model, data, plan, journal, config.keep_checkpoint_max, evaluate)
+    result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(journal)}
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    if isinstance(data.source, FileSource):
+        result["corrupt_images"] = sorted(data.source.corrupt)
+    journal.write_result(result)
+    print_scores(result)
+    if config.report:
+        write_report(model_dir)
+    return result
+
+
+def _labels_of(config: Config) -> str | int:
+    """How many labels a run had: a number a class, a percentage, or all."""
+    if config.mode == "pretrain":
+        return 0
+    if config.labels_per_class:
+        return config.labels_per_class
+    return "all" if config.label_fraction == 1 else f"{100 * config.label_fraction:g} %"
+
+
+def _resolved(
+    config: Config, strategy: Strategy, model: ReplicatedModel, data: TrainingInput, plan: Plan
+) -> dict[str, Any]:
+    """What followed from the settings."""
+    network = model.network
+    return {
+        "train_images": data.source.num_examples,
+        "num_classes": network.num_classes,
+        "class_names": list(data.source.class_names),
+        "head_input": network.head_input,
+        "steps": plan.total_steps,
+        "warmup_steps": plan.warmup_steps,
+        "peak_learning_rate": plan.peak_learning_rate,
+        "replicas": strategy.num_replicas_in_sync,
+        "batch_per_replica": config.train_batch_size // strategy.num_replicas_in_sync,
+        "parameters": sum(int(np.prod(v.shape)) for v in network.weights if not v.name.startswith("moving_")),
+        "trained_parameters": sum(int(np.prod(v.shape)) for v in model.trained_variables),
+        "dtype_policy": keras.config.dtype_policy().name,
+        "xla": bool(model.jit_compile),
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "device": _device(),
+    }
+
+
+def _device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "TPU" if tf.config.list_logical_devices("TPU") else "CPU"
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+
+
+def _announce(config: Config, resolved: dict[str, Any], model_dir: pathlib.Path) -> None:
+    print(
+        f"\n{config.mode}: {config.dataset} -> {model_dir}\n"
+        f"  ResNet-{config.resnet_depth} x{config.width_multiplier:g}, {config.image_size} px, "
+        f"{resolved['parameters']:,} parameters ({resolved['trained_parameters']:,} trained), "
+        f"{resolved['dtype_policy']}, {'XLA' if resolved['xla'] else 'no XLA'}\n"
+        f"  {resolved['train_images']:,} images, {resolved['steps']:,} steps of {config.train_batch_size} on "
+        f"{resolved['replicas']} replica(s), {config.optimizer}, peak learning rate "
+        f"{resolved['peak_learning_rate']:g}, {resolved['warmup_steps']} warm-up steps",
+        flush=True,
+    )
