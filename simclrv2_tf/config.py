@@ -164,7 +164,15 @@ class Config:
         1.0, AUGMENTATION, "1 for ImageNet, 0.5 for CIFAR, 0: no colour changes.", minimum=0
     )
     use_blur: bool = _setting(True, AUGMENTATION, "Gaussian blur on half of the pretraining views.")
-    resize_method: str = _setting("bicubic", AUGMENTATION, "How crops are resized.", choices=("bicubic", "bilinear"))
+    resize_method: str = _setting(
+        "bicubic", AUGMENTATION, "How the crops to train on are resized.", choices=("bicubic", "bilinear")
+    )
+    eval_resize: str = _setting(
+        "bicubic",
+        AUGMENTATION,
+        "How evaluation and the exported model resize; tf1: TensorFlow 1's bicubic, for the published weights.",
+        choices=("bicubic", "bilinear", "tf1"),
+    )
     augment_on: str = _setting(
         "device",
         AUGMENTATION,

@@ -22,16 +22,19 @@ class Exported(tf.Module):
     Args:
         network: built; trainable in all parts.
         image_size: pixels a side.
+        resize_method: of ``serve``, as of ``augment.center_crop_and_resize``.
     """
 
-    def __init__(self, network: Network, image_size: int):
+    def __init__(self, network: Network, image_size: int, resize_method: str = "bicubic"):
         super().__init__()
         self.variables_of_network = [variable.value for variable in network.variables]
         size = (image_size, image_size)
 
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")])
         def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            prepare = lambda image: tf.ensure_shape(center_crop_and_resize(image, size), [*size, 3])  # noqa: E731
+            def prepare(image: tf.Tensor) -> tf.Tensor:
+                return tf.ensure_shape(center_crop_and_resize(image, size, method=resize_method), [*size, 3])
+
             views = tf.map_fn(prepare, images, fn_output_signature=tf.TensorSpec([*size, 3], tf.float32))
             return network(views, training=False, whole_head=True)
 
@@ -43,15 +46,16 @@ class Exported(tf.Module):
         self.train = train
 
 
-def save(network: Network, image_size: int, path: pathlib.Path) -> None:
+def save(network: Network, image_size: int, path: pathlib.Path, resize_method: str = "bicubic") -> None:
     """Writes the SavedModel directory ``path``, whole or not at all; an earlier one gives way.
 
     Args:
         network: built without XLA's batch norm (``BatchNormSettings(fused=True)``), whose gradient is saved with it.
         image_size: pixels a side.
         path: the directory.
+        resize_method: of the signature ``serve``.
     """
-    module = Exported(network, image_size)
+    module = Exported(network, image_size, resize_method)
     unfinished = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     signatures = {"serve": module.serve, "serving_default": module.serve, "train": module.train}

@@ -12,7 +12,7 @@ from simclrv2_tf.config import NETWORK_SETTINGS, STAGES, Config, SettingError, p
 Settings = Mapping[str, Any]
 
 # What a run takes from the run it starts from, unless told otherwise.
-SAME_IMAGES = ("dataset", "data_dir", "image_size", "crop_area_min", "use_flip", "resize_method")
+SAME_IMAGES = ("dataset", "data_dir", "image_size", "crop_area_min", "use_flip", "resize_method", "eval_resize")
 
 
 @dataclasses.dataclass(frozen=True)

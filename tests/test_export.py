@@ -44,12 +44,12 @@ print(json.dumps({"losses": losses, "missing": sorted(missing), "trainable": len
 """
 
 
-@pytest.mark.parametrize("image_size", [16, 48])
-def test_saved_model_serves_and_trains_with_tensorflow_alone(image_size, tmp_path):
+@pytest.mark.parametrize("image_size, resize_method", [(16, "tf1"), (48, "bicubic")])
+def test_saved_model_serves_and_trains_with_tensorflow_alone(image_size, resize_method, tmp_path):
     encoder = ResNet(18, 0.125, stem="cifar", name="encoder")
     network = Network(encoder, ProjectionHead(out_dim=16, name="projection_head"), num_classes=3, name="network")
     network.build((None, None, None, 3))
-    export.save(network, image_size, tmp_path / "model")
+    export.save(network, image_size, tmp_path / "model", resize_method)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 37, 51, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -58,7 +58,8 @@ def test_saved_model_serves_and_trains_with_tensorflow_alone(image_size, tmp_pat
     client = subprocess.run([sys.executable, "-c", CLIENT, *arguments], capture_output=True, text=True, cwd=tmp_path)
     assert client.returncode == 0, client.stderr[-2000:]
 
-    views = tf.stack([center_crop_and_resize(tf.constant(image), (image_size, image_size)) for image in images])
+    size = (image_size, image_size)
+    views = tf.stack([center_crop_and_resize(tf.constant(image), size, method=resize_method) for image in images])
     expected = network(views, training=False, whole_head=True)
     with np.load(tmp_path / "model/outputs.npz") as outputs:
         assert set(outputs.files) == set(expected)

@@ -90,8 +90,11 @@ def test_evaluate_repeats_the_result(whole_run, tmp_path):
 
 def test_embed_writes_both_splits(whole_run, tmp_path):
     model_dir, _ = whole_run
-    modes.run({"mode": "embed", "checkpoint": str(model_dir / "pretrain"), "model_dir": str(tmp_path)})
-    with np.load(tmp_path / "embeddings.npz", allow_pickle=False) as arrays:
+    settings = {"mode": "embed", "checkpoint": str(model_dir / "pretrain")}
+    modes.run(settings | {"model_dir": str(tmp_path)})
+    modes.run(settings | {"model_dir": str(tmp_path / "tf1"), "eval_resize": "tf1"})
+    with np.load(tmp_path / "embeddings.npz") as arrays, np.load(tmp_path / "tf1/embeddings.npz") as others:
+        assert np.abs(arrays["x_test"] - others["x_test"]).max() > 1e-3  # the same network sees other views
         assert arrays["x_train"].shape == (1297, 32) and arrays["x_test"].shape == (500, 32)
         assert set(arrays["y_test"]) == set(range(10))
         assert np.isfinite(arrays["x_test"]).all() and arrays["x_test"].std() > 0

@@ -75,12 +75,20 @@ def test_settings_of_a_stage_that_are_refused(override, message):
     assert message in str(caught.value)
 
 
-PARENT = Config(dataset="npz:x", image_size=48, resnet_depth=101, proj_out_dim=64, sk_ratio=0.0625, temperature=0.3)
+PARENT = Config(
+    dataset="npz:x",
+    image_size=48,
+    eval_resize="tf1",
+    resnet_depth=101,
+    proj_out_dim=64,
+    sk_ratio=0.0625,
+    temperature=0.3,
+)
 
 
 def test_a_run_takes_network_and_images_from_its_parent():
     found = resolve({"checkpoint": "run"}, "finetune", PARENT)
-    same = [name for name in NETWORK_SETTINGS if name != "stem"] + ["dataset", "image_size"]
+    same = [name for name in NETWORK_SETTINGS if name != "stem"] + ["dataset", "image_size", "eval_resize"]
     assert {name: getattr(found, name) for name in same} == {name: getattr(PARENT, name) for name in same}
     assert found.stem_kind == PARENT.stem_kind and found.temperature == DEFAULT.temperature
     other_images = resolve({"checkpoint": "run", "dataset": "digits", "recipe": "none"}, "finetune", PARENT)

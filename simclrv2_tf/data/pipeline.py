@@ -164,8 +164,17 @@ def make_views(batch: Batch, settings: ViewSettings) -> tf.Tensor:
     return tf.reshape(flat, shape)
 
 
-def evaluation_batches(source: Source, batch_size: int, image_size: int, max_steps: int = 0) -> tf.data.Dataset:
+def evaluation_batches(
+    source: Source, batch_size: int, image_size: int, max_steps: int = 0, resize_method: str = "bicubic"
+) -> tf.data.Dataset:
     """Every image once, in order, centre-cropped; corrupt ones are left out and counted.
+
+    Args:
+        source: the images.
+        batch_size: images a batch.
+        image_size: pixels a side of the views.
+        max_steps: batches at most; 0: all.
+        resize_method: as of ``augment.center_crop_and_resize``.
 
     Returns:
         Batches of one static shape: ``images`` float32 ``[b, size, size, 3]`` in [0, 1], ``labels`` int32 ``[b]``
@@ -184,7 +193,7 @@ def evaluation_batches(source: Source, batch_size: int, image_size: int, max_ste
     @graph_code
     def prepare(image: tf.Tensor, label: tf.Tensor) -> Batch:
         image = tf.image.convert_image_dtype(image, tf.float32)
-        image = augment.center_crop_and_resize(image, (image_size, image_size))
+        image = augment.center_crop_and_resize(image, (image_size, image_size), method=resize_method)
         return {"images": image, "labels": label, "weights": tf.ones([], tf.float32)}
 
     @graph_code

@@ -64,7 +64,7 @@ def export(config: Config, strategy: Strategy) -> Result:
     """A SavedModel in ``MODEL_DIR/saved_model``."""
     model, _ = _trained_model(config.replace(jit_compile="false", mixed_precision="float32"), strategy)
     path = Journal(build.model_dir(config)).model_dir / "saved_model"
-    saved_model.save(model.network, config.image_size, path)
+    saved_model.save(model.network, config.image_size, path, config.eval_resize)
     print(f"{path}: signatures serve (uint8 images of any size) and train ({config.image_size} px)")
     return {"mode": "export", "path": str(path)}
 

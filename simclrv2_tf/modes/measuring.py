@@ -62,7 +62,7 @@ def knn_features(model: ReplicatedModel, config: Config, source: Source) -> Feat
 
 def _collect(model: ReplicatedModel, config: Config, source: Source, name: str, max_steps: int) -> Features:
     """An endpoint of every image of a split, and the labels ``[n]``; SettingError if too many images are corrupt."""
-    batches = evaluation_batches(source, config.eval_batch_size, config.image_size, max_steps)
+    batches = evaluation_batches(source, config.eval_batch_size, config.image_size, max_steps, config.eval_resize)
     try:
         found = model.collect(batches, (name,))
     finally:

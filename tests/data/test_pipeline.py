@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclrv2_tf.config import Config, SettingError
-from simclrv2_tf.data.augment import NUM_DRAWS, ViewSettings
+from simclrv2_tf.data.augment import NUM_DRAWS, ViewSettings, center_crop_and_resize
 from simclrv2_tf.data.pipeline import SUBSTITUTES, TrainingInput, evaluation_batches, make_views
 from simclrv2_tf.data.sources import ArraySource, FileSource, open_source
 
@@ -277,6 +277,15 @@ def test_evaluation_sees_every_image_once_in_order(data, kind, batch_size):
         np.testing.assert_allclose(image, expected, atol=1e-6)
     assert not images[COUNT:].any()
     assert_equal(take(evaluation_batches(source, batch_size, SIZE, max_steps=1)), batches[:1])
+
+
+@pytest.mark.parametrize("method", ["bilinear", "tf1"])
+def test_evaluation_resizes_as_told(data, method):
+    (batch,) = take(evaluation_batches(data["array"], COUNT, SIZE, resize_method=method))
+    expected = [center_crop_and_resize(image, (SIZE, SIZE), method=method) for image in IMAGES]
+    np.testing.assert_allclose(batch["images"], expected, atol=1e-6)
+    (bicubic,) = take(evaluation_batches(data["array"], COUNT, SIZE))
+    assert np.abs(batch["images"] - bicubic["images"]).max() > 0.01
 
 
 def test_replicas_share_an_evaluation_batch(data, replicas):
