@@ -16,8 +16,8 @@ class BatchNormSettings:
     Attributes:
         momentum: of the moving statistics, in [0, 1).
         synchronized: statistics of all replicas' batches together; False: of each replica's own.
-        fused: use TensorFlow's fused kernel where it can serve. Without XLA it is much the fastest; in a step compiled
-            by XLA, set False: the one-pass path is faster there.
+        fused: use TensorFlow's fused kernels where they can serve. Without XLA they are much the fastest; in a step
+            compiled by XLA, set False: the one-pass path is faster there (as is ``pooling.max_pool`` in the stem).
     """
 
     momentum: float = 0.9

@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import ops
 
 from simclrv2_tf.nets.normalization import BatchNorm, BatchNormSettings, statistics_dtype
+from simclrv2_tf.nets.pooling import max_pool
 
 BLOCKS_PER_GROUP = {
     18: (2, 2, 2, 2),
@@ -274,6 +275,7 @@ class Stem(keras.layers.Layer):
     def __init__(self, kind: str, channels: int, batch_norm: BatchNormSettings, resnet_d: bool, **kwargs):
         super().__init__(**kwargs)
         self.kind = kind
+        self.fused = batch_norm.fused
         self.out_channels = channels
         policy = self.dtype_policy
         self.convs = []
@@ -303,7 +305,7 @@ class Stem(keras.layers.Layer):
         initial_conv = self.conv(inputs)
         x = ops.relu(self.batch_norm(initial_conv, training=training))
         if self.kind == "imagenet":
-            x = ops.max_pool(x, 3, 2, padding="same")
+            x = tf.nn.max_pool2d(x, 3, 2, "SAME") if self.fused else max_pool(x)
         return initial_conv, x
 
 

@@ -179,14 +179,15 @@ def test_gradient_equals_finite_differences(settings):
     assert (sides[0] - sides[1]) / (2 * step) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_fused_and_one_pass_networks_agree():
+@pytest.mark.parametrize("stem, side, dtype", [("cifar", 16, "float32"), ("imagenet", 32, "float64")])
+def test_networks_for_xla_and_for_no_xla_agree(stem, side, dtype):
     results = []
     for fused in (True, False):
         keras.utils.set_random_seed(3)
-        network = built(18, batch_norm=BatchNormSettings(fused=fused), **TINY)
+        network = built(18, batch_norm=BatchNormSettings(fused=fused), dtype=dtype, **TINY | {"stem": stem})
         randomise(network)
         with tf.GradientTape() as tape:
-            features = network(images(), training=True)["final_avg_pool"]
+            features = network(images(size=side, dtype=dtype), training=True)["final_avg_pool"]
             loss = tf.reduce_sum(features[:, 0])
         gradients = tape.gradient(loss, network.trainable_variables)
         results.append([features, *gradients, *moving_statistics(network).values()])
