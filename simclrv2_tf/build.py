@@ -13,6 +13,7 @@ from simclrv2_tf.nets.heads import ProjectionHead
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.normalization import BatchNormSettings
 from simclrv2_tf.nets.resnet import ResNet
+from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.distributed import ReplicatedModel, dtype_policy, use_xla
 from simclrv2_tf.training.optimizers import build_optimizer
 from simclrv2_tf.training.schedules import Plan
@@ -69,6 +70,12 @@ def training_input(config: Config, source: Source) -> TrainingInput:
         seed=config.seed,
         augment_on_host=config.augment_on == "host",
     )
+
+
+def freeze(model: ClassificationModel, config: Config) -> None:
+    """Freezes what the settings say: all but the classifier for linear evaluation."""
+    after_block = 4 if config.mode == "linear_eval" else config.fine_tune_after_block
+    model.freeze(after_block, keep_head=not config.fine_tune_proj_head)
 
 
 def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribute.Strategy, plan: Plan) -> None:

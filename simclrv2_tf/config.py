@@ -19,6 +19,7 @@ MODES = (
     "evaluate",
     "embed",
     "export",
+    "summary",
     "semi_supervised",
 )
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")

@@ -118,11 +118,11 @@ def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -
 
 
 def _inherited(parent: Config | None, mode: str) -> dict[str, Any]:
-    """A run looks at the same images as its parent; to evaluate, embed or export is to take all of its settings."""
+    """A run looks at the same images as its parent; to look at it is to take all of its settings."""
     if parent is None:
         return {}
     settings = dataclasses.asdict(parent)
-    if mode in ("evaluate", "embed", "export"):
+    if mode in ("evaluate", "embed", "export", "summary"):
         return {k: v for k, v in settings.items() if k not in ("mode", "model_dir", "checkpoint", "recipe", "stage")}
     return {name: settings[name] for name in SAME_IMAGES}
 

@@ -218,3 +218,30 @@ def test_epochs_that_are_asked_for_win_over_a_recipes_steps():
     assert config.train_epochs == 3 and config.train_steps == 0
     staged = recipes.resolve({"dataset": "digits", "stage": ("finetune.train_epochs=7",)}, "finetune")
     assert staged.train_epochs == 7 and staged.train_steps == 0
+
+
+class TestSummary:
+    def test_of_the_flags_opens_no_data_and_writes_nothing(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        found = modes.run({"mode": "summary", "resnet_depth": 18, "image_size": 32, "memory_size": 4096})
+        text = capsys.readouterr().out
+        assert "ResNet-18 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
+        assert f"{found['parameters']:,}" in text and f"{found['multiply_adds'] / 1e9:.3g}" in text
+        assert "logits: 1,024 x 5,120 in float32, 20.97 MB" in text
+        assert not list(tmp_path.iterdir())
+
+    def test_of_a_run(self, whole_run, capsys):
+        model_dir, _ = whole_run
+        config = json.loads((model_dir / "pretrain/config.json").read_text())
+        found = modes.run({"mode": "summary", "checkpoint": str(model_dir / "pretrain"), "train_batch_size": 7})
+        assert "10 classes; pretrain, 7 x 2 views" in capsys.readouterr().out
+        statistics = sum(v.size for name, v in weights(model_dir / "pretrain").items() if "moving_" in name)
+        assert found["parameters"] == config["resolved"]["parameters"] + statistics
+        modes.run({"mode": "summary", "checkpoint": str(model_dir / "linear_eval")})
+        rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+        assert rows["total"][1] == rows["classifier"][1] == "330" and rows["block_group4"][-2:] == ["0.00", "MB"]
+
+    def test_of_another_network_than_the_runs_is_refused(self, whole_run):
+        model_dir, _ = whole_run
+        with pytest.raises(SettingError, match="resnet_depth=50"):
+            modes.run({"mode": "summary", "checkpoint": str(model_dir / "pretrain"), "resnet_depth": 50})

@@ -9,6 +9,7 @@ from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.modes.inspection import embed, evaluate, export
 from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
+from simclrv2_tf.modes.summary import summary
 from simclrv2_tf.modes.training import classify, distill, pretrain
 from simclrv2_tf.training.distributed import choose_strategy
 
@@ -26,6 +27,8 @@ def run(explicit: dict[str, Any]) -> Result:
     mode = explicit.get("mode", "pretrain")
     if mode == "semi_supervised":
         return semi_supervised(explicit)
+    if mode == "summary":
+        return summary(explicit)
     functions: dict[str, Callable[[Config, Strategy], Result]] = {
         "pretrain": pretrain,
         "finetune": classify,

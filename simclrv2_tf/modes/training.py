@@ -80,8 +80,7 @@ def classify(config: Config, strategy: Strategy) -> Result:
         if config.checkpoint:
             load_network(network, config.checkpoint, with_classifier=False)
         model = ClassificationModel(network, build.views(config), config.weight_decay)
-        frozen = 4 if config.mode == "linear_eval" else config.fine_tune_after_block
-        model.freeze(frozen, keep_head=not config.fine_tune_proj_head)
+        build.freeze(model, config)
         build.compile_model(model, config, strategy, plan)
     return _train_classifier(config, strategy, model, data, plan, test)
 

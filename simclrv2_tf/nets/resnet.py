@@ -3,11 +3,7 @@
 The layers are created in the order in which the official code numbers its variables, which `official_names` relies on.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from math import prod
-from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -422,30 +418,3 @@ def _check_settings(depth: int, width_multiplier: float, sk_ratio: float, se_rat
         )
     if stem not in STEMS:
         raise ValueError(f"stem must be one of {STEMS}, not {stem!r}")
-
-
-class ParameterCount(NamedTuple):
-    """Numbers of parameters: those trained, and those with the moving statistics (the paper's Table 1)."""
-
-    trainable: int
-    total: int
-
-
-def count_parameters(make_network: Callable[[], keras.Model]) -> ParameterCount:
-    """Counts the parameters of a network without allocating any, however large it is.
-
-    Args:
-        make_network: returns an unbuilt network, e.g. ``lambda: ResNet(152, 3, sk_ratio=0.0625)``.
-    """
-
-    def count() -> ParameterCount:
-        with keras.StatelessScope(initialize_variables=False):
-            network = make_network()
-            network.build((None, None, None, 3))
-        sizes = [(prod(variable.shape), variable.trainable) for variable in network.variables]
-        return ParameterCount(sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes))
-
-    # Keras remembers, per thread, the variables it has yet to initialise, and would allocate them at the end of the
-    # next stateless scope; those of a thread of their own are forgotten with it.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(count).result()

@@ -1,0 +1,71 @@
+"""What a network costs, by part: of the settings, or of a run."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from simclrv2_tf import build, recipes
+from simclrv2_tf.config import Config
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.modes.starting import Result
+from simclrv2_tf.nets import Network, Summary, summarize
+from simclrv2_tf.training.checkpoints import run_of
+from simclrv2_tf.training.classifier import ClassificationModel
+
+IMAGENET_CLASSES = 1000
+
+
+def summary(explicit: dict[str, Any]) -> Result:
+    """Prints parameters, arithmetic and activations; opens no data, allocates no network, writes nothing.
+
+    Without ``--checkpoint`` the run is pretraining, with a classifier for ImageNet's classes beside it.
+    """
+    if explicit.get("checkpoint"):
+        parent, resolved = run_of(explicit["checkpoint"])
+        config = recipes.resolve(explicit, parent=parent).replace(mode=parent.mode)
+        classes, tap = resolved["num_classes"], resolved["head_input"]
+    else:
+        config, classes, tap = recipes.resolve(explicit, "pretrain"), IMAGENET_CLASSES, 0
+
+    def make_network() -> Network:
+        network = build.network(config, tf.distribute.get_strategy(), classes, tap)
+        if config.mode in ("finetune", "linear_eval", "supervised"):
+            build.freeze(ClassificationModel(network, ViewSettings(config.image_size)), config)
+        return network
+
+    found = summarize(make_network, config.image_size, whole_head=config.mode == "pretrain")
+    print(format_summary(found, config, classes))
+    total = found.total
+    return {"mode": "summary", "parameters": total.parameters, "multiply_adds": total.multiply_adds}
+
+
+def format_summary(found: Summary, config: Config, classes: int) -> str:
+    """The table of a network's parts, and what a training step of a run keeps."""
+    batch, views = config.train_batch_size, 2 if config.mode == "pretrain" else 1
+    ratios = {"SK": config.sk_ratio, "SE": config.se_ratio}
+    kinds = "".join(f", {name} {ratio:g}" for name, ratio in ratios.items() if ratio)
+    lines = [
+        f"ResNet-{config.resnet_depth} x{config.width_multiplier:g}{kinds}, {config.image_size} px, "
+        f"{config.stem_kind} stem, {classes:,} classes; {config.mode}, {batch:,} x {views} views a step, {found.dtype}",
+        "",
+        f"{'':16}{'trained':>14}{'with statistics':>17}{'GFLOPs a view':>15}{'activations a step':>20}",
+    ]
+
+    for name, cost in (found.parts | {"encoder alone": found.encoder, "total": found.total}).items():
+        kept = _bytes(cost.activations * batch * views * found.itemsize)
+        gflops = f"{cost.multiply_adds / 1e9:,.3g}"
+        lines.append(f"{name:16}{cost.trained:14,}{cost.parameters:17,}{gflops:>15}{kept:>20}")
+    lines += [
+        "",
+        "With statistics: batch norm's moving means and variances too, as in the paper's Table 1.",
+        "GFLOPs: billions of multiply-adds in convolutions and dense layers, forward; training takes thrice as many.",
+        "Activations: what the backward pass reads of the forward pass, each number once, over all replicas.",
+    ]
+    if config.mode == "pretrain":
+        rows, columns = 2 * batch, 2 * batch + config.memory_size
+        lines.append(f"NT-Xent's logits: {rows:,} x {columns:,} in float32, {_bytes(4 * rows * columns)}.")
+    return "\n".join(lines)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
