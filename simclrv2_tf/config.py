@@ -20,6 +20,7 @@ MODES = (
     "embed",
     "export",
     "summary",
+    "import_checkpoint",
     "semi_supervised",
 )
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
@@ -68,7 +69,10 @@ class Config:
         "", RUN, "Directory of the run: checkpoints, logs, results, report. Default: runs/DATASET-MODE."
     )
     checkpoint: str = _setting(
-        "", RUN, "Where to start from: the model directory of another run (its newest checkpoint) or one checkpoint."
+        "",
+        RUN,
+        "Where to start from: the model directory of another run (its newest checkpoint) or one checkpoint; for "
+        "import_checkpoint one of the official code, local or gs://.",
     )
     recipe: str = _setting(
         "auto",
@@ -85,6 +89,12 @@ class Config:
     checkpoint_epochs: int = _setting(1, RUN, "Epochs between checkpoints and evaluations.", minimum=1)
     checkpoint_steps: int = _setting(0, RUN, "Steps between checkpoints; 0: use checkpoint_epochs.", minimum=0)
     keep_checkpoint_max: int = _setting(5, RUN, "Newest checkpoints to keep; 0: all.", minimum=0)
+    format: str = _setting(
+        "saved_model",
+        RUN,
+        "For export: a SavedModel, or a TF1 checkpoint with the official names.",
+        choices=("saved_model", "tf1_checkpoint"),
+    )
     report: bool = _setting(True, RUN, "Draw the figures and report.html at the end.")
 
     dataset: str = _setting(
@@ -247,6 +257,8 @@ class Config:
             refuse("teacher", "distill needs the model directory of a fine-tuned run")
         if self.mode in ("evaluate", "embed", "export", "linear_eval") and not self.checkpoint:
             refuse("checkpoint", f"{self.mode} needs the model directory of a trained run")
+        if self.mode == "import_checkpoint" and not self.checkpoint:
+            refuse("checkpoint", "import_checkpoint needs a checkpoint of the official code")
 
     @property
     def head_layers(self) -> int:

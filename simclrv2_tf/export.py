@@ -1,12 +1,15 @@
-"""A trained network as a SavedModel that needs only TensorFlow."""
+"""A trained network for other programs: a SavedModel that needs only TensorFlow, a checkpoint for the official code."""
 
+import contextlib
 import pathlib
 import shutil
+from collections.abc import Iterator
 
 import tensorflow as tf
 
 from simclrv2_tf.data.augment import center_crop_and_resize
 from simclrv2_tf.nets.network import Network
+from simclrv2_tf.nets.official_names import official_names
 
 
 class Exported(tf.Module):
@@ -46,7 +49,7 @@ class Exported(tf.Module):
         self.train = train
 
 
-def save(network: Network, image_size: int, path: pathlib.Path, resize_method: str = "bicubic") -> None:
+def save_saved_model(network: Network, image_size: int, path: pathlib.Path, resize_method: str = "bicubic") -> None:
     """Writes the SavedModel directory ``path``, whole or not at all; an earlier one gives way.
 
     Args:
@@ -56,9 +59,42 @@ def save(network: Network, image_size: int, path: pathlib.Path, resize_method: s
         resize_method: of the signature ``serve``.
     """
     module = Exported(network, image_size, resize_method)
+    signatures = {"serve": module.serve, "serving_default": module.serve, "train": module.train}
+    with _replacing(path) as unfinished:
+        tf.saved_model.save(module, str(unfinished), signatures)
+
+
+def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None:
+    """Writes the directory ``path`` with ``model.ckpt-STEP``, whole or not at all; an earlier one gives way.
+
+    The official code reads it with ``--checkpoint``, as does ``tf.compat.v1.train.Saver``: the network under its TF1
+    names, and ``global_step``.
+
+    Args:
+        network: built.
+        step: of training.
+        path: the directory.
+    """
+    tensors = {name: tf.convert_to_tensor(variable.value) for name, variable in official_names(network).items()}
+    tensors["global_step"] = tf.constant(step, tf.int64)
+    name = f"model.ckpt-{step}"
+    with _replacing(path) as unfinished:
+        unfinished.mkdir(parents=True)
+        # What Saver does, without its warning that it is of TensorFlow 1.
+        tf.raw_ops.SaveV2(
+            prefix=str(unfinished / name),
+            tensor_names=list(tensors),
+            shape_and_slices=[""] * len(tensors),
+            tensors=list(tensors.values()),
+        )
+        (unfinished / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\n', encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory to write, which takes the place of ``path`` when it is whole."""
     unfinished = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    signatures = {"serve": module.serve, "serving_default": module.serve, "train": module.train}
-    tf.saved_model.save(module, str(unfinished), signatures)
+    yield unfinished
     shutil.rmtree(path, ignore_errors=True)
     unfinished.rename(path)

@@ -49,7 +49,7 @@ def test_saved_model_serves_and_trains_with_tensorflow_alone(image_size, resize_
     encoder = ResNet(18, 0.125, stem="cifar", name="encoder")
     network = Network(encoder, ProjectionHead(out_dim=16, name="projection_head"), num_classes=3, name="network")
     network.build((None, None, None, 3))
-    export.save(network, image_size, tmp_path / "model", resize_method)
+    export.save_saved_model(network, image_size, tmp_path / "model", resize_method)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 37, 51, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -75,5 +75,5 @@ def test_a_failed_export_leaves_the_earlier_one(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/saved_model.pb").write_bytes(b"earlier")
     with pytest.raises(AttributeError):
-        export.save(None, 16, tmp_path / "model")
+        export.save_saved_model(None, 16, tmp_path / "model")
     assert (tmp_path / "model/saved_model.pb").read_bytes() == b"earlier"

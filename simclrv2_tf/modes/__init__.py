@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.modes.importing import import_checkpoint
 from simclrv2_tf.modes.inspection import embed, evaluate, export
 from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
@@ -38,6 +39,7 @@ def run(explicit: dict[str, Any]) -> Result:
         "evaluate": evaluate,
         "embed": embed,
         "export": export,
+        "import_checkpoint": import_checkpoint,
     }
     config = settle(explicit)
     strategy = choose_strategy(config)

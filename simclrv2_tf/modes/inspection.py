@@ -6,9 +6,9 @@ import os
 import numpy as np
 
 from simclrv2_tf import build, evaluation
-from simclrv2_tf import export as saved_model
 from simclrv2_tf.config import Config
 from simclrv2_tf.data.sources import FileSource, open_source
+from simclrv2_tf.export import save_saved_model, save_tf1_checkpoint
 from simclrv2_tf.modes.measuring import (
     check_classes,
     evaluation_source,
@@ -19,7 +19,7 @@ from simclrv2_tf.modes.measuring import (
     top_k,
 )
 from simclrv2_tf.modes.starting import Result, Strategy
-from simclrv2_tf.training.checkpoints import load_network, run_of
+from simclrv2_tf.training.checkpoints import find, load_network, run_of, step_of
 from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.journal import Journal, write_atomically
 
@@ -27,7 +27,7 @@ from simclrv2_tf.training.journal import Journal, write_atomically
 def evaluate(config: Config, strategy: Strategy) -> Result:
     """Top-1 and top-5 of a run's classifier and kNN on its features, on the evaluation split."""
     source, test = open_source(config, config.train_split), evaluation_source(config)
-    model, _ = _trained_model(config, strategy)
+    model = _trained_model(config, strategy)
     check_classes(test, model.network.num_classes, f"--checkpoint={config.checkpoint}")
     result: Result = {"mode": "evaluate", "checkpoint": config.checkpoint, "eval_images": test.num_examples}
     if model.network.classifier is not None:
@@ -43,7 +43,7 @@ def evaluate(config: Config, strategy: Strategy) -> Result:
 def embed(config: Config, strategy: Strategy) -> Result:
     """Features of both splits as ``embeddings.npz``: ``x_SPLIT [n, d]``, ``y_SPLIT [n]``, for files ``path_SPLIT``."""
     sources = [open_source(config, config.train_split), evaluation_source(config)]
-    model, _ = _trained_model(config, strategy)
+    model = _trained_model(config, strategy)
     arrays: dict[str, np.ndarray] = {}
     for source in sources:
         if source is None:
@@ -61,20 +61,24 @@ def embed(config: Config, strategy: Strategy) -> Result:
 
 
 def export(config: Config, strategy: Strategy) -> Result:
-    """A SavedModel in ``MODEL_DIR/saved_model``."""
-    model, _ = _trained_model(config.replace(jit_compile="false", mixed_precision="float32"), strategy)
-    path = Journal(build.model_dir(config)).model_dir / "saved_model"
-    saved_model.save(model.network, config.image_size, path, config.eval_resize)
-    print(f"{path}: signatures serve (uint8 images of any size) and train ({config.image_size} px)")
+    """The network in ``MODEL_DIR/FORMAT``, for other programs."""
+    model = _trained_model(config.replace(jit_compile="false", mixed_precision="float32"), strategy)
+    path = Journal(build.model_dir(config)).model_dir / config.format
+    if config.format == "tf1_checkpoint":
+        save_tf1_checkpoint(model.network, step_of(find(config.checkpoint)), path)
+        print(f"{path}: for the official code's --checkpoint, or tf.compat.v1.train.Saver")
+    else:
+        save_saved_model(model.network, config.image_size, path, config.eval_resize)
+        print(f"{path}: signatures serve (uint8 images of any size) and train ({config.image_size} px)")
     return {"mode": "export", "path": str(path)}
 
 
-def _trained_model(config: Config, strategy: Strategy) -> tuple[ClassificationModel, list[str]]:
-    """The network of ``--checkpoint``, to look at; and the names of its classes."""
+def _trained_model(config: Config, strategy: Strategy) -> ClassificationModel:
+    """The network of ``--checkpoint``, to look at."""
     _, resolved = run_of(config.checkpoint)
     with strategy.scope():
         network = build.network(config, strategy, resolved["num_classes"], resolved["head_input"])
         found = load_network(network, config.checkpoint, with_classifier=bool(resolved["num_classes"]))
         model = ClassificationModel(network, build.views(config))
     print(f"{config.mode}: {found}")
-    return model, resolved["class_names"]
+    return model

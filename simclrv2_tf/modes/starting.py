@@ -8,6 +8,7 @@ import tensorflow as tf
 from simclrv2_tf import build, recipes
 from simclrv2_tf.config import STAGES, Config, SettingError
 from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.training import official
 from simclrv2_tf.training.checkpoints import find, run_of
 from simclrv2_tf.training.journal import Journal
 
@@ -35,6 +36,10 @@ def settle(explicit: dict[str, Any], stage: str = "") -> Config:
         raise SettingError("--checkpoint=: finetune needs a pretrained run; --mode=supervised starts from scratch")
     if mode == "supervised" and explicit.get("checkpoint"):
         raise SettingError(f"--checkpoint={explicit['checkpoint']}: supervised starts from scratch; take finetune")
+    if mode == "import_checkpoint" and explicit.get("checkpoint"):
+        found = official.read(explicit["checkpoint"], explicit.get("ft_proj_selector"))
+        described = Config(mode=mode, checkpoint=explicit["checkpoint"], **found.settings)
+        return recipes.resolve({"ft_proj_selector": found.head_input} | explicit, parent=described)
     flag = "teacher" if mode == "distill" else "checkpoint"
     parent = run_of(explicit[flag], flag)[0] if explicit.get(flag) else None
     return recipes.resolve(explicit, stage, parent)

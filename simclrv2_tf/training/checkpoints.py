@@ -55,6 +55,13 @@ class Checkpoints:
         self.manager.save(checkpoint_number=step)
 
 
+def save_network(network: Network, model_dir: str | pathlib.Path, step: int) -> None:
+    """Writes a network that no run here has trained where ``load_network`` finds it."""
+    path = pathlib.PurePath(model_dir, "checkpoints")
+    checkpoint = tf.train.Checkpoint(**_network_parts(network))
+    tf.train.CheckpointManager(checkpoint, str(path), 1, checkpoint_name="step").save(checkpoint_number=step)
+
+
 def _network_parts(network: Network) -> dict[str, dict[str, tf.Variable]]:
     """The variables of each part of a network, by name; TensorFlow's own tracking misses layers in Keras's lists."""
     parts = {"encoder": network.encoder.variables, "projection_head": network.projection_head.variables}
