@@ -106,6 +106,23 @@ def test_a_tf2_checkpoint_is_read_by_its_objects(tmp_path):
     assert len(assert_holds(network_of(tmp_path / "run"), canonical)) == 121
 
 
+@pytest.mark.parametrize("sk, mode", [(0, "finetune"), (0, "pretrain"), (1, "finetune"), (1, "pretrain")])
+def test_the_recorded_listings_tell_their_network(sk, mode):
+    listing = json.loads((GOLDEN / f"ckpt_tf1_r50_1x_sk{sk}_{mode}_variables.json").read_text())
+    rows = listing["graph_creation_order"]
+    shapes = {name: tuple(shape) for name, shape, _ in rows if not name.endswith("/Momentum")}
+    assert official.network_settings(shapes) == {
+        "resnet_depth": 50,
+        "width_multiplier": 1,
+        "sk_ratio": 0.0625 * sk,
+        "se_ratio": 0,
+        "stem": "imagenet",
+        "proj_head_mode": "nonlinear",
+        "num_proj_layers": 3,
+        "proj_out_dim": 128,
+    }
+
+
 @pytest.mark.parametrize(
     "made",
     [
