@@ -192,7 +192,7 @@ class Config:
     )
 
     ft_proj_selector: int = _setting(
-        0, FINE_TUNING, "Layer of the projection head to fine-tune from; 0: its input (no head).", minimum=0
+        0, FINE_TUNING, "Layer of the projection head that the classifier reads; 0: the head's input.", minimum=0
     )
     fine_tune_after_block: int = _setting(
         -1, FINE_TUNING, "Freeze the stem (0) and the block groups up to this one; -1: nothing.", minimum=-1, maximum=4

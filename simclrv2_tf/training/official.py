@@ -29,7 +29,7 @@ BESIDES = {
     "counters": rf"(global_step|save_counter)({TF2_VALUE})?|_CHECKPOINTABLE_OBJECT_GRAPH",
 }
 # The paper fine-tunes on few labels from the head's first layer, else from its input; the published paths say which.
-FROM_FIRST_LAYER = r"finetuned_(1|10)pct"
+FROM_FIRST_LAYER = ("finetuned_1pct", "finetuned_10pct")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,8 @@ def read(path: str, head_input: int | None = None) -> OfficialCheckpoint:
         raise SettingError(f"--checkpoint={path}: its variables are not those of a SimCLR network") from None
     taps = _taps(shapes, settings)
     if head_input is None:
-        head_input = 1 if 1 in taps and re.search(FROM_FIRST_LAYER, found) else min(taps, default=0)
+        few_labels = any(folder in found for folder in FROM_FIRST_LAYER)
+        head_input = 1 if few_labels and 1 in taps else min(taps, default=0)
     if taps and head_input not in taps:
         raise SettingError(
             f"--ft_proj_selector={head_input}: the classifier reads {shapes[f'{CLASSIFIER}/kernel'][0]} numbers, "
@@ -219,7 +220,8 @@ def _report(checkpoint: OfficialCheckpoint) -> str:
     if len(checkpoint.taps) > 1:
         lines.append(
             f"  assumed: the classifier reads layer {checkpoint.head_input} of the head. Layers {checkpoint.taps} are "
-            f"as wide; --ft_proj_selector says which, else 1 for paths with {FROM_FIRST_LAYER}, 0 for others"
+            "as wide; --ft_proj_selector says which, else "
+            f"1 for paths with {' or '.join(FROM_FIRST_LAYER)}, 0 for others"
         )
     return "\n".join(lines)
 
