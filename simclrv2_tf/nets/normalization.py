@@ -61,17 +61,12 @@ def one_pass_batch_norm(
         last two.
     """
     axes = list(range(x.shape.rank - 1))
-    channels = x.shape[-1]
 
     @tf.custom_gradient
     def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
         wide = tf.cast(x, gamma.dtype)
-        count = tf.cast(tf.size(x, out_type=tf.int64) // channels, gamma.dtype)
-        sums = [tf.reduce_sum(wide, axes), tf.reduce_sum(tf.square(wide), axes), count[None]]
-        total, total_squares, count = tf.split(sum_over_replicas(tf.concat(sums, 0)), [channels, channels, 1])
-        mean = total / count
-        # The difference of two rounded numbers may fall below zero where the variance is small.
-        variance = tf.maximum(total_squares / count - tf.square(mean), 0)
+        sums = tf.reduce_sum(wide, axes), tf.reduce_sum(tf.square(wide), axes)
+        mean, variance, count = _global_moments(*sums, _count(x, gamma.dtype), sum_over_replicas)
         rstd = tf.math.rsqrt(variance + epsilon)
         scale = gamma * rstd
         y = tf.cast(wide * scale + (beta - mean * scale), x.dtype)
@@ -94,16 +89,89 @@ def fused_batch_norm(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Batch norm of this replica's batch by TensorFlow's fused kernel; as ``one_pass_batch_norm`` but for float64."""
-    channels = x.shape[-1]
-    images = x if x.shape.rank == 4 else x[:, None, None, :]
     nothing = tf.zeros([0], gamma.dtype)
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=images, scale=gamma, offset=beta, mean=nothing, variance=nothing, epsilon=epsilon, is_training=True
+        x=_as_images(x), scale=gamma, offset=beta, mean=nothing, variance=nothing, epsilon=epsilon, is_training=True
     )
     # The kernel reports the sample variance Σ(x−x̄)²/(n−1); n = 1 must not turn it into NaN.
-    count = tf.cast(tf.size(x, out_type=tf.int64) // channels, variance.dtype)
+    count = _count(x, variance.dtype)
     variance = tf.math.multiply_no_nan(variance, (count - 1) / count)
     return tf.reshape(y, tf.shape(x)), tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+def fused_synchronized_batch_norm(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    epsilon: float,
+    sum_over_replicas: Callable[[tf.Tensor], tf.Tensor],
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """``one_pass_batch_norm`` for several replicas without XLA, made of fused kernels; not for float64.
+
+    Op by op, the one-pass formula is a dozen passes over wide copies of x. Here the training kernel gives this
+    replica's statistics, and the inference kernel normalises with everyone's. Its gradient takes the statistics for
+    constants, ``dx = scale · dy``; what they add, ``−scale · (Σdβ + x̂ · Σdγ) / N``, has the form of a batch norm of x.
+    """
+
+    @tf.custom_gradient
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+        _, mean, variance = fused_batch_norm(x, gamma, beta, epsilon)
+        count = _count(x, gamma.dtype)
+        sums = count * mean, count * (variance + tf.square(mean))
+        mean, variance, count = _global_moments(*sums, count, sum_over_replicas)
+
+        def affine(gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
+            normalized = tf.raw_ops.FusedBatchNormV3(
+                x=_as_images(x),
+                scale=gamma,
+                offset=beta,
+                mean=mean,
+                variance=variance,
+                epsilon=epsilon,
+                is_training=False,
+            )
+            return tf.reshape(normalized.y, tf.shape(x))
+
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            dx, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=_as_images(dy),
+                x=_as_images(x),
+                scale=gamma,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=tf.zeros([0], gamma.dtype),
+                epsilon=epsilon,
+                is_training=False,
+            )
+            all_dbeta, all_dgamma = tf.split(sum_over_replicas(tf.concat([dbeta, dgamma], 0)), 2)
+            scale = gamma * tf.math.rsqrt(variance + epsilon)
+            dx = tf.reshape(dx, tf.shape(x)) + affine(-scale * all_dgamma / count, -scale * all_dbeta / count)
+            return dx, dgamma, dbeta
+
+        return (affine(gamma, beta), mean, variance), gradient
+
+    return normalize(x, gamma, beta)
+
+
+def _count(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """How many values of x a channel has, scalar."""
+    return tf.cast(tf.size(x, out_type=tf.int64) // x.shape[-1], dtype)
+
+
+def _as_images(x: tf.Tensor) -> tf.Tensor:
+    return x if x.shape.rank == 4 else x[:, None, None, :]
+
+
+def _global_moments(
+    total: tf.Tensor, total_squares: tf.Tensor, count: tf.Tensor, sum_over_replicas: Callable[[tf.Tensor], tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Mean, biased variance and count over all replicas, from this replica's sums; one message."""
+    channels = total.shape[0]
+    sums = sum_over_replicas(tf.concat([total, total_squares, count[None]], 0))
+    total, total_squares, count = tf.split(sums, [channels, channels, 1])
+    mean = total / count
+    # The difference of two rounded numbers may fall below zero where the variance is small.
+    return mean, tf.maximum(total_squares / count - tf.square(mean), 0), count
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
@@ -169,11 +237,13 @@ class BatchNorm(keras.layers.Layer):
         if not (training and self.trainable):
             return self._normalize_by_moving_statistics(inputs, gamma, beta)
         alone = not self.synchronized or replica_count() == 1
-        if self.fused and alone and inputs.dtype != tf.float64:
+        fused = self.fused and inputs.dtype != tf.float64
+        if fused and alone:
             y, mean, variance = fused_batch_norm(inputs, gamma, beta, self.epsilon)
         else:
+            normalize = fused_synchronized_batch_norm if fused else one_pass_batch_norm
             reduce = tf.identity if alone else all_sum
-            y, mean, variance = one_pass_batch_norm(inputs, gamma, beta, self.epsilon, reduce)
+            y, mean, variance = normalize(inputs, gamma, beta, self.epsilon, reduce)
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving.value * self.momentum + batch * (1 - self.momentum))
         return y
