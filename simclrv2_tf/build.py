@@ -92,5 +92,4 @@ def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribut
 
 def model_dir(config: Config) -> pathlib.Path:
     """Where the run lives."""
-    default = f"runs/{config.dataset.replace(':', '_').replace('/', '_')}-{config.mode}"
-    return pathlib.Path(config.model_dir or default)
+    return pathlib.Path(config.run_dir)

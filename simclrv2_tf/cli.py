@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 
 from simclrv2_tf.config import Config, SettingError, check_bounds
+from simclrv2_tf.recipes import listing
 
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 HELP = {dashes + name for dashes in ("-", "--") for name in ("help", "helpshort", "helpfull", "h")}
@@ -26,6 +27,9 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         explicit = parse(argv)
+        if explicit.get("recipe") == "help":
+            print(listing())
+            return
         from simclrv2_tf import modes  # imports TensorFlow: seconds that --help need not wait for
 
         modes.run(explicit)

@@ -66,7 +66,10 @@ class Config:
 
     mode: str = _setting("pretrain", RUN, "What to do.", choices=MODES)
     model_dir: str = _setting(
-        "", RUN, "Directory of the run: checkpoints, logs, results, report. Default: runs/DATASET-MODE."
+        "",
+        RUN,
+        "Directory of the run: checkpoints, logs, results, report. Default: runs/RECIPE-MODE; runs/DATASET-MODE if no "
+        "recipe is named.",
     )
     checkpoint: str = _setting(
         "",
@@ -77,8 +80,8 @@ class Config:
     recipe: str = _setting(
         "auto",
         RUN,
-        "A named set of settings; flags win over it. auto: the one named as the data set, if there is one; "
-        "none: the official defaults.",
+        "A named set of settings; flags win over it. help: list them; auto: the one named as the data set, if there "
+        "is one; none: the official defaults.",
     )
     stage: tuple[str, ...] = _setting(
         (), RUN, "For semi_supervised, a setting of one stage, such as finetune.learning_rate=0.1; may be repeated."
@@ -271,6 +274,12 @@ class Config:
         if self.stem != "auto":
             return self.stem
         return "cifar" if self.image_size <= 32 else "imagenet"
+
+    @property
+    def run_dir(self) -> str:
+        """``model_dir``, or its default."""
+        name = self.dataset if self.recipe in ("auto", "none") else self.recipe
+        return self.model_dir or f"runs/{name.replace(':', '_').replace('/', '_')}-{self.mode}"
 
     def replace(self, **settings: Any) -> "Config":
         """A copy with some settings changed, checked again."""

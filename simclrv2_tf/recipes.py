@@ -1,18 +1,29 @@
-"""Named settings: the paper's and small ones that were measured here.
+"""Named settings: the paper's, the official README's, and small ones. ``--recipe=NAME`` loads one, flags win over it.
 
-A recipe holds what its runs share and what each stage changes. ``--recipe=NAME`` loads it, flags win over it.
+``precedence.py`` says what wins over what; ``--recipe=help`` prints ``listing()``, which is ``docs/recipes.md``.
 """
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from simclrv2_tf.config import NETWORK_SETTINGS, STAGES, Config, SettingError, parse_value
+from simclrv2_tf.config import STAGES
 
 Settings = Mapping[str, Any]
 
-# What a run takes from the run it starts from, unless told otherwise.
-SAME_IMAGES = ("dataset", "data_dir", "image_size", "crop_area_min", "use_flip", "resize_method", "eval_resize")
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Top-1 accuracies, per cent.
+
+    Attributes:
+        source: where they come from.
+        top1: by mode.
+    """
+
+    source: str
+    top1: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +34,105 @@ class Recipe:
         summary: what it is for and what it costs.
         common: settings of every stage.
         stages: what a stage changes.
-        label_counts: labels a class that ``semi_supervised`` compares.
+        large: what a stage changes for networks that are wider than 1 or have selective kernels.
+        self_distill: what distillation into the teacher's own network changes.
+        label_counts: labels a class that ``semi_supervised`` compares; none: all labels.
+        published: what others report.
+        measured: what this code reached.
     """
 
     summary: str
     common: Settings
     stages: Mapping[str, Settings]
+    large: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+    self_distill: Settings = dataclasses.field(default_factory=dict)
     label_counts: tuple[int, ...] = (10,)
+    published: Results = Results("", {})
+    measured: Results = Results("", {})
 
+    def of_stage(self, mode: str) -> dict[str, Any]:
+        """Its settings of one stage."""
+        return {**self.common, **self.stages.get(mode, {})}
+
+
+# The paper (arXiv 2006.10029), sections 3 and 3.1, and the official README's commands. Of supervised training the paper
+# says only how long it is; the rest is taken from pretraining.
+LIKE_PRETRAINING = dict(
+    train_batch_size=4096, learning_rate=0.1, learning_rate_scaling="sqrt", weight_decay=1e-4,
+)  # fmt: skip
+IMAGENET_STAGES: dict[str, Settings] = {
+    "pretrain": dict(LIKE_PRETRAINING, train_epochs=800, warmup_epochs=40.0, temperature=0.1),
+    "linear_eval": dict(
+        optimizer="momentum", train_batch_size=4096, train_epochs=90, learning_rate=0.1, warmup_epochs=0.0,
+        weight_decay=1e-6, zero_init_logits_layer=True,
+    ),
+    "supervised": dict(LIKE_PRETRAINING, train_epochs=90, warmup_epochs=4.5),
+    "finetune": dict(
+        train_batch_size=1024, train_epochs=30, learning_rate=0.005, learning_rate_scaling="sqrt", warmup_epochs=0.0,
+        weight_decay=0.0, zero_init_logits_layer=True,
+    ),
+    "distill": dict(LIKE_PRETRAINING, train_epochs=400, warmup_epochs=20.0, temperature=1.0),
+}  # fmt: skip
+# Depth, width, selective kernels: top-1 % fine-tuned on 1 %, 10 % and all labels, linear, supervised (paper, Table 1).
+PAPER_NETWORKS: dict[tuple[int, int, bool], tuple[float, ...]] = {
+    (50, 1, False): (57.9, 68.4, 76.3, 71.7, 76.6),
+    (50, 1, True): (64.5, 72.1, 78.7, 74.6, 78.5),
+    (50, 2, False): (66.3, 73.9, 79.1, 75.6, 77.8),
+    (50, 2, True): (70.6, 77.0, 81.3, 77.7, 79.3),
+    (101, 1, False): (62.1, 71.4, 78.2, 73.6, 78.0),
+    (101, 1, True): (68.3, 75.1, 80.6, 76.3, 79.6),
+    (101, 2, False): (69.1, 75.8, 80.7, 77.0, 78.9),
+    (101, 2, True): (73.2, 78.8, 82.4, 79.0, 80.1),
+    (152, 1, False): (64.0, 73.0, 79.3, 74.5, 78.3),
+    (152, 1, True): (70.0, 76.5, 81.3, 77.2, 79.9),
+    (152, 2, False): (70.2, 76.6, 81.1, 77.4, 79.1),
+    (152, 2, True): (74.2, 79.4, 82.9, 79.4, 80.4),
+    (152, 3, True): (74.9, 80.1, 83.1, 79.8, 80.5),
+}
+PAPER = "https://arxiv.org/abs/2006.10029 (ResNet-50)"
+OFFICIAL = "https://github.com/google-research/simclr"
+
+
+def _imagenet(summary: str, top1: Mapping[str, str], subset: str = "", **finetune: Any) -> Recipe:
+    """The paper's recipe, whose labels are all of ImageNet's or those of a subset."""
+    stages = IMAGENET_STAGES | {"finetune": dict(IMAGENET_STAGES["finetune"], **finetune)}
+    if subset:
+        labelled = {"dataset": f"imagenet2012_subset/{subset}", "train_batch_size": 1024}
+        stages |= {mode: dict(stages[mode], **labelled) for mode in ("finetune", "supervised")}
+    return Recipe(
+        summary=summary,
+        common=dict(dataset="imagenet2012"),
+        stages=stages,
+        large={"finetune": dict(learning_rate=0.002)},
+        self_distill=dict(temperature=0.1),
+        label_counts=(),
+        published=Results(PAPER, top1),
+    )
+
+
+# Pretraining and linear evaluation as in the official README, fine-tuning and distillation as in the paper.
+CIFAR_STAGES: dict[str, Settings] = {
+    "pretrain": dict(
+        train_batch_size=512, train_epochs=1000, checkpoint_epochs=10, learning_rate=1.0, warmup_epochs=10.0,
+        weight_decay=1e-4, temperature=0.5, color_jitter_strength=0.5, use_blur=False,
+    ),
+    "linear_eval": dict(
+        optimizer="momentum", train_batch_size=512, train_epochs=100, checkpoint_epochs=10, learning_rate=0.1,
+        warmup_epochs=0.0, weight_decay=0.0, zero_init_logits_layer=True,
+    ),
+    "supervised": dict(
+        optimizer="momentum", train_batch_size=512, train_epochs=200, checkpoint_epochs=10, learning_rate=0.1,
+        warmup_epochs=5.0, weight_decay=5e-4,
+    ),
+    "finetune": dict(
+        train_batch_size=512, train_epochs=60, checkpoint_epochs=10, learning_rate=0.005, learning_rate_scaling="sqrt",
+        warmup_epochs=0.0, weight_decay=0.0, zero_init_logits_layer=True, ft_proj_selector=1,
+    ),
+    "distill": dict(
+        train_batch_size=512, train_epochs=400, checkpoint_epochs=10, learning_rate=1.0, warmup_epochs=10.0,
+        weight_decay=1e-4, temperature=1.0,
+    ),
+}  # fmt: skip
 
 # Stages of a small run, in which few labels mean few images: the batch is cut to them, the rates are not scaled up.
 LABELLED = dict(
@@ -54,19 +156,114 @@ SMALL_STAGES: dict[str, Settings] = {
 }  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {
+    "imagenet": _imagenet(
+        "ImageNet as in the paper: a ResNet-50 (the table at the end has the other networks), fine-tuned on all labels "
+        "from the head's input. By the official README 100 epochs of pretraining take 6 hours on 32 TPU v3.",
+        {
+            "linear_eval": f"71.7 with the memory, 71.1 without ({OFFICIAL}/issues/77)",
+            "supervised": "76.6",
+            "finetune": "76.3",
+        },
+    ),
+    "imagenet_1pct": _imagenet(
+        "The same with 1 % of the labels, fine-tuned from the head's first layer.",
+        {"finetune": "57.9", "distill": "73.9 from a bigger teacher"},
+        subset="1pct", train_epochs=60, ft_proj_selector=1,
+    ),
+    "imagenet_10pct": _imagenet(
+        "The same with 10 % of the labels, fine-tuned from the head's first layer.",
+        {"finetune": "68.4", "distill": "77.5 from a bigger teacher"},
+        subset="10pct", ft_proj_selector=1,
+    ),
+    "cifar10": Recipe(
+        summary="CIFAR-10 as in the official README, a ResNet-18.",
+        common=dict(dataset="cifar10", resnet_depth=18, image_size=32),
+        stages=CIFAR_STAGES,
+        self_distill=dict(temperature=0.1),
+        label_counts=(4, 25, 400),
+        published=Results(OFFICIAL, {"linear_eval": "about 91"}),
+    ),
+    "cifar10_sgd": Recipe(
+        summary="The same in a tenth of the time: 100 epochs of SGD.",
+        common=dict(dataset="cifar10", resnet_depth=18, image_size=32, crop_area_min=0.2),
+        stages=CIFAR_STAGES | {
+            "pretrain": dict(
+                CIFAR_STAGES["pretrain"], train_epochs=100, optimizer="momentum", learning_rate=0.06,
+                warmup_epochs=0.0, weight_decay=5e-4,
+            ),
+            "distill": dict(CIFAR_STAGES["distill"], train_epochs=100),
+        },
+        self_distill=dict(temperature=0.1),
+        label_counts=(4, 25, 400),
+    ),
+    "cifar100": Recipe(
+        summary="CIFAR-100, as CIFAR-10.",
+        common=dict(dataset="cifar100", resnet_depth=18, image_size=32),
+        stages=CIFAR_STAGES,
+        self_distill=dict(temperature=0.1),
+        label_counts=(4, 25, 100),
+        published=Results(
+            "https://github.com/vturrisi/solo-learn (SimCLR, ResNet-18, 1,000 epochs)",
+            {"pretrain": "online classifier 65.8"},
+        ),
+    ),
+    "stl10": Recipe(
+        summary="STL-10, a ResNet-18: its 100,000 unlabelled images to pretrain on and to distil with, its 5,000 "
+        "labelled ones for the rest. They take 3 GB of memory.",
+        common=dict(dataset="stl10", resnet_depth=18, image_size=96),
+        stages=CIFAR_STAGES | {
+            "pretrain": dict(
+                train_split="unlabelled", train_batch_size=512, train_epochs=100, checkpoint_epochs=10,
+                learning_rate=1.0, warmup_epochs=10.0, weight_decay=1e-4, temperature=0.5,
+            ),
+            "distill": dict(CIFAR_STAGES["distill"], train_split="unlabelled", train_epochs=100),
+        },
+        self_distill=dict(temperature=0.1),
+        label_counts=(10, 100),
+        published=Results(
+            "https://github.com/Spijkervet/SimCLR (ResNet-18, batch 256, 100 epochs of Adam)", {"linear_eval": "76.5"}
+        ),
+    ),
+    "imagenette": Recipe(
+        summary="Imagenette, ten easy classes of ImageNet, at 128 pixels as in Lightly's benchmark; a ResNet-18.",
+        common=dict(dataset="imagenette/160px-v2", resnet_depth=18, image_size=128),
+        stages={mode: dict(CIFAR_STAGES[mode], train_batch_size=256) for mode in CIFAR_STAGES} | {
+            # Lightly's rate 0.06 and decay 5e-4, for a loss that is the sum over both views and not their mean.
+            "pretrain": dict(
+                optimizer="momentum", train_batch_size=256, train_epochs=800, checkpoint_epochs=10, learning_rate=0.03,
+                warmup_epochs=0.0, weight_decay=1e-3, temperature=0.5, color_jitter_strength=0.5,
+            ),
+        },
+        self_distill=dict(temperature=0.1),
+        label_counts=(10, 100),
+        published=Results(
+            "https://docs.lightly.ai/getting_started/benchmarks.html (SimCLR, 800 epochs)", {"pretrain": "kNN 88.9"}
+        ),
+    ),
     "digits": Recipe(
         summary="scikit-learn's 1,797 digits, a narrow ResNet-18 at 16 px: minutes on two CPU cores.",
         common=dict(
-            resnet_depth=18, width_multiplier=0.25, image_size=16, crop_area_min=0.6, use_flip=False,
+            dataset="digits", resnet_depth=18, width_multiplier=0.25, image_size=16, crop_area_min=0.6, use_flip=False,
             eval_batch_size=256,
         ),
         stages=SMALL_STAGES,
         label_counts=(1, 2, 5, 10),
+        measured=Results(
+            "`make demo` with SEED=0, 1, 2 on two CPU cores (AMD EPYC), 2026-11-23; at 5 labels a class",
+            {
+                "pretrain": "kNN 94.5 ± 1.3",
+                "linear_eval": "94.0 ± 1.5 (all labels)",
+                "supervised": "89.5 ± 1.6",
+                "finetune": "93.0 ± 1.6",
+                "distill": "93.5 ± 0.1",
+            },
+        ),
     ),
     "fashion_mnist": Recipe(
         summary="60,000 images of clothes, the same narrow network; not yet run at full length.",
         common=dict(
-            resnet_depth=18, width_multiplier=0.25, image_size=16, crop_area_min=0.2, eval_batch_size=512,
+            dataset="fashion_mnist", resnet_depth=18, width_multiplier=0.25, image_size=16, crop_area_min=0.2,
+            eval_batch_size=512,
         ),
         stages=SMALL_STAGES | {
             "pretrain": dict(SMALL_STAGES["pretrain"], train_epochs=10, checkpoint_epochs=2, warmup_epochs=1.0),
@@ -77,67 +274,58 @@ RECIPES: dict[str, Recipe] = {
     ),
 }  # fmt: skip
 
+HEADER = """# Recipes
 
-def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -> Config:
-    """The settings of a run: the defaults, the recipe's, what its parent hands on, then what the user said.
+A recipe is a named set of settings for each step of a run; `simclrv2_tf/recipes.py` holds the values. Flags win over
+it. It wins over what a run takes from the one that it starts from, but for the network. `--mode=semi_supervised` runs
+all steps of a recipe. `python run.py --recipe=help` prints this page.
 
-    Args:
-        explicit: what the user said, by name.
-        stage: a stage of a semi-supervised run; "": the run itself.
-        parent: settings of the run that ``--checkpoint`` names, whose network dictates this one's.
+Some come with the data set of their name, unless there is `--recipe=none`: {auto}.
 
-    Raises:
-        SettingError: for an unknown recipe, a bad value, or a network other than the parent's.
-    """
-    mode = stage or explicit.get("mode", "pretrain")
-    inherited = _inherited(parent, mode)
-    recipe = find(inherited | dict(explicit))
-    settings = {**recipe.common, **recipe.stages.get(mode, {})} if recipe is not None else {}
-    settings |= inherited
-    said = dict(explicit)
-    for override in explicit.get("stage", ()):
-        place, _, value = override.partition("=")
-        of_stage, _, name = place.partition(".")
-        if of_stage not in STAGES or not name or not value:
-            raise SettingError(f"--stage={override}: must look like finetune.learning_rate=0.1")
-        parsed = parse_value(name, value)
-        if of_stage == mode:
-            said[name] = parsed
-    settings |= said
-    for epochs, steps in (("train_epochs", "train_steps"), ("checkpoint_epochs", "checkpoint_steps")):
-        if epochs in said and steps not in said:
-            settings[steps] = 0  # a recipe's steps would win over the epochs that were asked for
-    if parent is not None and mode != "distill":
-        for name in NETWORK_SETTINGS:
-            given = getattr(parent, name)
-            if name in explicit and explicit[name] != given:
-                raise SettingError(f"--{name}={explicit[name]}: the checkpoint's network has {given}")
-            settings[name] = given
-        settings["stem"] = parent.stem_kind
-    return Config(**settings | {"mode": mode})
+Accuracies are top-1 in per cent."""
+NETWORKS = """## The networks of the paper
+
+These flags beside `--recipe=imagenet` choose the network. What starts from a checkpoint takes the network from there.
+One that is wider than 1 or has selective kernels is fine-tuned at the paper's lower rate; a student is distilled at
+temperature 0.1 if its network is its teacher's, else at 1. Published (paper, Table 1): fine-tuned on 1 %, 10 % and all
+labels, linear, supervised. Not measured here.
+
+| flags | 1 % | 10 % | 100 % | linear | supervised |
+|---|---|---|---|---|---|"""
 
 
-def _inherited(parent: Config | None, mode: str) -> dict[str, Any]:
-    """A run looks at the same images as its parent; to look at it is to take all of its settings."""
-    if parent is None:
-        return {}
-    settings = dataclasses.asdict(parent)
-    if mode in ("evaluate", "embed", "export", "summary"):
-        return {k: v for k, v in settings.items() if k not in ("mode", "model_dir", "checkpoint", "recipe", "stage")}
-    return {name: settings[name] for name in SAME_IMAGES}
+def listing() -> str:
+    """Every recipe with its commands and its published and measured accuracies, as Markdown."""
+    auto = ", ".join(f"`{name}`" for name, recipe in RECIPES.items() if recipe.common["dataset"] == name)
+    return "\n\n".join([HEADER.format(auto=auto), *map(_section, RECIPES), _networks()])
 
 
-def find(explicit: Settings) -> Recipe | None:
-    """The recipe that is asked for: by name, or the one named as the data set.
+def _section(name: str) -> str:
+    """A recipe; of the steps that another recipe before it has, only those with a result of their own."""
+    recipe = RECIPES[name]
+    first = next(name for name in RECIPES if RECIPES[name].of_stage("pretrain") == recipe.of_stage("pretrain"))
+    lines = [f"## {name}", "", textwrap.fill(recipe.summary, 120)]
+    for results, what in ((recipe.published, "Published"), (recipe.measured, "Measured here")):
+        if results.top1:
+            lines += ["", f"{what}: {results.source}."]
+    lines += ["", "| command | published | measured here |", "|---|---|---|"]
+    start = {
+        "linear_eval": f" --checkpoint=runs/{first}-pretrain",
+        "finetune": f" --checkpoint=runs/{first}-pretrain",
+        "distill": f" --teacher=runs/{name}-finetune",
+    }
+    for mode in STAGES:
+        published, measured = recipe.published.top1.get(mode, ""), recipe.measured.top1.get(mode, "not measured here")
+        if first == name or published or RECIPES[first].of_stage(mode) != recipe.of_stage(mode):
+            lines.append(
+                f"| `python run.py --recipe={name} --mode={mode}{start.get(mode, '')}` | {published} | {measured} |"
+            )
+    return "\n".join(lines)
 
-    Raises:
-        SettingError: if there is none of that name.
-    """
-    name = explicit.get("recipe", "auto")
-    if name == "auto":
-        return RECIPES.get(explicit.get("dataset", ""))
-    if name == "none":
-        return None
-    if name not in RECIPES:
-        raise SettingError(f"--recipe={name}: must be auto, none or one of {', '.join(RECIPES)}")
-    return RECIPES[name]
+
+def _networks() -> str:
+    rows = []
+    for (depth, width, selective_kernels), top1 in PAPER_NETWORKS.items():
+        flags = f"--resnet_depth={depth} --width_multiplier={width}" + " --sk_ratio=0.0625" * selective_kernels
+        rows.append(f"| `{flags}` | " + " | ".join(map(str, top1)) + " |")
+    return "\n".join([NETWORKS, *rows])

@@ -119,6 +119,13 @@ def test_derived_settings():
     assert layers == [0, 1, 5]
 
 
+def test_where_a_run_lives():
+    assert Config(dataset="folder:/a b", mode="supervised").run_dir == "runs/folder__a b-supervised"
+    assert Config(dataset="digits", recipe="none").run_dir == "runs/digits-pretrain"
+    assert Config(recipe="imagenet_1pct", dataset="npz:x").run_dir == "runs/imagenet_1pct-pretrain"
+    assert Config(recipe="imagenet_1pct", model_dir="here").run_dir == "here"
+
+
 def test_settings_survive_json():
     config = Config(stage=("finetune.learning_rate=0.1",), use_blur=False, learning_rate=1e-7, dataset="folder:/ä b")
     text = config.to_json()

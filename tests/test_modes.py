@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from simclrv2_tf import cli, modes, recipes
+from simclrv2_tf import cli, modes, precedence
 from simclrv2_tf.config import SettingError
 from simclrv2_tf.training.journal import Journal
 
@@ -214,9 +214,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path):
 
 
 def test_epochs_that_are_asked_for_win_over_a_recipes_steps():
-    config = recipes.resolve({"mode": "supervised", "dataset": "digits", "train_epochs": 3})
+    config = precedence.resolve({"mode": "supervised", "dataset": "digits", "train_epochs": 3})
     assert config.train_epochs == 3 and config.train_steps == 0
-    staged = recipes.resolve({"dataset": "digits", "stage": ("finetune.train_epochs=7",)}, "finetune")
+    staged = precedence.resolve({"dataset": "digits", "stage": ("finetune.train_epochs=7",)}, "finetune")
     assert staged.train_epochs == 7 and staged.train_steps == 0
 
 

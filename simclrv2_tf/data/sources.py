@@ -443,6 +443,8 @@ def _tfds(config: Config, split: str) -> Source:
     if None not in shape and num_examples * int(np.prod(shape)) <= IN_MEMORY_BYTES:
         data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
         labels = data["label"].astype(np.int32) if names else None
+        if names and (labels < 0).all():  # as of STL-10's unlabelled split
+            labels, names = None, ()
         return ArraySource(f"{config.dataset}/{split}", _as_images(data["image"], where), labels, names)
     return RecordSource(f"{config.dataset}/{split}", builder, split, num_examples, names, cache=config.cache_dataset)
 

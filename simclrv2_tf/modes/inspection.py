@@ -25,15 +25,19 @@ from simclrv2_tf.training.journal import Journal, write_atomically
 
 
 def evaluate(config: Config, strategy: Strategy) -> Result:
-    """Top-1 and top-5 of a run's classifier and kNN on its features, on the evaluation split."""
+    """Top-1 and top-5 of a run's classifier and kNN on its features, on the evaluation split.
+
+    Without labels on the training split there is no kNN.
+    """
     source, test = open_source(config, config.train_split), evaluation_source(config)
     model = _trained_model(config, strategy)
     check_classes(test, model.network.num_classes, f"--checkpoint={config.checkpoint}")
     result: Result = {"mode": "evaluate", "checkpoint": config.checkpoint, "eval_images": test.num_examples}
     if model.network.classifier is not None:
         result |= top_k(*logits_of(model, config, test))
-    train_features = knn_features(model, config, source)
-    result["knn_top1"] = evaluation.knn_accuracy(*train_features, *features_of(model, config, test))
+    if source.class_names:
+        train_features = knn_features(model, config, source)
+        result["knn_top1"] = evaluation.knn_accuracy(*train_features, *features_of(model, config, test))
     journal = Journal(build.model_dir(config))
     write_atomically(journal.model_dir / "evaluation.json", json.dumps(result, indent=1))
     print_scores(result)

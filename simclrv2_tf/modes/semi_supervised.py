@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from simclrv2_tf import build, recipes
+from simclrv2_tf import build, precedence
 from simclrv2_tf.config import STAGES, Config
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.modes.starting import Result, finished, fit_batch, settle
@@ -14,7 +14,7 @@ from simclrv2_tf.training.journal import Journal
 
 def semi_supervised(explicit: dict[str, Any]) -> Result:
     """All three steps, and what they are to be compared with, each in a sub-directory of the model directory."""
-    config = recipes.resolve(explicit)
+    config = precedence.resolve(explicit)
     strategy = choose_strategy(config)
     model_dir = build.model_dir(config)
     counts = _label_counts(explicit, config)
@@ -47,7 +47,7 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
         "seed": config.seed,
         "table": table,
         "linear_top1": linear["linear_top1"],
-        "knn_top1": pretrained["knn_top1"],
+        "knn_top1": pretrained.get("knn_top1"),
         "online_top1": pretrained.get("online_top1"),
         "seconds": round(sum(seconds), 1),
     }
@@ -65,7 +65,7 @@ def _check_stages(explicit: dict[str, Any], counts: dict[str | int, dict[str, An
     for labels in counts.values():
         for name in STAGES:
             later = {} if name == "supervised" else {"checkpoint": "pretrain", "teacher": "finetune"}
-            settled = recipes.resolve(explicit | labels | later, name)
+            settled = precedence.resolve(explicit | labels | later, name)
             if name == "supervised":
                 open_labelled(settled)
 
@@ -76,6 +76,6 @@ def _label_counts(explicit: dict[str, Any], config: Config) -> dict[str | int, d
         return {config.labels_per_class: {"labels_per_class": config.labels_per_class}}
     if config.label_fraction < 1:
         return {f"{100 * config.label_fraction:g}%": {"label_fraction": config.label_fraction}}
-    recipe = recipes.find(explicit)
+    recipe = precedence.find(explicit)
     counts = recipe.label_counts if recipe is not None else ()
     return {n: {"labels_per_class": n} for n in counts} or {"all": {}}

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from simclrv2_tf import build, recipes
+from simclrv2_tf import build, precedence
 from simclrv2_tf.config import STAGES, Config, SettingError
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.training import official
@@ -39,10 +39,10 @@ def settle(explicit: dict[str, Any], stage: str = "") -> Config:
     if mode == "import_checkpoint" and explicit.get("checkpoint"):
         found = official.read(explicit["checkpoint"], explicit.get("ft_proj_selector"))
         described = Config(mode=mode, checkpoint=explicit["checkpoint"], **found.settings)
-        return recipes.resolve({"ft_proj_selector": found.head_input} | explicit, parent=described)
+        return precedence.resolve({"ft_proj_selector": found.head_input} | explicit, parent=described)
     flag = "teacher" if mode == "distill" else "checkpoint"
     parent = run_of(explicit[flag], flag)[0] if explicit.get(flag) else None
-    return recipes.resolve(explicit, stage, parent)
+    return precedence.resolve(explicit, stage, parent)
 
 
 def fit_batch(config: Config, strategy: Strategy) -> Config:

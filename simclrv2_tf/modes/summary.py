@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from simclrv2_tf import build, recipes
+from simclrv2_tf import build, precedence
 from simclrv2_tf.config import Config
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.modes.starting import Result
@@ -22,10 +22,10 @@ def summary(explicit: dict[str, Any]) -> Result:
     """
     if explicit.get("checkpoint"):
         parent, resolved = run_of(explicit["checkpoint"])
-        config = recipes.resolve(explicit, parent=parent).replace(mode=parent.mode)
+        config = precedence.resolve(explicit, parent=parent).replace(mode=parent.mode)
         classes, tap = resolved["num_classes"], resolved["head_input"]
     else:
-        config, classes, tap = recipes.resolve(explicit, "pretrain"), IMAGENET_CLASSES, 0
+        config, classes, tap = precedence.resolve(explicit, "pretrain"), IMAGENET_CLASSES, 0
 
     def make_network() -> Network:
         network = build.network(config, tf.distribute.get_strategy(), classes, tap)

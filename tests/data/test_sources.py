@@ -345,6 +345,15 @@ class TinySquares(TinyBuilder):
         return {"image": picture(i, 6, 6, 1), "label": i % 2}
 
 
+class TinyUnlabelled(TinySquares):
+    """Images of one size, some without a label, as STL-10 has them."""
+
+    SPLITS = {"train": range(30), "unlabelled": range(30, 36)}  # noqa: RUF012
+
+    def example(self, i):
+        return {"image": picture(i, 6, 6, 1), "label": i % 2 if i < 30 else -1}
+
+
 class TinyPhotos(TinyBuilder):
     """JPEGs of several sizes, in four files. The label tells which image it is."""
 
@@ -380,7 +389,7 @@ class TinyWords(TinyBuilder):
 def data_dir(tmp_path_factory):
     place = tmp_path_factory.mktemp("tfds")
     config = tfds.download.DownloadConfig(num_shards=4)
-    for builder in (TinySquares, TinyPhotos, TinyCounts, TinyWords):
+    for builder in (TinySquares, TinyUnlabelled, TinyPhotos, TinyCounts, TinyWords):
         builder(data_dir=str(place)).download_and_prepare(download_config=config)
     return str(place)
 
@@ -392,6 +401,15 @@ def test_small_images_of_one_size_go_into_memory(data_dir):
     found = [next(i for i, image in drawn.items() if np.array_equal(image, row)) for row in source.images]
     assert sorted(found) == list(range(30))
     np.testing.assert_array_equal(source.labels, np.array(found) % 2)
+
+
+def test_a_split_without_any_label_has_no_classes(data_dir):
+    opened = {
+        split: open_source(settings("tiny_unlabelled", data_dir=data_dir), split) for split in TinyUnlabelled.SPLITS
+    }
+    assert [source.num_examples for source in opened.values()] == [30, 6]
+    assert opened["train"].class_names == ("even", "odd") and opened["train"].labels is not None
+    assert opened["unlabelled"].class_names == () and opened["unlabelled"].labels is None
 
 
 def test_images_of_several_sizes_are_streamed(data_dir):
