@@ -38,7 +38,8 @@ def settle(explicit: dict[str, Any], stage: str = "") -> Config:
         raise SettingError(f"--checkpoint={explicit['checkpoint']}: supervised starts from scratch; take finetune")
     if mode == "import_checkpoint" and explicit.get("checkpoint"):
         found = official.read(explicit["checkpoint"], explicit.get("ft_proj_selector"))
-        described = Config(mode=mode, checkpoint=explicit["checkpoint"], **found.settings)
+        resize = found.eval_resize
+        described = Config(mode=mode, checkpoint=explicit["checkpoint"], eval_resize=resize, **found.settings)
         return precedence.resolve({"ft_proj_selector": found.head_input} | explicit, parent=described)
     flag = "teacher" if mode == "distill" else "checkpoint"
     parent = run_of(explicit[flag], flag)[0] if explicit.get(flag) else None

@@ -63,6 +63,11 @@ class OfficialCheckpoint:
         """Classes of the classifier; 0 without one."""
         return self.shapes.get(f"{CLASSIFIER}/bias", (0,))[0]
 
+    @property
+    def eval_resize(self) -> str:
+        """How the images were resized that it was trained on: as by the TF2 code, if it is kept by objects."""
+        return "bicubic" if any(".ATTRIBUTES" in key for key in self.keys.values()) else "tf1"
+
 
 def read(path: str, head_input: int | None = None) -> OfficialCheckpoint:
     """Finds out what a checkpoint holds; of its values it reads only those of the projection head's batch norms.

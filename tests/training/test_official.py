@@ -104,6 +104,7 @@ def test_a_tf2_checkpoint_is_read_by_its_objects(tmp_path):
     assert result["step"] == 40 and "ResNet-18 x1, sk_ratio 0, se_ratio 0, cifar stem" in result["report"]
     canonical = {name: tensors[key] for key, _, _, name in rows if name}
     assert len(assert_holds(network_of(tmp_path / "run"), canonical)) == 121
+    assert run_of(str(tmp_path / "run"))[0].eval_resize == "bicubic"  # TensorFlow 2 resized its images
 
 
 @pytest.mark.parametrize("sk, mode", [(0, "finetune"), (0, "pretrain"), (1, "finetune"), (1, "pretrain")])
@@ -281,6 +282,7 @@ def test_the_other_modes_go_on_from_an_imported_one(tmp_path):
     modes.run(toy | {"mode": "finetune", "checkpoint": run, "model_dir": finetuned, "ft_proj_selector": 1})
     config, resolved = run_of(finetuned)
     assert (config.width_multiplier, config.stem, config.image_size) == (0.0625, "imagenet", 16)
+    assert config.eval_resize == run_of(run)[0].eval_resize == "tf1"
     assert resolved["head_input"] == 1
     name = "base_model/conv2d/kernel"
     moved = np.abs(official_names(network_of(finetuned))[name] - tiny()[name]).max()
