@@ -52,7 +52,7 @@ RUN, DATA, NETWORK, OPTIMISATION, OBJECTIVE, AUGMENTATION, FINE_TUNING, DEVICES 
     "Objective",
     "Augmentation",
     "Fine-tuning and distillation",
-    "Devices and speed",
+    "Devices, speed and memory",
 )
 
 
@@ -227,6 +227,13 @@ class Config:
         "auto", DEVICES, "XLA for the step; auto: on one GPU and on TPUs.", choices=("auto", "true", "false")
     )
     steps_per_execution: int = _setting(0, DEVICES, "Steps a call of the device; 0: one.", minimum=0)
+    loss_tile: int = _setting(
+        0,
+        DEVICES,
+        "Rows of NT-Xent's similarity matrix that are in memory at a time; it changes no result. 0: at most 2^21 "
+        "similarities, but 128 rows.",
+        minimum=0,
+    )
     cpu_replicas: int = _setting(
         0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0
     )

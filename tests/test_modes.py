@@ -227,7 +227,7 @@ class TestSummary:
         text = capsys.readouterr().out
         assert "ResNet-18 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
         assert f"{found['parameters']:,}" in text and f"{found['multiply_adds'] / 1e9:.3g}" in text
-        assert "logits: 1,024 x 5,120 in float32, 20.97 MB" in text
+        assert "NT-Xent: 1,024 x 5,120 similarities, 409 rows at a time (--loss_tile): 8.38 MB in float32" in text
         assert not list(tmp_path.iterdir())
 
     def test_of_a_run(self, whole_run, capsys):

@@ -11,6 +11,7 @@ from simclrv2_tf.modes.starting import Result
 from simclrv2_tf.nets import Network, Summary, summarize
 from simclrv2_tf.training.checkpoints import run_of
 from simclrv2_tf.training.classifier import ClassificationModel
+from simclrv2_tf.training.losses import tile_rows
 
 IMAGENET_CLASSES = 1000
 
@@ -63,7 +64,11 @@ def format_summary(found: Summary, config: Config, classes: int) -> str:
     ]
     if config.mode == "pretrain":
         rows, columns = 2 * batch, 2 * batch + config.memory_size
-        lines.append(f"NT-Xent's logits: {rows:,} x {columns:,} in float32, {_bytes(4 * rows * columns)}.")
+        held = min(tile_rows(columns, config.loss_tile), rows)
+        lines.append(
+            f"NT-Xent: {rows:,} x {columns:,} similarities, {held:,} rows at a time (--loss_tile): "
+            f"{_bytes(4 * held * columns)} in float32."
+        )
     return "\n".join(lines)
 
 

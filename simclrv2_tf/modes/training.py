@@ -47,7 +47,13 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
             load_network(network, config.checkpoint, with_classifier=False)
         memory = Memory(network, config.memory_size, config.ema_decay) if config.memory_size else None
         model = SimCLR(
-            network, build.views(config), config.temperature, config.hidden_norm, config.weight_decay, memory
+            network,
+            build.views(config),
+            config.temperature,
+            config.hidden_norm,
+            config.weight_decay,
+            memory,
+            config.loss_tile,
         )
         build.compile_model(model, config, strategy, plan)
 

@@ -3,13 +3,19 @@
 Everything is computed in float32 whatever the dtype policy; float64 stays float64.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.collectives import all_gather, all_sum, replica_count, replica_index
+from simclrv2_tf.training.parts import join, map_in_turn, split
+
+# Similarities that NT-Xent has in memory at a time unless told otherwise, 8 MiB in float32: few enough for the caches,
+# enough for a loop's turn. But no fewer rows than these, or fetching the candidates would take longest.
+TILE_ENTRIES, TILE_ROWS = 2**21, 128
 
 
 class ContrastiveResult(NamedTuple):
@@ -26,6 +32,7 @@ def nt_xent(
     temperature: float,
     normalize: bool = True,
     negatives: tf.Tensor | None = None,
+    tile: int = 0,
 ) -> ContrastiveResult:
     """NT-Xent (SimCLR, section 2.1), summed over both directions, with candidates from every replica.
 
@@ -41,18 +48,15 @@ def nt_xent(
         normalize: compare by cosine; otherwise by inner product.
         negatives: ``[m, d]`` further negatives for every row, such as MoCo's queue (SimCLRv2, section 2), already
             detached. They are not gathered: each replica uses those it is given.
+        tile: rows of the similarity matrix that are in memory at a time (all of them where n is unknown while tracing);
+            0: of some 2²¹ similarities. It changes no result.
 
     Returns:
         Scalars in float32 (float64 for float64 views): the loss, and the top-1 accuracy and entropy in nats of the
         similarities from view 1 to view 2, in which the queue has no part.
     """
-    per_image, cross_logits, targets = _contrast(view1, view2, temperature, normalize, negatives)
-    probabilities = tf.nn.softmax(cross_logits)
-    hits = tf.argmax(cross_logits, axis=1, output_type=targets.dtype) == targets
     return ContrastiveResult(
-        loss=tf.reduce_mean(per_image),
-        accuracy=tf.reduce_mean(tf.cast(hits, per_image.dtype)),
-        entropy=-tf.reduce_mean(tf.reduce_sum(probabilities * tf.math.log(probabilities + 1e-8), axis=1)),
+        *map(tf.reduce_mean, _contrast(view1, view2, temperature, normalize, negatives, tile=tile))
     )
 
 
@@ -66,25 +70,34 @@ class NTXent(keras.losses.Loss):
     Args:
         temperature: divides the similarities.
         hidden_norm: compare by cosine; otherwise by inner product.
+        tile: as in ``nt_xent``.
 
     Raises:
         ValueError: where the temperature is not above 0.
     """
 
-    def __init__(self, temperature: float = 0.1, hidden_norm: bool = True, name: str = "nt_xent", **kwargs: Any):
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        hidden_norm: bool = True,
+        tile: int = 0,
+        name: str = "nt_xent",
+        **kwargs: Any,
+    ):
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
         super().__init__(name=name, **kwargs)
         self.temperature = temperature
         self.hidden_norm = hidden_norm
+        self.tile = tile
 
     def call(self, y_true: Any, y_pred: tf.Tensor) -> tf.Tensor:
         view1, view2 = tf.split(y_pred, 2)
-        per_image, _, _ = _contrast(view1, view2, self.temperature, self.hidden_norm)
-        return per_image
+        return _contrast(view1, view2, self.temperature, self.hidden_norm, tile=self.tile)[0]
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "temperature": self.temperature, "hidden_norm": self.hidden_norm}
+        settings = {"temperature": self.temperature, "hidden_norm": self.hidden_norm, "tile": self.tile}
+        return super().get_config() | settings
 
 
 def distillation_loss(student_logits: tf.Tensor, teacher_logits: tf.Tensor, temperature: float) -> tf.Tensor:
@@ -133,34 +146,117 @@ def l2_penalty(variables: Iterable[keras.Variable | tf.Variable], weight_decay: 
     return weight_decay * tf.add_n(squares) if squares else 0.0
 
 
+def tile_rows(columns: int, tile: int = 0) -> int:
+    """Rows of a similarity matrix of so many columns that `nt_xent` has in memory at a time."""
+    return tile or max(TILE_ENTRIES // columns, TILE_ROWS)
+
+
 def _contrast(
     view1: tf.Tensor,
     view2: tf.Tensor,
     temperature: float,
     normalize: bool,
     negatives: tf.Tensor | None = None,
+    *,
+    tile: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Loss per image ``[n]``, logits of view 1 for all N candidates of view 2 ``[n, N]``, column of each positive."""
-    view1, view2 = _rows(view1, normalize), _rows(view2, normalize)
-    gathered = all_gather(tf.stack([view1, view2], axis=1))  # both views in one message
-    candidates = tf.concat([gathered[:, 0], gathered[:, 1]], axis=0)
-    views = tf.concat([view1, view2], axis=0)
-    logits = tf.matmul(views, candidates, transpose_b=True) / temperature  # [2n, 2N]
+    """Loss, hit (0 or 1) and entropy of each image, ``[n]``."""
+    views = tf.stack([_rows(view1, normalize), _rows(view2, normalize)], axis=1)
+    queue = views[:0, 0] if negatives is None else tf.cast(_rows(negatives, normalize), views.dtype)
 
-    n, total = tf.shape(view1)[0], tf.shape(gathered)[0]
-    targets = replica_index() * n + tf.range(n)
-    column = tf.range(2 * total)
-    is_itself = column == tf.concat([targets, targets + total], axis=0)[:, None]
-    is_positive = column == tf.concat([targets + total, targets], axis=0)[:, None]
+    @tf.custom_gradient
+    def contrast(views: tf.Tensor):
+        matrix = _SimilarityMatrix(views, queue, temperature, tile)
+        loss, hit, entropy, partition = matrix.compare()
+        return (loss, hit, entropy), lambda upstream, *_: matrix.gradient(partition, upstream)
 
-    # The positive is read from the logits, not computed anew: at a small temperature the two would round apart.
-    positive = tf.reduce_sum(tf.where(is_positive, logits, 0), axis=1)
-    compared = tf.where(is_itself, logits.dtype.min, logits)
-    if negatives is not None:
-        queue = tf.cast(_rows(negatives, normalize), views.dtype)
-        compared = tf.concat([compared, tf.matmul(views, queue, transpose_b=True) / temperature], axis=1)
-    per_view = tf.reduce_logsumexp(compared, axis=1) - positive
-    return per_view[:n] + per_view[n:], logits[:n, total:], targets
+    return contrast(views)
+
+
+class _SimilarityMatrix:
+    """Similarities of this replica's rows to all candidates, computed some rows at a time, and again for the gradient.
+
+    Automatic differentiation would keep the matrix ``[2n, 2N + m]`` several times over. This keeps one number a row and
+    costs the same three matrix products: since row i is to candidate j what j is to i, one block of similarities gives
+    both what its rows get as rows and what they get as candidates of other rows, once every row's partition is known.
+    So the replicas exchange three numbers an image in the backward pass, and no gradients.
+
+    Args:
+        views: ``[n, 2, d]``, this replica's.
+        queue: ``[m, d]``.
+        temperature: divides the similarities.
+        tile: rows at a time, two to an image; 0: see ``TILE_ENTRIES``.
+    """
+
+    def __init__(self, views: tf.Tensor, queue: tf.Tensor, temperature: float, tile: int):
+        # Half of the temperature on either side, so that two rows have one similarity to the last bit, whoever asks.
+        self.scale = temperature**-0.5
+        self.views = self.scale * views
+        gathered = all_gather(self.views)
+        self.total = tf.shape(gathered)[0]
+        self.candidates = tf.concat([gathered[:, 0], gathered[:, 1], self.scale * queue], axis=0)  # [2N + m, d]
+        self.images = replica_index() * tf.shape(views)[0] + tf.range(tf.shape(views)[0])
+        self.images_a_tile = max(tile_rows(self.candidates.shape[0] or 1, tile) // 2, 1)
+
+    def compare(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Loss, hit and entropy of each image, ``[n]``, and the log-partition of each row, ``[n, 2]``."""
+        dtype = self.views.dtype
+        return self._in_tiles(self._compare, (self.views, self.images), (dtype,) * 4)
+
+    def gradient(self, partition: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+        """Gradient ``[n, 2, d]`` of the views from that of every replica's losses, ``upstream [n]`` here."""
+        exchanged = all_gather(tf.concat([partition, upstream[:, None]], axis=1))
+        per_candidate = tf.concat([exchanged[:, ::2], exchanged[:, 1:]], axis=0)  # [2N, 2]
+        # No row's loss depends on the queue's: weight 0, partition infinite.
+        in_queue = tf.shape(self.candidates)[0] - 2 * self.total
+        queue = tf.broadcast_to(tf.constant([np.inf, 0], upstream.dtype), [in_queue, 2])
+        partitions, upstreams = tf.unstack(tf.concat([per_candidate, queue], axis=0), axis=1)
+
+        def of_tile(views: tf.Tensor, images: tf.Tensor, partition: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
+            gradients = []
+            for view in range(2):
+                logits, is_positive = self._logits(views[:, view], images, view)
+                expected = tf.cast(is_positive, logits.dtype)
+                as_row = upstream[:, None] * (tf.exp(logits - partition[:, view][:, None]) - expected)
+                as_candidate = upstreams * (tf.exp(logits - partitions) - expected)
+                gradients.append(self.scale * tf.matmul(as_row + as_candidate, self.candidates))
+            return tf.stack(gradients, axis=1)
+
+        return self._in_tiles(of_tile, (self.views, self.images, partition, upstream), self.views.dtype)
+
+    def _compare(self, views: tf.Tensor, images: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        losses, partitions = [], []
+        for view in range(2):
+            logits, is_positive = self._logits(views[:, view], images, view)
+            # The positive is read from the logits, not computed anew: at a small temperature the two would round apart.
+            positive = tf.reduce_sum(tf.where(is_positive, logits, 0), axis=1)
+            partitions.append(tf.reduce_logsumexp(logits, axis=1))
+            losses.append(partitions[-1] - positive)
+            if view == 0:
+                to_view2 = logits[:, self.total : 2 * self.total]
+        shares = tf.nn.softmax(to_view2)
+        entropy = -tf.reduce_sum(shares * tf.math.log(shares + 1e-8), axis=1)
+        hit = tf.cast(tf.argmax(to_view2, axis=1, output_type=images.dtype) == images, logits.dtype)
+        return tf.add_n(losses), hit, entropy, tf.stack(partitions, axis=1)
+
+    def _logits(self, rows: tf.Tensor, images: tf.Tensor, view: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Of ``rows [t, d]``, one view of ``images [t]``; a row's own logit is the least number there is.
+
+        Also where the positives are.
+        """
+        logits = tf.matmul(rows, self.candidates, transpose_b=True)
+        column = tf.range(tf.shape(logits)[1])
+        is_itself = column == (images + view * self.total)[:, None]
+        is_positive = column == (images + (1 - view) * self.total)[:, None]
+        return tf.where(is_itself, logits.dtype.min, logits), is_positive
+
+    def _in_tiles(self, function: Callable, arguments: tuple[tf.Tensor, ...], dtypes: Any) -> Any:
+        images = self.views.shape[0]
+        if images is None or images <= self.images_a_tile:
+            return function(*arguments)
+        tiles = -(-images // self.images_a_tile)
+        parts = split(arguments, -(-images // tiles))  # of equal size, so that little is filled up
+        return join(map_in_turn(lambda part: function(*part), parts, dtypes), images)
 
 
 def _rows(hidden: tf.Tensor, normalize: bool) -> tf.Tensor:

@@ -60,6 +60,7 @@ class SimCLR(ReplicatedModel):
         hidden_norm: L2-normalise the projections.
         weight_decay: of the L2 terms that are in the loss.
         memory: further negatives.
+        loss_tile: see ``losses.nt_xent``.
 
     A batch is what ``pipeline.make_views`` takes, with two views, and int ``labels [b]`` (−1 where unknown).
     """
@@ -72,6 +73,7 @@ class SimCLR(ReplicatedModel):
         hidden_norm: bool = True,
         weight_decay: float = 0.0,
         memory: Memory | None = None,
+        loss_tile: int = 0,
     ):
         super().__init__(name="simclr")
         self.network = network
@@ -80,6 +82,7 @@ class SimCLR(ReplicatedModel):
         self.hidden_norm = hidden_norm
         self.weight_decay = weight_decay
         self.memory = memory
+        self.loss_tile = loss_tile
         self.train_metrics = ("loss", "contrastive_loss", "contrastive_accuracy", "contrastive_entropy")
         if network.classifier is not None:
             self.train_metrics += ("online_loss", "online_train_top1")
@@ -102,7 +105,7 @@ class SimCLR(ReplicatedModel):
         with tf.GradientTape() as tape:
             endpoints = self(images, training=True)
             view1, view2 = tf.split(endpoints["proj_head_output"], 2)
-            contrast = nt_xent(view1, view2, self.temperature, self.hidden_norm, negatives)
+            contrast = nt_xent(view1, view2, self.temperature, self.hidden_norm, negatives, self.loss_tile)
             logs = {
                 "contrastive_loss": contrast.loss,
                 "contrastive_accuracy": contrast.accuracy,

@@ -1,6 +1,7 @@
 """The losses against the numbers recorded from the official code, and against plain numpy."""
 
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -31,16 +32,16 @@ def random_rows(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def with_gradient(hidden, temperature, normalize=True, negatives=None, scale=1.0):
+def with_gradient(hidden, temperature, normalize=True, negatives=None, scale=1.0, tile=0):
     """Loss, accuracy, entropy and the gradient of ``scale · loss``; hidden is [view-1 rows; view-2 rows]."""
     with tf.GradientTape() as tape:
         tape.watch(hidden)
-        result = nt_xent(*tf.split(hidden, 2), temperature, normalize, negatives)
+        result = nt_xent(*tf.split(hidden, 2), temperature, normalize, negatives, tile)
         scaled = result.loss * scale
     return *result, tape.gradient(scaled, hidden)
 
 
-def on_replicas(strategy, hidden, temperature, normalize=True):
+def on_replicas(strategy, hidden, temperature, normalize=True, **how):
     """The same per replica, each stacked over replicas; hidden is ``[replicas, 2n, d]``."""
     count = strategy.num_replicas_in_sync
     shares = strategy.experimental_distribute_values_from_function(
@@ -49,24 +50,38 @@ def on_replicas(strategy, hidden, temperature, normalize=True):
 
     @tf.function(autograph=False)
     def step(shares):
-        return strategy.run(lambda share: with_gradient(share, temperature, normalize, scale=1 / count), (shares,))
+        return strategy.run(
+            lambda share: with_gradient(share, temperature, normalize, scale=1 / count, **how), (shares,)
+        )
 
     return [np.stack(strategy.experimental_local_results(output)) for output in step(shares)]
 
 
-def numpy_nt_xent(view1, view2, temperature, negatives):
-    """Row by row, from the definition; returns the loss."""
-    rows = np.concatenate([view1, view2])
-    n, losses = len(view1), []
-    for i, row in enumerate(rows):
-        positive = row @ rows[(i + n) % (2 * n)] / temperature
-        others = [row @ rows[j] / temperature for j in range(2 * n) if j != i] + list(negatives @ row / temperature)
-        losses.append(np.log(np.sum(np.exp(others))) - positive)
-    return np.sum(losses) / n
+def textbook(hidden, temperature, normalize=True, negatives=None):
+    """As ``with_gradient``: from the whole matrix of similarities, differentiated by TensorFlow."""
+    with tf.GradientTape() as tape:
+        tape.watch(hidden)
+        unit = (lambda rows: tf.math.l2_normalize(rows, axis=1)) if normalize else tf.identity
+        n, rows = len(hidden) // 2, unit(hidden)
+        similarities = tf.matmul(rows, rows, transpose_b=True) / temperature
+        compared = tf.linalg.set_diag(similarities, tf.fill([2 * n], similarities.dtype.min))
+        if negatives is not None:
+            to_queue = tf.matmul(rows, unit(negatives), transpose_b=True) / temperature
+            compared = tf.concat([compared, to_queue], axis=1)
+        positives = np.roll(np.arange(2 * n), n)
+        loss = 2 * tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(positives, compared))
+    to_view2 = similarities[:n, n:]
+    accuracy = np.mean(np.argmax(to_view2, axis=1) == np.arange(n))
+    shares = tf.nn.softmax(to_view2)
+    entropy = -tf.reduce_mean(tf.reduce_sum(shares * tf.math.log(shares + 1e-8), axis=1))
+    return loss, accuracy, entropy, tape.gradient(loss, hidden)
 
 
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+def assert_equal(results, expected, rtol):
+    """Loss, accuracy and entropy; the gradient relative to its greatest number."""
+    np.testing.assert_allclose(results[:3], expected[:3], rtol=rtol)
+    gradient, other = (np.asarray(found[3], "float64") for found in (results, expected))
+    np.testing.assert_allclose(gradient, other, rtol=0, atol=rtol * np.abs(other).max())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -106,14 +121,67 @@ def test_four_replicas_equal_one_device(replicas):
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_queue_of_negatives(normalize):
-    view1, view2, queue = random_rows(4, 6), random_rows(4, 6, seed=1), random_rows(9, 6, seed=2)
-    rows = [unit(view) if normalize else view for view in (view1, view2)]
-    result = nt_xent(tf.constant(view1), tf.constant(view2), 0.5, normalize, tf.constant(queue))
-    expected = numpy_nt_xent(*rows, 0.5, unit(queue) if normalize else queue)
-    np.testing.assert_allclose(result.loss, expected, rtol=1e-12)
-    alone = nt_xent(tf.constant(view1), tf.constant(view2), 0.5, normalize)
-    assert alone.loss < result.loss
-    assert (alone.accuracy, alone.entropy) == (result.accuracy, result.entropy)
+    hidden, queue = tf.constant(random_rows(8, 6)), tf.constant(random_rows(9, 6, seed=2))
+    result = with_gradient(hidden, 0.5, normalize, queue)
+    assert_equal(result, textbook(hidden, 0.5, normalize, queue), rtol=1e-12)
+    alone = with_gradient(hidden, 0.5, normalize)
+    assert alone[0] < result[0]
+    assert alone[1:3] == result[1:3]
+
+
+class TestTiles:
+    """``tile`` rows at a time give what the whole matrix gives; of 13 images the last tile is often not full."""
+
+    @pytest.mark.parametrize("queue", [False, True])
+    @pytest.mark.parametrize("tile", [1, 2, 8, 11, 24, 26, 1000])
+    def test_equal_the_textbook(self, tile, queue):
+        hidden = tf.constant(random_rows(26, 6))
+        negatives = tf.constant(random_rows(9, 6, seed=2)) if queue else None
+        found = with_gradient(hidden, 0.2, negatives=negatives, tile=tile)
+        assert_equal(found, textbook(hidden, 0.2, negatives=negatives), rtol=1e-12)
+
+    @pytest.mark.parametrize("xla", [False, True])
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_narrow_inputs_in_a_compiled_step(self, dtype, xla):
+        hidden = tf.cast(random_rows(26, 16), dtype)
+        negatives = tf.constant(random_rows(9, 16, seed=2), tf.float32)
+        step = tf.function(with_gradient, jit_compile=xla)
+        found = step(hidden, 0.1, negatives=negatives, tile=8)
+        assert found[3].dtype == dtype
+        expected = textbook(tf.cast(hidden, tf.float64), 0.1, negatives=tf.cast(negatives, tf.float64))
+        assert_equal(found, expected, rtol=1e-5 if dtype == "float32" else 2**-8)
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+
+    @pytest.mark.parametrize("count", [2, 4])
+    def test_on_replicas(self, count, replicas):
+        hidden = random_rows(count, 2, 5, 6)  # replica, view, image, feature
+        queue = tf.constant(random_rows(7, 6, seed=2))
+        found = on_replicas(replicas(count), hidden.reshape(count, 10, 6), 0.3, negatives=queue, tile=4)
+        whole = tf.constant(hidden.transpose(1, 0, 2, 3).reshape(10 * count, 6))
+        gradient = found[3].reshape(count, 2, 5, 6).transpose(1, 0, 2, 3).reshape(10 * count, 6)
+        means = [share.mean() for share in found[:3]]
+        assert_equal([*means, gradient], textbook(whole, 0.3, negatives=queue), rtol=1e-12)
+
+    def test_losses_of_unequal_weight(self):
+        """A row is a candidate of others, whose losses may weigh more or less than its own."""
+        hidden, weights = tf.constant(random_rows(12, 5)), np.arange(6.0)
+        for tile in (2, 100):
+            loss = NTXent(0.3, tile=tile, dtype="float64")
+            theory, measured = tf.test.compute_gradient(
+                lambda rows, loss=loss: loss(weights, rows, weights), [hidden], 1e-5
+            )
+            np.testing.assert_allclose(theory, measured, rtol=1e-6, atol=1e-9)
+
+    def test_the_matrix_is_never_whole(self):
+        """No array of the compiled step is as large as a quarter of it."""
+        step = tf.function(with_gradient, jit_compile=True)
+        hidden = tf.constant(random_rows(512, 4))
+        sizes = {}
+        for tile in (32, 512):
+            program = step.experimental_get_compiler_ir(hidden, 0.1, True, None, 1.0, tile)(stage="optimized_hlo")
+            shapes = re.findall(r"\bf64\[([\d,]+)\]", program)
+            sizes[tile] = max(np.prod([int(side) for side in shape.split(",")]) for shape in shapes)
+        assert sizes[32] <= 512 * 32 < 512 * 256 <= sizes[512]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -164,7 +232,7 @@ class TestKerasLoss:
         np.testing.assert_allclose(loss, RECORDED[f"{case}/loss"], rtol=ROUNDING)
 
     def test_round_trip(self):
-        loss = NTXent(0.25, hidden_norm=False, reduction="sum")
+        loss = NTXent(0.25, hidden_norm=False, tile=2, reduction="sum")
         again = keras.losses.deserialize(keras.losses.serialize(loss))
         assert isinstance(again, NTXent)
         assert again.get_config() == loss.get_config()
