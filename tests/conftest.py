@@ -7,6 +7,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -43,3 +44,27 @@ def replicas():
         return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
     return make
+
+
+@pytest.fixture
+def parity(request):
+    """Asserts that numbers are the recorded ones, and notes by how much they deviate, for ``benchmarks/fidelity.py``.
+
+    ``parity(case, actual, expected, tolerance)``: no number differs by more than ``tolerance`` times the largest of
+    ``expected``; with ``of="each"`` times the expected number itself, with ``of="one"`` by more than ``tolerance``; or
+    times an array ``of`` whose ``unit`` is named. What is expected to be 0 on a scale of 0 must be 0.
+    """
+
+    def check(case, actual, expected, tolerance, precision="float32", of="largest", unit=""):
+        actual, expected = np.asarray(actual, "float64"), np.asarray(expected, "float64")
+        assert actual.shape == expected.shape, case
+        scales = {"largest": np.abs(expected).max(), "each": np.abs(expected), "one": 1.0}
+        scale = scales[of] if isinstance(of, str) else np.asarray(of)
+        difference = np.abs(actual - expected)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            deviation = float(np.max(np.where(difference == 0, 0, difference / scale)))
+        unit = unit or {"largest": "of the largest", "each": "of each", "one": "absolute"}[of]
+        request.node.user_properties.append(("parity", [case, precision, expected.size, deviation, tolerance, unit]))
+        assert deviation <= tolerance, f"{case}: deviates by {deviation:.3g} {unit}, more than {tolerance:.3g}"
+
+    return check

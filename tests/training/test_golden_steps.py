@@ -73,6 +73,7 @@ class Run:
         logs: for each step a list of the replicas' logs.
         gradients: of step 0, by official name, summed over the replicas.
         start: the variables before it, by official name.
+        changed: names of those that it moved.
     """
 
     def __init__(self, model, rates: np.ndarray, strategy: tf.distribute.Strategy | None = None):
@@ -90,6 +91,7 @@ class Run:
             self.logs.append([{name: float(parts[index]) for name, parts in by_name.items()} for index in replicas])
             if step == 0:
                 model.optimizer.apply = self._apply
+                self.changed = {name for name, value in self.values().items() if np.any(value != self.start[name])}
 
     def values(self) -> dict[str, np.ndarray]:
         return {name: np.array(variable, "float64") for name, variable in self.names.items()}
@@ -121,36 +123,54 @@ class Run:
         model.optimizer.apply = apply
 
 
-def assert_gradient_norms(run: Run, found: dict, rtol: float, names: set[str] | None = None) -> None:
-    norms = dict(zip(found["trainable_names"], found["grad_norms_step0"], strict=True))
-    for name in names or norms:
-        assert np.linalg.norm(run.gradients[name]) == pytest.approx(norms[name], rel=rtol), name
+class Compared:
+    """What a run has in common with a recorded case.
 
+    Args:
+        parity: the fixture.
+        case: its name on the page of deviations.
+        run: ours.
+        found: theirs.
+        idle: names of the head's layers that ours does not run: they get no gradient and stay as they are.
+        rtol: of losses, gradients and weights; the way that a weight has gone is a small difference of two.
+    """
 
-def assert_gradients(run: Run, found: dict, rtol: float, names: set[str] | None = None) -> None:
-    """Norms of all gradients of step 0 (or of those named), and the samples that were taken of some."""
-    assert_gradient_norms(run, found, rtol, names)
-    samples = {key.removeprefix("grad_step0/"): value for key, value in found.items() if key.startswith("grad_step0/")}
-    for name, sample in samples.items():
-        if names and name not in names:
-            continue
-        actual = run.gradients[name].reshape(-1)
-        actual = actual[values.sample_idx(actual.size, 128)]
-        np.testing.assert_allclose(actual, sample, rtol=0, atol=rtol * np.abs(sample).max(), err_msg=name)
+    def __init__(self, parity, case, run, found, idle=frozenset(), rtol=1e-10, precision="float64"):
+        self.case, self.run, self.found, self.idle, self.rtol = case, run, found, set(idle), rtol
+        self.parity = lambda what, actual, expected, tolerance=rtol, **how: parity(
+            f"{case}: {what}", actual, expected, tolerance, precision, **how
+        )
 
+    def logs(self, columns: dict[str, str]) -> None:
+        """Of every step, before its update."""
+        steps = len(self.run.logs)
+        for name, column in columns.items():
+            self.parity("losses", self.run.log(name), self.found[column][:steps], of="each")
 
-def assert_weights(run: Run, found: dict, rtol: float, unmoved: set[str] = frozenset()) -> None:
-    """Norms of every variable, and of the way it has gone, after the last step; ``unmoved`` ones did not go."""
-    assert set(found["all_names"]) == set(run.names)
-    end = run.values()
-    recorded_norms = zip(found["all_names"], found["final_norms"], found["final_delta_norms"], strict=True)
-    for name, norm, delta_norm in recorded_norms:
-        delta = np.linalg.norm(end[name] - run.start[name])
-        if name in unmoved:
-            assert delta == 0, name
-            continue
-        assert np.linalg.norm(end[name]) == pytest.approx(norm, rel=rtol), name
-        assert delta == pytest.approx(delta_norm, rel=100 * rtol), name
+    def gradients(self, sampled: bool = True) -> None:
+        """Norms of all gradients of step 0, and the numbers that were sampled of some."""
+        names = set(self.found["trainable_names"]) - self.idle
+        norms = dict(zip(self.found["trainable_names"], self.found["grad_norms_step0"], strict=True))
+        actual = [np.linalg.norm(self.run.gradients[name]) for name in sorted(names)]
+        self.parity("gradients", actual, [norms[name] for name in sorted(names)], of="each")
+        for name in names:
+            if sampled and f"grad_step0/{name}" in self.found:
+                actual = self.run.gradients[name].reshape(-1)
+                sample = self.found[f"grad_step0/{name}"]
+                self.parity("gradients", actual[values.sample_idx(actual.size, 128)], sample)
+
+    def weights(self) -> None:
+        """Which variables the first step moved; norms of all after the last step, and of the way they have gone."""
+        assert self.run.changed == set(self.found["changed_after_step1_names"]) - self.idle
+        assert set(self.found["all_names"]) == set(self.run.names)
+        end, used = self.run.values(), [name not in self.idle for name in self.found["all_names"]]
+        deltas = {name: np.linalg.norm(end[name] - self.run.start[name]) for name in end}
+        assert not any(deltas[name] for name in self.idle)
+        names = self.found["all_names"][used]
+        norms = [np.linalg.norm(end[name]) for name in names]
+        self.parity("weights", norms, self.found["final_norms"][used], of="each")
+        ways = self.found["final_delta_norms"][used]
+        self.parity("weights", [deltas[name] for name in names], ways, 10 * self.rtol, of="each")
 
 
 def head_layers(run: Run, above: int) -> set[str]:
@@ -163,118 +183,132 @@ def sum_of_squares(run: Run, names: set[str]) -> float:
     return sum(np.sum(run.start[name] ** 2) for name in names if name.endswith("kernel"))
 
 
-def used_names(run: Run, found: dict, tap: int) -> set[str]:
-    """Recorded trainable variables that a model reading ``tap`` uses."""
-    return set(found["trainable_names"]) - head_layers(run, tap)
+PRETRAINING_COLUMNS = {
+    "contrastive_loss": "contrastive",
+    "contrastive_accuracy": "accuracy",
+    "contrastive_entropy": "entropy",
+    "online_loss": "supervised",
+    "online_train_top1": "top1",
+    "loss": "total",
+}
+
+
+def pretraining(found: dict, steps: int, strategy=None, dtype: str = "float64", **batch_norm) -> Run:
+    """The recorded pretraining, as far as told."""
+    with (strategy or tf.distribute.get_strategy()).scope():
+        network = recorded_network(dtype, **batch_norm)
+        model = compiled(SimCLR(network, VIEWS, 0.5, weight_decay=DECAY))
+    return Run(model, found["rate"][:steps], strategy)
 
 
 class TestPretraining:
-    def test_step_by_step(self):
+    def test_step_by_step(self, parity):
         found = recorded("pretrain_lars")
-        run = Run(compiled(SimCLR(recorded_network(), VIEWS, 0.5, weight_decay=DECAY)), found["rate"])
-        columns = {
-            "contrastive_loss": "contrastive",
-            "contrastive_accuracy": "accuracy",
-            "contrastive_entropy": "entropy",
-            "online_loss": "supervised",
-            "online_train_top1": "top1",
-            "loss": "total",
-        }
-        for name, column in columns.items():
-            np.testing.assert_allclose(run.log(name), found[column], rtol=1e-8, err_msg=name)
+        run = pretraining(found, steps=5)
         assert set(run.gradients) == set(found["trainable_names"])
-        assert_gradients(run, found, rtol=1e-8)
-        assert_weights(run, found, rtol=1e-8)
+        compared = Compared(parity, "pretraining with LARS", run, found)
+        compared.logs(PRETRAINING_COLUMNS)
+        compared.gradients()
+        compared.weights()
         schedule = WarmUpCosine(peak_learning_rate(0.32, BATCH, "linear"), total_steps=20)
         np.testing.assert_allclose([schedule(step) for step in range(len(found["rate"]))], found["rate"], rtol=1e-7)
 
     @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
-    def test_low_temperature_without_classifier(self, steps):
+    def test_low_temperature_without_classifier(self, steps, parity):
         found = recorded("pretrain_lars_sqrt_T0.1_nolineareval")
         model = compiled(SimCLR(recorded_network(classes=0), VIEWS, 0.1, weight_decay=DECAY))
         run = Run(model, found["rate"][:steps])
-        np.testing.assert_allclose(run.log("loss"), found["total"][:steps], rtol=1e-8)
-        assert_gradients(run, found, rtol=1e-8)
+        compared = Compared(parity, "pretraining at temperature 0.1, no classifier", run, found)
+        compared.logs({"loss": "total"})
+        compared.gradients()
         if steps == len(found["rate"]):
-            assert_weights(run, found, rtol=1e-8)
+            compared.weights()
 
     @pytest.mark.slow  # on one replica the same as test_step_by_step; the setting itself is in test_normalization
-    def test_local_batch_norm(self):
+    def test_local_batch_norm(self, parity):
         found = recorded("pretrain_localbn")
-        network = recorded_network(synchronized=False)
-        run = Run(compiled(SimCLR(network, VIEWS, 0.5, weight_decay=DECAY)), found["rate"])
-        np.testing.assert_allclose(run.log("loss"), found["total"], rtol=1e-8)
-        assert_gradients(run, found, rtol=1e-8)
-        assert_weights(run, found, rtol=1e-8)
+        run = pretraining(found, len(found["rate"]), synchronized=False)
+        compared = Compared(parity, "pretraining with local BN", run, found)
+        compared.logs({"loss": "total"})
+        compared.gradients()
+        compared.weights()
 
     @pytest.mark.parametrize("steps", [1, pytest.param(5, marks=pytest.mark.slow)])
-    def test_two_replicas(self, steps, replicas):
+    def test_two_replicas_as_recorded(self, steps, replicas, parity):
         """In float32, as recorded, whose rounding R18's batch norms amplify: up to 3e-3, says the recording.
 
         Its batch norms compute as the official ones do, op by op: other roundings amplify to other numbers.
         """
-        found = recorded("pretrain_lars", TWO_REPLICAS)
-        run = self.on_two_replicas(replicas(2), found["rate"][:steps], fused=False)
+        found, case = recorded("pretrain_lars", TWO_REPLICAS), "pretraining, 2 replicas as recorded"
+        run = pretraining(found, steps, replicas(2), "float32", fused=False)
         for step in range(steps):
-            self.assert_losses_of_replicas(run, found, step, rtol=5e-6 if step == 0 else 3e-3)
-        assert_gradients(run, found, rtol=3e-3)
-        if steps < len(found["rate"]):
-            return
-        end = run.values()
-        for name, norm in zip(found["all_names"], found["final_norms"], strict=True):
-            assert np.linalg.norm(end[name]) == pytest.approx(norm, rel=3e-3), name
+            self.assert_losses_of_replicas(parity, case, run, found, step)
+        compared = Compared(parity, case, run, found, rtol=3e-3, precision="float32")
+        compared.gradients()
+        if steps == len(found["rate"]):
+            compared.weights()
 
-    def test_two_replicas_on_fused_kernels(self, replicas):
+    def test_two_replicas_on_fused_kernels(self, replicas, parity):
         """In float32; the gradients against float64's, of one replica, to what rounding may do to their norms."""
-        found = recorded("pretrain_lars", TWO_REPLICAS)
-        run = self.on_two_replicas(replicas(2), found["rate"][:1], fused=True)
-        self.assert_losses_of_replicas(run, found, step=0, rtol=5e-6)
-        assert_gradient_norms(run, recorded("pretrain_lars"), rtol=3e-3)
+        found, case = recorded("pretrain_lars", TWO_REPLICAS), "pretraining, 2 replicas, fused BN"
+        run = pretraining(found, 1, replicas(2), "float32", fused=True)
+        self.assert_losses_of_replicas(parity, case, run, found, step=0)
+        Compared(parity, case, run, recorded("pretrain_lars"), rtol=3e-3, precision="float32").gradients(sampled=False)
 
     @staticmethod
-    def on_two_replicas(strategy: tf.distribute.Strategy, rates: np.ndarray, fused: bool) -> Run:
-        with strategy.scope():
-            network = recorded_network("float32", fused=fused)
-            model = compiled(SimCLR(network, VIEWS, 0.5, weight_decay=DECAY))
-        return Run(model, rates, strategy)
-
-    @staticmethod
-    def assert_losses_of_replicas(run: Run, found: dict, step: int, rtol: float) -> None:
+    def assert_losses_of_replicas(parity, case: str, run: Run, found: dict, step: int) -> None:
         names = ("contrastive_loss", "online_loss", "loss")
         actual = [[replica[name] for replica in run.logs[step]] for name in names]
-        np.testing.assert_allclose(actual, found[f"step{step}/per_replica_con_sup_total"], rtol=rtol)
+        which, tolerance = ("losses of step 0", 5e-6) if step == 0 else ("losses of later steps", 3e-3)
+        parity(f"{case}: {which}", actual, found[f"step{step}/per_replica_con_sup_total"], tolerance, of="each")
+
+    @pytest.mark.parametrize(
+        ("count", "steps"),
+        [(4, 1), pytest.param(2, 5, marks=pytest.mark.slow), pytest.param(4, 5, marks=pytest.mark.slow)],
+    )
+    def test_replicas_equal_one_device_as_recorded(self, count, steps, replicas, parity):
+        """In float64: statistics and negatives of the whole batch make any number of replicas one device."""
+        found = recorded("pretrain_lars")
+        run = pretraining(found, steps, replicas(count))
+        compared = Compared(parity, f"pretraining, {count} replicas against one device", run, found)
+        compared.logs(PRETRAINING_COLUMNS)
+        compared.gradients()
+        if steps == len(found["rate"]):
+            compared.weights()
 
 
 class TestFineTuning:
     @pytest.mark.parametrize(
         ("case", "tap"), [("lars_all_sel1", 1), pytest.param("lars_all", 0, marks=pytest.mark.slow)]
     )
-    def test_lars(self, case, tap):
+    def test_lars(self, case, tap, parity):
         """Our head layers above the tap do not run: their statistics stay, where the official ones move."""
         found = recorded(f"finetune_{case}")
         run = Run(compiled(ClassificationModel(recorded_network(tap=tap), VIEWS, DECAY)), found["rate"])
-        np.testing.assert_allclose(run.log("loss"), found["total"], rtol=1e-8)
-        np.testing.assert_allclose(run.log("train_top1"), found["top1"])
-        assert set(run.gradients) == used_names(run, found, tap)
-        assert_gradients(run, found, rtol=1e-8, names=used_names(run, found, tap))
-        assert_weights(run, found, rtol=1e-8, unmoved=head_layers(run, tap))
-        moved_officially = set(found["changed_after_step1_names"])
-        assert {
-            f"head_contrastive/nl_2/batch_normalization/moving_{x}" for x in ("mean", "variance")
-        } < moved_officially
+        idle = head_layers(run, tap)
+        assert set(run.gradients) == set(found["trainable_names"]) - idle
+        compared = Compared(parity, f"fine-tuning with LARS from layer {tap}", run, found, idle)
+        compared.logs({"loss": "total", "train_top1": "top1"})
+        compared.gradients()
+        compared.weights()
+        moved = {f"head_contrastive/nl_2/batch_normalization/moving_{x}" for x in ("mean", "variance")}
+        assert moved < set(found["changed_after_step1_names"])
 
-    def test_momentum(self):
+    def test_momentum(self, parity):
         """The official loss decays the head layers that are not in use; ours leaves them out, and all else is equal."""
-        found = recorded("finetune_momentum_all")
+        found, case = recorded("finetune_momentum_all"), "fine-tuning with momentum"
         model = ClassificationModel(recorded_network(), VIEWS, MOMENTUM_DECAY)
         run = Run(compiled(model, "momentum"), found["rate"])
         idle = head_layers(run, 0)
         decay_of_idle = MOMENTUM_DECAY / 2 * sum_of_squares(run, idle)
-        assert run.log("loss")[0] == pytest.approx(found["total"][0] - decay_of_idle, rel=1e-8)
-        penalty = np.array(run.log("loss")) - found["supervised"]
+        assert set(run.gradients) == set(found["trainable_names"]) - idle
+        loss = run.log("loss")
+        parity(f"{case}: losses", loss[0], found["total"][0] - decay_of_idle, 1e-10, "float64", of="each")
+        penalty = np.array(loss) - found["supervised"]
         np.testing.assert_allclose(penalty, found["decay"] - decay_of_idle, rtol=1e-4)  # there, the idle ones shrink
-        assert_gradients(run, found, rtol=1e-8, names=used_names(run, found, 0))
-        assert_weights(run, found, rtol=1e-8, unmoved=idle)
+        compared = Compared(parity, case, run, found, idle)
+        compared.gradients()
+        compared.weights()
 
 
 class OfficialFreezing(ClassificationModel):
@@ -291,23 +325,29 @@ class OfficialFreezing(ClassificationModel):
 
 
 @pytest.mark.parametrize(
-    ("case", "block"), [("momentum_after2", 2), pytest.param("momentum_linear_after4", 4, marks=pytest.mark.slow)]
+    ("case", "block", "decay"),
+    [
+        ("momentum_after2", 2, MOMENTUM_DECAY),
+        pytest.param("momentum_linear_after4", 4, 0.0, marks=pytest.mark.slow),
+        pytest.param("momentum_linear_after4_wd", 4, MOMENTUM_DECAY, marks=pytest.mark.slow),
+    ],
 )
-def test_frozen_blocks_differ_by_their_batch_norms_alone(case, block):
+def test_frozen_blocks_differ_by_their_batch_norms_alone(case, block, decay, parity):
     """A frozen part's statistics are frozen with it; the official tf2 code normalises by the batch and moves them.
 
     With batch norms in training mode our losses and gradients are the recorded ones, so this is the only difference,
     but for the decay of head layers that are not in use (see ``test_momentum``).
     """
-    found = recorded(f"finetune_{case}")
-    decay = MOMENTUM_DECAY if block == 2 else 0.0
+    found, title = recorded(f"finetune_{case}"), f"frozen up to block {block}, BN as there, decay {decay:g}"
     theirs = OfficialFreezing(recorded_network(), VIEWS, decay)
     theirs.first_trained = block + 1
     run = Run(compiled(theirs, "momentum"), found["rate"])
     idle = head_layers(run, 0)
-    assert run.log("loss")[0] == pytest.approx(found["total"][0] - decay / 2 * sum_of_squares(run, idle), rel=1e-8)
-    assert_gradients(run, found, rtol=1e-8, names=used_names(run, found, 0))
-    assert_weights(run, found, rtol=1e-8, unmoved=idle)
+    expected = found["total"][0] - decay / 2 * sum_of_squares(run, idle)
+    parity(f"{title}: losses", run.log("loss")[0], expected, 1e-10, "float64", of="each")
+    compared = Compared(parity, title, run, found, idle)
+    compared.gradients()
+    compared.weights()
 
     ours = ClassificationModel(recorded_network(), VIEWS, 0.0)
     ours.freeze(block)

@@ -65,19 +65,19 @@ def optimizer_of(spec: dict, variables: list[keras.Variable]) -> LARS:
 
 
 @pytest.mark.parametrize("case", SPEC["cases"])
-def test_recorded(case):
+def test_recorded(case, parity):
     variables = recorded_variables()
     optimizer = optimizer_of(SPEC["cases"][case], variables)
     for step, (rate, gradients) in enumerate(zip(SPEC["lrs"], RECORDED["grads"], strict=True), start=1):
         optimizer.learning_rate = rate
         optimizer.apply([tf.constant(gradient) for gradient in split(gradients)], variables)
         key = f"{case}/step{step}"
-        for ours, name in ((variables, "param"), (optimizer.momentums, "momentum")):
+        for ours, name, whole in ((variables, "param", "params"), (optimizer.momentums, "momentum", "momenta")):
             norms = [np.linalg.norm(np.float64(variable.numpy())) for variable in ours]
-            np.testing.assert_allclose(norms, RECORDED[f"{key}/{name}_norms"], rtol=1e-6, atol=1e-12)
-        if step in (1, 5):
-            np.testing.assert_allclose(flat(variables), RECORDED[f"{key}/params"], rtol=1e-6, atol=1e-7)
-            np.testing.assert_allclose(flat(optimizer.momentums), RECORDED[f"{key}/momenta"], rtol=1e-6, atol=1e-7)
+            parity(f"norms of {whole} after each step", norms, RECORDED[f"{key}/{name}_norms"], 1e-6, of="each")
+            if step in (1, 5):
+                for variable, value in zip(ours, split(RECORDED[f"{key}/{whole}"]), strict=True):
+                    parity(f"{whole} after steps 1 and 5", variable.numpy(), value, 2e-7)
 
 
 def toy(seed: int = 0) -> keras.Sequential:

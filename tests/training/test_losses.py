@@ -86,37 +86,39 @@ def assert_equal(results, expected, rtol):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("tag", SINGLE)
-def test_recorded_on_one_device(tag, dtype):
+def test_recorded_on_one_device(tag, dtype, parity):
     case = f"single/{tag}"
     loss, accuracy, entropy, gradient = with_gradient(tf.constant(RECORDED[f"{case}/hidden"], dtype), *settings(case))
     assert loss.dtype == accuracy.dtype == entropy.dtype == dtype
-    np.testing.assert_allclose(loss, RECORDED[f"{case}/loss"], rtol=ROUNDING, atol=ROUNDING)
-    np.testing.assert_allclose(entropy, RECORDED[f"{case}/entropy"], rtol=ROUNDING, atol=ROUNDING)
-    assert accuracy == RECORDED[f"{case}/acc"]
-    expected = RECORDED[f"{case}/grad"]
-    np.testing.assert_allclose(gradient, expected, rtol=0, atol=gradient_rounding(case) * np.abs(expected).max())
+    for name, value in (("loss", loss), ("entropy", entropy)):
+        expected = RECORDED[f"{case}/{name}"]
+        parity(f"NT-Xent: {name}", value, expected, ROUNDING, dtype, 1 + np.abs(expected), "of 1 + each")
+    parity("NT-Xent: accuracy", accuracy, RECORDED[f"{case}/acc"], 0, dtype, of="one")
+    parity("NT-Xent: gradient", gradient, RECORDED[f"{case}/grad"], gradient_rounding(case), dtype)
 
 
 @pytest.mark.parametrize("tag", TWO_REPLICAS)
-def test_recorded_on_two_replicas(tag, replicas):
-    case = f"multi/R2/{tag}"
+def test_recorded_on_two_replicas(tag, replicas, parity):
+    case, title = f"multi/R2/{tag}", "NT-Xent, 2 replicas"
     loss, accuracy, entropy, gradient = on_replicas(replicas(2), RECORDED[f"{case}/hidden"], *settings(case))
-    np.testing.assert_allclose(loss, RECORDED[f"{case}/loss_per_replica"], rtol=ROUNDING)
-    np.testing.assert_allclose(loss.mean(), RECORDED[f"{case}/global_loss_single_device"], rtol=ROUNDING)
-    np.testing.assert_allclose(entropy, RECORDED[f"{case}/entropy_per_replica"], rtol=ROUNDING)
-    np.testing.assert_array_equal(accuracy, RECORDED[f"{case}/acc_per_replica"])
+    parity(f"{title}: loss", loss, RECORDED[f"{case}/loss_per_replica"], ROUNDING, of="each")
+    parity(f"{title}: loss", loss.mean(), RECORDED[f"{case}/global_loss_single_device"], ROUNDING, of="each")
+    parity(f"{title}: entropy", entropy, RECORDED[f"{case}/entropy_per_replica"], ROUNDING, of="each")
+    parity(f"{title}: accuracy", accuracy, RECORDED[f"{case}/acc_per_replica"], 0, of="one")
     expected = RECORDED[f"{case}/grad_of_loss_over_R"]
-    np.testing.assert_allclose(gradient, expected, rtol=0, atol=gradient_rounding(case) * np.abs(expected).max())
+    parity(f"{title}: gradient", gradient, expected, gradient_rounding(case))
 
 
-def test_four_replicas_equal_one_device(replicas):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_four_replicas_equal_one_device(normalize, replicas, parity):
     hidden = random_rows(4, 2, 3, 5)  # replica, view, image, feature
-    shares = on_replicas(replicas(4), hidden.reshape(4, 6, 5), 0.3)
-    whole = with_gradient(tf.constant(hidden.transpose(1, 0, 2, 3).reshape(24, 5)), 0.3)
-    for share, value in zip(shares[:3], whole[:3], strict=True):
-        np.testing.assert_allclose(share.mean(), value, rtol=1e-12)
+    shares = on_replicas(replicas(4), hidden.reshape(4, 6, 5), 0.3, normalize)
+    whole = with_gradient(tf.constant(hidden.transpose(1, 0, 2, 3).reshape(24, 5)), 0.3, normalize)
+    title = "NT-Xent, 4 replicas against one device"
+    for name, share, value in zip(("loss", "accuracy", "entropy"), shares, whole, strict=False):
+        parity(f"{title}: {name}", share.mean(), value, 1e-12, "float64", of="each")
     gradient = shares[3].reshape(4, 2, 3, 5).transpose(1, 0, 2, 3).reshape(24, 5)
-    np.testing.assert_allclose(gradient, whole[3], rtol=1e-10, atol=1e-14)
+    parity(f"{title}: gradient", gradient, whole[3], 1e-12, "float64")
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -224,12 +226,12 @@ def test_zero_rows_have_a_finite_gradient():
 
 class TestKerasLoss:
     @pytest.mark.parametrize("tag", SINGLE)
-    def test_recorded(self, tag):
+    def test_recorded(self, tag, parity):
         case = f"single/{tag}"
         temperature, normalize = settings(case)
         hidden = RECORDED[f"{case}/hidden"]
         loss = NTXent(temperature, hidden_norm=normalize)(np.zeros(len(hidden)), hidden)
-        np.testing.assert_allclose(loss, RECORDED[f"{case}/loss"], rtol=ROUNDING)
+        parity("NT-Xent as a Keras loss", loss, RECORDED[f"{case}/loss"], ROUNDING, of="each")
 
     def test_round_trip(self):
         loss = NTXent(0.25, hidden_norm=False, tile=2, reduction="sum")
@@ -251,11 +253,11 @@ class TestKerasLoss:
             NTXent(temperature)
 
 
-def test_supervised_loss_recorded():
+def test_supervised_loss_recorded(parity):
     logits, labels = RECORDED["sup/logits"], RECORDED["sup/labels"].argmax(axis=1)
     losses = supervised_loss(labels, logits)
     assert losses.shape == (8,)
-    np.testing.assert_allclose(tf.reduce_mean(losses), RECORDED["sup/loss"], rtol=ROUNDING)
+    parity("supervised loss", tf.reduce_mean(losses), RECORDED["sup/loss"], ROUNDING, of="each")
     half = tf.cast(logits, tf.float16)
     np.testing.assert_array_equal(supervised_loss(labels, half), supervised_loss(labels, tf.cast(half, tf.float32)))
 
