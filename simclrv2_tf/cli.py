@@ -2,17 +2,14 @@
 
 import dataclasses
 import logging
-import os
 import sys
 import textwrap
-
-# Before TensorFlow is imported: quiet its C++ log.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
 
 from simclrv2_tf.config import Config, SettingError, check_bounds
 from simclrv2_tf.recipes import listing
+from simclrv2_tf.startup import import_tensorflow
 
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 HELP = {dashes + name for dashes in ("-", "--") for name in ("help", "helpshort", "helpfull", "h")}
@@ -25,12 +22,14 @@ def main(argv: list[str] | None = None) -> None:
         print(help_text())
         return
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    values = define_flags()
     try:
-        explicit = parse(argv)
+        explicit = parse(argv, values)
         if explicit.get("recipe") == "help":
             print(listing())
             return
-        from simclrv2_tf import modes  # imports TensorFlow: seconds that --help need not wait for
+        import_tensorflow(verbose=values["v"].value > 0)  # seconds that --help need not wait for
+        from simclrv2_tf import modes
 
         modes.run(explicit)
     except (SettingError, flags.Error) as error:
@@ -38,14 +37,14 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def parse(argv: list[str]) -> dict[str, object]:
-    """The settings that the command line says, by name, and no others.
+def parse(argv: list[str], values: flags.FlagValues | None = None) -> dict[str, object]:
+    """The settings that the command line says, by name, and no others; ``values`` (``define_flags()``) takes them all.
 
     Raises:
         flags.Error: for an unknown flag or a value of another type.
         SettingError: for arguments that are not flags and values outside their bounds.
     """
-    values = define_flags()
+    values = define_flags() if values is None else values
     try:
         rest = values(argv)[1:]
     except UnicodeDecodeError as error:
@@ -61,8 +60,9 @@ def parse(argv: list[str]) -> dict[str, object]:
 
 
 def define_flags() -> flags.FlagValues:
-    """A flag for each setting, and ``--flagfile``."""
+    """A flag for each setting, ``--flagfile`` and ``--v``."""
     values = flags.FlagValues()
+    flags.DEFINE_integer("v", 0, "1: show all that TensorFlow logs.", lower_bound=0, flag_values=values)
     flags.DEFINE_string("flagfile", "", "Read flags from this file.", flag_values=values)
     for field in dataclasses.fields(Config):
         text = field.metadata["help"]
@@ -87,5 +87,8 @@ def help_text() -> str:
         choices = f" [{'|'.join(field.metadata['choices'])}]" if field.metadata["choices"] else ""
         lines += [f"  --{field.name}={str(default).lower() if isinstance(default, bool) else default}"]
         lines += textwrap.wrap(field.metadata["help"] + choices, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
-    lines += ["", "Also: --flagfile=FILE reads flags from a file; --noNAME is --NAME=false."]
+    lines += [
+        "",
+        "Also: --flagfile=FILE reads flags from a file; --noNAME is --NAME=false; --v=1 shows TensorFlow's log.",
+    ]
     return "\n".join(lines)

@@ -48,7 +48,7 @@ def train(
     if step:
         print(f"Going on at step {step} of {plan.total_steps} (checkpoint in {journal.model_dir}).")
     if model.jit_compile:
-        print("Compiling the step with XLA; the first one can take more than a minute.")
+        print("Compiling the training step with XLA: about a minute on a GPU.", flush=True)
     progress = Progress(data, plan, step)
     while step < plan.total_steps:
         end = (step // plan.interval_steps + 1) * plan.interval_steps

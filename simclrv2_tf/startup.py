@@ -1,0 +1,90 @@
+"""What has to happen before TensorFlow is imported: the cache of XLA's tuning, the log level, no small talk."""
+
+import contextlib
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+
+# What TensorFlow's libraries write while they are loaded, before any log level reaches them. Nothing else is held back.
+SMALL_TALK = (
+    "All log messages before absl::InitializeLog",
+    "oneDNN custom operations are on",
+    "Could not find cuda drivers on your machine",
+)
+NO_DRIVER = ("failed call to cuInit",)
+
+_writer = None  # the open lock file of the one process that writes to the cache of tuning
+
+
+def import_tensorflow(verbose: bool = False) -> None:
+    """Imports TensorFlow and lists its devices. Settings that the environment has already are left alone.
+
+    Args:
+        verbose: show all that TensorFlow logs.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
+    has_gpu_driver = any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg")))
+    if has_gpu_driver:
+        keep_tuning(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
+    hidden = SMALL_TALK if has_gpu_driver else SMALL_TALK + NO_DRIVER
+    quiet = int(os.environ["TF_CPP_MIN_LOG_LEVEL"] or 0) >= 2 and "tensorflow" not in sys.modules
+    with without_lines(hidden) if quiet else contextlib.nullcontext():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+def keep_tuning(cache: pathlib.Path) -> None:
+    """Has XLA keep what it finds out about a GPU's convolutions, most of the first compile, for the next run.
+
+    Of several processes that run at once, one writes; the others read. XLA's entries carry the GPU's model.
+
+    Args:
+        cache: the user's directory of caches; where it cannot be written to, nothing is kept.
+    """
+    global _writer
+    flags = os.environ.get("XLA_FLAGS", "")
+    directory = cache / "simclrv2_tf" / f"xla_tuning_tensorflow_{importlib.metadata.version('tensorflow')}"
+    if "autotune" in flags or len(str(directory).split()) > 1:  # the flags are split at spaces
+        return
+    import fcntl  # not on Windows, where TensorFlow has no GPUs
+
+    mode = "UPDATE"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _writer = (directory / "writer.lock").open("w")
+        fcntl.flock(_writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        mode = "READ"
+    except OSError:
+        return
+    os.environ["XLA_FLAGS"] = (
+        f"{flags} --xla_gpu_per_fusion_autotune_cache_dir={directory} "
+        f"--xla_gpu_experimental_autotune_cache_mode=AUTOTUNE_CACHE_MODE_{mode}"
+    ).strip()
+
+
+@contextlib.contextmanager
+def without_lines(texts: tuple[str, ...]) -> Iterator[None]:
+    """Leaves the lines that contain one of the texts out of standard error, C++'s too; all others appear at once.
+
+    The filter is a process of its own, so that the last words of a crash come through.
+    """
+    if not shutil.which("grep"):
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    patterns = [argument for text in texts for argument in ("-e", text)]
+    with subprocess.Popen(["grep", "--line-buffered", "-avF", *patterns], stdin=subprocess.PIPE, stdout=2) as grep:
+        os.dup2(grep.stdin.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
