@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import DRAWS, NUM_DRAWS, ViewSettings
+from simclrv2_tf.data.pipeline import TrainingInput
+from simclrv2_tf.data.sources import ArraySource
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 values = types.SimpleNamespace(**runpy.run_path(str(GOLDEN / "values.py")))
@@ -22,16 +24,16 @@ recorded_tf1 = np.load(GOLDEN / "augment_tf1.npz")
 STATS = json.loads((GOLDEN / "augment_stats.json").read_text())
 
 
-def assert_recorded(archive, key, actual, atol):
+def assert_recorded(parity, case, archive, key, actual, atol):
     actual = np.asarray(actual)
     np.testing.assert_array_equal(actual.shape, archive[f"{key}/shape"])
     if f"{key}/full" in archive:
-        np.testing.assert_allclose(actual, archive[f"{key}/full"], rtol=0, atol=atol)
+        parity(case, actual, archive[f"{key}/full"], atol, of="one")
     else:
         sample = archive[f"{key}/sample"]
-        chosen = actual.reshape(-1)[values.sample_idx(actual.size, sample.size)]
-        np.testing.assert_allclose(chosen, sample, rtol=0, atol=atol)
-    np.testing.assert_allclose(actual.mean(dtype=np.float64), archive[f"{key}/mean"], atol=1e-6)
+        parity(case, actual.reshape(-1)[values.sample_idx(actual.size, sample.size)], sample, atol, of="one")
+    moments = [actual.mean(dtype=np.float64), actual.std(dtype=np.float64)]
+    parity(case, moments, [archive[f"{key}/mean"], archive[f"{key}/std"]], 1e-6, of="one")
 
 
 def photos(count, size):
@@ -56,17 +58,19 @@ def uniforms(*shape, seed=0):
 
 
 @pytest.mark.parametrize("method,archive", [("bicubic", recorded), ("tf1", recorded_tf1)])
-def test_evaluation_views_are_the_recorded_ones(method, archive):
+def test_evaluation_views_are_the_recorded_ones(method, archive, parity):
     for (h, w), size in itertools.product(values.AUG_EVAL_SIZES, values.AUG_EVAL_TARGETS):
         image = values.photo(f"eval{h}x{w}", h, w)
         view = augment.center_crop_and_resize(image, size, method=method)
-        assert_recorded(archive, f"eval/{h}x{w}_to_{size[0]}x{size[1]}", view, 1e-6)
+        assert_recorded(
+            parity, f"evaluation views, {method}", archive, f"eval/{h}x{w}_to_{size[0]}x{size[1]}", view, 1e-6
+        )
 
 
-def test_small_evaluation_images_are_not_cropped():
+def test_small_evaluation_images_are_not_cropped(parity):
     image = values.photo("eval32", 32, 32)
     view = augment.center_crop_and_resize(image, (32, 32))
-    assert_recorded(recorded, "eval/32x32_nocrop", view, 1e-7)
+    assert_recorded(parity, "evaluation views, uncropped", recorded, "eval/32x32_nocrop", view, 1e-7)
     np.testing.assert_array_equal(view, image.astype(np.float32) * np.float32(1 / 255))
     smaller = augment.center_crop_and_resize(image, (16, 16), method="bilinear")
     np.testing.assert_allclose(smaller, tf.image.resize(image / 255, (16, 16)), atol=1e-6)
@@ -83,25 +87,25 @@ def test_centre_crop_is_the_recorded_one():
         assert dict(zip(names, map(int, box), strict=True)) == expected
 
 
-def test_evaluation_view_of_an_image_of_unknown_size():
+def test_evaluation_view_of_an_image_of_unknown_size(parity):
     view = tf.function(
         lambda image: augment.center_crop_and_resize(image, (64, 64)),
         input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)],
     )
     for h, w in ((375, 500), (100, 80)):
         image = values.photo(f"eval{h}x{w}", h, w)
-        assert_recorded(recorded, f"eval/{h}x{w}_to_64x64", view(image), 1e-6)
+        assert_recorded(parity, "evaluation views, bicubic", recorded, f"eval/{h}x{w}_to_64x64", view(image), 1e-6)
 
 
 # Crops
 
 
-def test_crops_are_the_recorded_ones():
+def test_crops_are_the_recorded_ones(parity):
     for (h, w), box, size in values.AUG_BOXES:
         image = values.photo(f"box{h}x{w}", h, w)
         crop = augment.crop_and_resize(image[np.newaxis], np.array([[box]], np.int32), size)[0, 0]
         key = "cropresize/{}x{}_{}-{}-{}-{}_to_{}".format(h, w, *box, size)
-        assert_recorded(recorded, key, crop, 1e-6)
+        assert_recorded(parity, "crops, bicubic", recorded, key, crop, 1e-6)
 
 
 @pytest.mark.parametrize("method", ["bicubic", "bilinear"])
@@ -144,14 +148,29 @@ def test_boxes_lie_in_the_image_and_obey_the_ranges(height, width, areas, aspect
     assert (w >= h * aspects[0] - 0.501).all() and (w <= h * aspects[1] + 0.501).all()
 
 
-def assert_like_recorded(name, sample, expected):
+def assert_same_mean(parity, case, sample, mean, n, std=None):
+    """Within five standard errors of two samples of this size; the deviation is the recorded one, or ours."""
+    error = (sample.std() if std is None else std) * np.sqrt(1 / sample.size + 1 / n)
+    parity(case, sample.mean(), mean, 5, of=error, unit="standard errors")
+
+
+def assert_like_recorded(parity, case, sample, expected):
     """Mean and quantiles agree within five standard errors of two samples of this size."""
-    spread = 5 * np.sqrt(1 / sample.size + 1 / expected["n"])
-    assert abs(sample.mean() - expected["mean"]) < spread * expected["std"], name
+    assert_same_mean(parity, case, sample, expected["mean"], expected["n"], expected["std"])
     for quantile in (5, 25, 50, 75, 95):
-        # the share below a recorded quantile; a share is uncertain by at most 1/2, and ties make it an interval
+        # The share below a recorded quantile; a share is uncertain by at most 1/2, and ties make it an interval.
         edge, share = expected[f"q{quantile:02}"], quantile / 100
-        assert (sample < edge - 1e-6).mean() - spread / 2 < share < (sample <= edge + 1e-6).mean() + spread / 2, name
+        nearest = np.clip(share, (sample < edge - 1e-6).mean(), (sample <= edge + 1e-6).mean())
+        error = np.sqrt(1 / sample.size + 1 / expected["n"]) / 2
+        parity(case, nearest, share, 5, of=error, unit="standard errors")
+
+
+def assert_same_histogram(ours, theirs):
+    """By chi square, of bins that are not all but empty."""
+    ours, theirs = np.array(ours), np.array(theirs)
+    full = (ours + theirs) > 20
+    chi_square = ((ours - theirs)[full] ** 2 / (ours + theirs)[full]).sum()
+    assert chi_square < full.sum() + 5 * np.sqrt(2 * full.sum())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +178,7 @@ def assert_like_recorded(name, sample, expected):
     [(400, 350, (224, 224)), (224, 224, (224, 224)), (32, 32, (32, 32)), (333, 500, (224, 224)), (120, 600, (224, 224)),
      (300, 300, (96, 192))],
 )  # fmt: skip
-def test_boxes_are_distributed_as_recorded(height, width, target):
+def test_boxes_are_distributed_as_recorded(height, width, target, parity):
     aspect = target[1] / target[0]
     ranges = ViewSettings(32, crop_aspect_min=3 / 4 * aspect, crop_aspect_max=4 / 3 * aspect)
     rows = uniforms(20000, augment.CROP_DRAWS, seed=height * width)
@@ -167,6 +186,7 @@ def test_boxes_are_distributed_as_recorded(height, width, target):
     sample = {
         "area": h * w / (height * width),
         "aspect_w_over_h": w / h,
+        "log_aspect": np.log(w / h),
         "crop_h": h,
         "crop_w": w,
         "center_y": (y + h / 2) / height,
@@ -174,17 +194,17 @@ def test_boxes_are_distributed_as_recorded(height, width, target):
     }
     expected = STATS[f"random_crop/{height}x{width}_to_{target[0]}x{target[1]}"]
     for name, drawn in sample.items():
-        assert_like_recorded(name, drawn, expected[name])
-    ours, theirs = np.histogram(sample["area"], 20, (0, 1))[0], np.array(expected["area_hist20"])
-    full = (ours + theirs) > 20
-    chi_square = ((ours - theirs)[full] ** 2 / (ours + theirs)[full]).sum()
-    assert chi_square < full.sum() + 5 * np.sqrt(2 * full.sum())
+        assert_like_recorded(parity, f"random crops: {name}", drawn, expected[name])
+    whole = (h == height) & (w == width)
+    share = expected["frac_whole_image"]
+    assert_same_mean(parity, "random crops: whole images", whole, share, 20000, np.sqrt(share * (1 - share)) + 1e-3)
+    assert_same_histogram(np.histogram(sample["area"], 20, (0, 1))[0], expected["area_hist20"])
 
 
 @pytest.mark.parametrize(
     "height,width,area_min", [(16, 16, 0.6), (100, 500, 0.08), (100, 500, 0.6), (7, 9, 0.2), (31, 64, 0.08)]
 )
-def test_boxes_are_distributed_as_those_of_the_sampler(height, width, area_min):
+def test_boxes_are_distributed_as_those_of_the_sampler(height, width, area_min, parity):
     count = 10000
     ranges = ViewSettings(32, crop_area_min=area_min)
 
@@ -202,7 +222,8 @@ def test_boxes_are_distributed_as_those_of_the_sampler(height, width, area_min):
         a, b = (column(box) if callable(column) else box[:, column] for box in (ours, theirs))
         grid = np.arange(max(a.max(), b.max()) + 1)
         distance = np.abs(np.searchsorted(np.sort(a), grid, "right") - np.searchsorted(np.sort(b), grid, "right")).max()
-        assert distance / count < 1.95 * np.sqrt(2 / count)  # Kolmogorov and Smirnov, p = 0.001
+        # Kolmogorov and Smirnov: p = 0.001
+        parity("random crops, TensorFlow's sampler", distance / count, 0, 1.95, of=np.sqrt(2 / count), unit="√(2/n)")
 
 
 def test_each_image_has_its_own_size_and_boxes():
@@ -226,26 +247,26 @@ def adjusted(image, brightness=1.0, contrast=1.0, saturation=1.0, hue=0.0, seque
     return augment.adjust_colors(tf.constant(image[np.newaxis]), *factors, tf.constant([order]))[0].numpy()
 
 
-def test_each_colour_operation_is_the_recorded_one():
+def test_each_colour_operation_is_the_recorded_one(parity):
     image, checked = recorded["color/input"], 0
     for key in recorded.files:
         operation, _, value = key.removeprefix("color/").partition("_")
         if operation in ("brightness", "contrast", "saturation", "hue"):
-            np.testing.assert_allclose(adjusted(image, **{operation: float(value)}), recorded[key], rtol=0, atol=1e-6)
+            parity(operation, adjusted(image, **{operation: float(value)}), recorded[key], 1e-6, of="one")
             checked += 1
     assert checked == 20
-    np.testing.assert_allclose(augment.to_grayscale(image), recorded["color/grayscale"], rtol=0, atol=1e-6)
+    parity("grayscale", augment.to_grayscale(image), recorded["color/grayscale"], 1e-6, of="one")
 
 
 @pytest.mark.parametrize("sequence", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (2, 0, 3, 1)])
-def test_recorded_sequences_of_colour_operations(sequence):
+def test_recorded_sequences_of_colour_operations(sequence, parity):
     expected = recorded["color/perm_{}{}{}{}_b1.3_c0.5_s1.7_h-0.13".format(*sequence)]
     actual = adjusted(recorded["color/input"], 1.3, 0.5, 1.7, -0.13, sequence)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
+    parity("four colour operations in four orders", actual, expected, 2e-6, of="one")
 
 
 @pytest.mark.parametrize("factors", [(1.3, 0.5, 1.7, -0.13), (0.4, 1.6, 0.3, 0.2)])
-def test_the_order_draw_picks_one_of_all_24_sequences(factors):
+def test_the_order_draw_picks_one_of_all_24_sequences(factors, parity):
     """All views have one image and one set of strengths; the reference is `tf.image` in every order."""
     image = recorded["color/input"][:20]
 
@@ -274,7 +295,7 @@ def test_the_order_draw_picks_one_of_all_24_sequences(factors):
     views = augment.augment_views(np.repeat(image[np.newaxis], 240, 0), draws, ViewSettings(20)).numpy()
     assert {tuple(times) for times in augment.ORDERS} == set(itertools.permutations(range(4)))
     references = np.stack([reference(np.argsort(times)) for times in augment.ORDERS])
-    np.testing.assert_allclose(views, np.repeat(references, 10, 0), rtol=0, atol=3e-6)
+    parity("four colour operations in all orders, tf.image", views, np.repeat(references, 10, 0), 3e-6, of="one")
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
@@ -289,7 +310,7 @@ def test_draws_span_the_recorded_ranges(strength):
             np.testing.assert_allclose(view[0], adjusted(image, **{name: value}), atol=2e-6)
 
 
-def test_blur_is_the_recorded_one():
+def test_blur_is_the_recorded_one(parity):
     checked = 0
     for key in (key.removesuffix("/shape") for key in recorded.files if key.startswith("blur/") and "shape" in key):
         _, shape, kernel_size, sigma = key.split("/")
@@ -300,7 +321,7 @@ def test_blur_is_the_recorded_one():
         blurred = augment.gaussian_blur(
             tf.constant(images.astype(np.float32) / 255), tf.fill([len(images)], float(sigma[1:])), int(kernel_size[1:])
         )
-        assert_recorded(recorded, key, blurred if len(images) > 1 else blurred[0], 1e-6)
+        assert_recorded(parity, "blur", recorded, key, blurred if len(images) > 1 else blurred[0], 1e-6)
         checked += 1
     assert checked == 43
 
@@ -423,14 +444,71 @@ def test_xla_makes_the_same_views():
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 
+# Random parts, with the numbers that the pipeline draws
+
+
+def drawn(count, step=0):
+    """Of the crops ``[count, CROP_DRAWS]`` and of the rest ``[count, NUM_DRAWS]``."""
+    source = ArraySource("none", np.zeros((count, 1, 1, 3), np.uint8), None, ())
+    stream = TrainingInput(source, count // 2, num_views=2, settings=ViewSettings(1), seed=0)
+    return (np.concatenate(numbers) for numbers in stream._draws(tf.constant(step, tf.int64)))
+
+
+def augmented(image, count, **changes):
+    """Views of one image ``[h, w, 3]`` by numbers of the pipeline."""
+    _, draws = drawn(count)
+    kind = ViewSettings(image.shape[0], **changes)
+    step = tf.function(lambda rows: augment.augment_views(tf.repeat(image[tf.newaxis], len(rows), 0), rows, kind))
+    return np.concatenate([step(rows) for rows in np.split(draws, 10)])
+
+
+def test_half_of_the_views_are_flipped(parity):
+    image = photos(1, 16)[0]
+    flipped = (augmented(image, 10000, color_jitter_strength=0, blur_probability=0) == image[:, ::-1]).all((1, 2, 3))
+    assert_same_mean(parity, "flips", flipped, 0.5, np.inf, 0.5)
+
+
+def test_colours_change_as_often_as_recorded(parity):
+    image, expected = recorded["color/input"], STATS["color_jitter_stats"]
+    views = augmented(image, 10000, flip=False, blur_probability=0)
+    gray = (np.ptp(views, axis=-1) < 1e-6).all((1, 2))
+    only_grayed = np.abs(views - augment.to_grayscale(image)).max((1, 2, 3)) < 1e-6
+    unchanged = np.abs(views - image).max((1, 2, 3)) < 1e-6
+    for name, happened in (("gray", gray), ("only_grayed", only_grayed), ("unchanged", unchanged)):
+        share, n = expected["expected"][f"frac_{name}"], expected["n"]
+        assert_same_mean(
+            parity, f"colour: share {name}", happened, expected[f"frac_{name}"], n, (share * (1 - share)) ** 0.5
+        )
+
+
+def test_brightness_is_drawn_as_recorded(parity):
+    """A dark gray image shows it alone: contrast, saturation and hue leave it as it is."""
+    views = augmented(np.full((4, 4, 3), 0.01, np.float32), 10000, jitter_probability=1, blur_probability=0)
+    assert_like_recorded(parity, "colour: brightness", views[:, 0, 0, 0] / 0.01, STATS["brightness_factor_strength1"])
+
+
+def test_blur_is_drawn_as_recorded(parity):
+    """An impulse shows how often, and with which sigma; each view has its own, where the official code shares one."""
+    image, expected = np.zeros((64, 64, 3), np.float32), STATS["blur_stats_64px_kernel6"]
+    image[32, 32] = 1
+    centre, beside = augmented(image, 5000, flip=False, color_jitter_strength=0)[:, 32, 32:34, 0].T
+    visible = centre < 1 - 1e-4
+    sigma = np.sqrt(-1 / (2 * np.log(beside[visible] / centre[visible])))
+    assert_same_mean(parity, "blur: share visible", visible, expected["fraction_visibly_blurred"], 3000, 0.5)
+    assert_like_recorded(parity, "blur: sigma", sigma, expected["sigma_recovered"])
+    neighbours = np.corrcoef(sigma[:-1], sigma[1:])[0, 1]
+    assert abs(neighbours) < 5 / np.sqrt(sigma.size)
+
+
 @pytest.mark.parametrize(
     "key,shape,size,strength,rounds",
     [
         ("pipeline/400x350_to_64_strength1", (400, 350), 64, 1.0, 2),
+        ("pipeline/400x350_to_64_strength0", (400, 350), 64, 0.0, 2),
         ("pipeline/32x32_to_32_strength0.5", (32, 32), 32, 0.5, 10),
     ],
 )
-def test_whole_views_are_distributed_as_recorded(key, shape, size, strength, rounds):
+def test_whole_views_are_distributed_as_recorded(key, shape, size, strength, rounds, parity):
     ranges = ViewSettings(size, color_jitter_strength=strength, blur_probability=0)
     image = values.photo("pipe{}x{}".format(*shape), *shape)[np.newaxis]
 
@@ -439,14 +517,17 @@ def test_whole_views_are_distributed_as_recorded(key, shape, size, strength, rou
         boxes = augment.random_crop_boxes(crop_draws, *shape, ranges)
         return augment.augment_views(augment.crop_and_resize(image, boxes[tf.newaxis], size)[0], draws, ranges)
 
-    made = np.concatenate(
-        [views(uniforms(400, augment.CROP_DRAWS, seed=i), uniforms(400, NUM_DRAWS, seed=i + 99)) for i in range(rounds)]
-    )
-    expected = STATS[key]
-    assert_like_recorded("mean", made.mean(axis=(1, 2, 3)), expected["image_mean"])
-    assert_like_recorded("std", made.std(axis=(1, 2, 3)), expected["image_std"])
-    gray = (np.ptp(made, axis=-1) < 1e-6).all(axis=(1, 2)).mean()
-    assert abs(gray - expected["frac_gray"]) < 5 * np.sqrt(0.2 * 0.8 * (1 / len(made) + 1 / expected["n"]))
+    made = np.concatenate([views(*drawn(400, step)) for step in range(rounds)])
+    expected, case = STATS[key], f"whole views, {key.partition('/')[2]}"
+    n = expected["n"]
+    assert_like_recorded(parity, case, made.mean((1, 2, 3)), expected["image_mean"])
+    assert_like_recorded(parity, case, made.std((1, 2, 3)), expected["image_std"])
+    for channel, mean in enumerate(expected["channel_mean"]):
+        assert_same_mean(parity, case, made[..., channel].mean((1, 2)), mean, n)
+    for value in (0, 1):
+        assert_same_mean(parity, case, (made == value).mean((1, 2, 3)), expected[f"frac_pixels_{value}"], n)
+    gray = (np.ptp(made, axis=-1) < 1e-6).all((1, 2))
+    assert_same_mean(parity, case, gray, expected["frac_gray"], n, np.sqrt(0.2 * 0.8))
 
 
 @pytest.mark.parametrize(

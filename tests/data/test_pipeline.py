@@ -148,6 +148,24 @@ def test_orders_are_random_in_a_large_source():
     assert not (other_seed._positions(tf.constant(0, tf.int64)) == found[0]).numpy().all()
 
 
+def test_drawn_numbers_are_uniform_and_independent():
+    """Of each other, from image to image, between the views of an image, and from step to step."""
+    source = ArraySource("none", np.zeros((500, 1, 1, 3), np.uint8), None, ())
+    stream = training(source, batch_size=500, settings=ViewSettings(1))
+    steps = [np.concatenate(stream._draws(tf.constant(step, tf.int64)), axis=-1) for step in range(20)]
+    numbers = np.concatenate(steps)  # [images, views, draws]
+    count, _, draws = numbers.shape
+    assert numbers.min() >= 0 and numbers.max() < 1
+    ranks = (np.arange(count) + 0.5)[:, np.newaxis, np.newaxis] / count
+    distance = np.abs(np.sort(numbers, axis=0) - ranks).max()
+    assert distance < 2.7 / count**0.5  # Kolmogorov and Smirnov, p = 1e-6: there are hundreds of draws
+    flat = numbers.reshape(count, -1)
+    others = np.abs(np.corrcoef(flat.T))[np.triu_indices(2 * draws, 1)]
+    next_image, next_step = (np.corrcoef(flat[:-lag].ravel(), flat[lag:].ravel())[0, 1] for lag in (1, 500))
+    assert others.max() < 6 / count**0.5
+    assert max(abs(next_image), abs(next_step)) < 5 / flat.size**0.5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_belong_to_their_labels(data, kind):
     """Views that are the whole image, resized: each is nearest to the image that its label names."""
