@@ -260,17 +260,33 @@ RECIPES: dict[str, Recipe] = {
         ),
     ),
     "fashion_mnist": Recipe(
-        summary="60,000 images of clothes, the same narrow network; not yet run at full length.",
+        summary="60,000 images of clothes, the same narrow network. Rates, steps and crops of the stages with labels, "
+        "the baseline's too, were chosen on 5,000 training images.",
         common=dict(
-            dataset="fashion_mnist", resnet_depth=18, width_multiplier=0.25, image_size=16, crop_area_min=0.2,
+            dataset="fashion_mnist", resnet_depth=18, width_multiplier=0.25, image_size=16, crop_area_min=0.6,
             eval_batch_size=512,
         ),
         stages=SMALL_STAGES | {
-            "pretrain": dict(SMALL_STAGES["pretrain"], train_epochs=10, checkpoint_epochs=2, warmup_epochs=1.0),
+            "pretrain": dict(
+                SMALL_STAGES["pretrain"], train_epochs=10, checkpoint_epochs=2, warmup_epochs=1.0, crop_area_min=0.2,
+            ),
             "linear_eval": dict(SMALL_STAGES["linear_eval"], train_steps=500, checkpoint_steps=500),
+            "supervised": dict(SMALL_STAGES["supervised"], train_steps=800),
+            "finetune": dict(SMALL_STAGES["finetune"], train_steps=400),
             "distill": dict(SMALL_STAGES["distill"], train_steps=500, checkpoint_steps=500, warmup_epochs=0.2),
         },
         label_counts=(10, 60),
+        measured=Results(
+            "`make demo DATASET=fashion_mnist` on two CPU cores (AMD EPYC), 2026-11-25, seed 0; at 10 and 60 labels a "
+            "class",
+            {
+                "pretrain": "kNN 83.3",
+                "linear_eval": "80.0 (all labels)",
+                "supervised": "64.4, 80.6",
+                "finetune": "70.0, 79.8",
+                "distill": "70.7, 80.1",
+            },
+        ),
     ),
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from simclrv2_tf.config import STAGES, Config
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.modes.starting import Result, finished, fit_batch, settle
 from simclrv2_tf.modes.training import classify, distill, pretrain
+from simclrv2_tf.recipes import RECIPES
 from simclrv2_tf.report import format_table, write_report
 from simclrv2_tf.training.distributed import choose_strategy
 from simclrv2_tf.training.journal import Journal
@@ -14,6 +15,8 @@ from simclrv2_tf.training.journal import Journal
 
 def semi_supervised(explicit: dict[str, Any]) -> Result:
     """All three steps, and what they are to be compared with, each in a sub-directory of the model directory."""
+    if explicit.get("recipe", "auto") == "auto" and explicit.get("dataset") in RECIPES:
+        explicit = explicit | {"recipe": explicit["dataset"]}  # named: what it says of a stage wins over the parent's
     config = precedence.resolve(explicit)
     strategy = choose_strategy(config)
     model_dir = build.model_dir(config)
