@@ -72,6 +72,16 @@ def training_input(config: Config, source: Source) -> TrainingInput:
     )
 
 
+def micro_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
+    """Images of a replica that pretraining embeds at a time; SettingError unless they divide its batch."""
+    images = config.train_batch_size // strategy.num_replicas_in_sync
+    if config.grad_cache_micro_batch and images % config.grad_cache_micro_batch:
+        raise SettingError(
+            f"--grad_cache_micro_batch={config.grad_cache_micro_batch}: does not divide a replica's {images} images"
+        )
+    return config.grad_cache_micro_batch
+
+
 def freeze(model: ClassificationModel, config: Config) -> None:
     """Freezes what the settings say: all but the classifier for linear evaluation."""
     after_block = 4 if config.mode == "linear_eval" else config.fine_tune_after_block

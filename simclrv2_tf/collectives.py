@@ -44,3 +44,11 @@ def all_sum(tensor: tf.Tensor) -> tf.Tensor:
     if replica_count() == 1:
         return tensor
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensor)
+
+
+def loops_can_communicate() -> bool:
+    """Whether replicas can talk from inside a ``tf.while_loop``.
+
+    Those of the mirrored strategies meet in Python while the step is traced, and cannot meet in the graph of a loop.
+    """
+    return replica_count() == 1 or isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)

@@ -234,6 +234,13 @@ class Config:
         "similarities, but 128 rows.",
         minimum=0,
     )
+    grad_cache_micro_batch: int = _setting(
+        0,
+        DEVICES,
+        "In pretraining, images of a replica whose activations are in memory at a time: each is embedded twice "
+        "(GradCache); the loss sees the whole batch, batch norm the micro-batches of all replicas. 0: the whole batch.",
+        minimum=0,
+    )
     cpu_replicas: int = _setting(
         0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0
     )

@@ -66,6 +66,10 @@ def written(place):
         (["--mode=evaluate"], "--checkpoint="),
         (["--labels_per_class=1", "--label_fraction=0.5"], "--label_fraction=0.5"),
         (["--train_batch_size=5000"], "--train_batch_size=5000: digits/train has only 1297 images"),
+        (
+            ["--train_batch_size=64", "--grad_cache_micro_batch=12"],
+            "--grad_cache_micro_batch=12: does not divide a replica's 64 images",
+        ),
         (["--mode=supervised", "--labels_per_class=500"], "--labels_per_class=500: class "),
         (["--train_split=valid"], "--train_split=valid: digits has only train, test"),
         (["--dataset=folder:nowhere"], "--dataset=folder:nowhere: there is no folder nowhere"),

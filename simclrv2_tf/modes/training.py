@@ -41,6 +41,7 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
     source, test = open_source(config, config.train_split), evaluation_source(config)
     data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
     classes = len(source.class_names) if config.lineareval_while_pretraining else 0
+    micro_batch = build.micro_batch(config, strategy)
     with strategy.scope():
         network = build.network(config, strategy, classes)
         if config.checkpoint:
@@ -54,6 +55,7 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
             config.weight_decay,
             memory,
             config.loss_tile,
+            micro_batch,
         )
         build.compile_model(model, config, strategy, plan)
 

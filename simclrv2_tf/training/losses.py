@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.collectives import all_gather, all_sum, replica_count, replica_index
-from simclrv2_tf.training.parts import join, map_in_turn, split
+from simclrv2_tf.training.parts import map_rows
 
 # Similarities that NT-Xent has in memory at a time unless told otherwise, 8 MiB in float32: few enough for the caches,
 # enough for a loop's turn. But no fewer rows than these, or fetching the candidates would take longest.
@@ -251,12 +251,7 @@ class _SimilarityMatrix:
         return tf.where(is_itself, logits.dtype.min, logits), is_positive
 
     def _in_tiles(self, function: Callable, arguments: tuple[tf.Tensor, ...], dtypes: Any) -> Any:
-        images = self.views.shape[0]
-        if images is None or images <= self.images_a_tile:
-            return function(*arguments)
-        tiles = -(-images // self.images_a_tile)
-        parts = split(arguments, -(-images // tiles))  # of equal size, so that little is filled up
-        return join(map_in_turn(lambda part: function(*part), parts, dtypes), images)
+        return map_rows(lambda rows: function(*rows), arguments, self.images_a_tile, dtypes)
 
 
 def _rows(hidden: tf.Tensor, normalize: bool) -> tf.Tensor:

@@ -9,8 +9,10 @@ from simclrv2_tf.data.pipeline import make_views
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.normalization import statistics_dtype
 from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel
+from simclrv2_tf.training.grad_cache import cached_gradients
 from simclrv2_tf.training.losses import l2_penalty, labelled_mean, nt_xent, supervised_loss
 from simclrv2_tf.training.optimizers import penalised_variables
+from simclrv2_tf.training.parts import map_rows
 
 
 class Memory(keras.layers.Layer):
@@ -37,16 +39,23 @@ class Memory(keras.layers.Layer):
         width = head.settings["out_dim"] if head.depth else network.encoder.feature_dim
         self.queue = self.add_weight(shape=(size, width), initializer="random_normal", name="queue", **shared)
 
-    def update(self, network: Network, images: tf.Tensor) -> None:
-        """Moves the average one step and puts its outputs for ``images``, of all replicas, into the queue."""
+    def follow(self, network: Network) -> None:
+        """Moves the average one step."""
         for average, weight in zip(self.averages, network.trainable_variables, strict=True):
             average.assign(self.decay * average.value + (1 - self.decay) * tf.cast(weight.value, average.dtype))
+
+    def embed(self, network: Network, images: tf.Tensor) -> tf.Tensor:
+        """The average's outputs for images."""
         statistics = [variable.value for variable in network.non_trainable_variables]
         endpoints, _ = network.stateless_call(
             [average.value for average in self.averages], statistics, images, training=True, whole_head=True
         )
-        keys = all_gather(tf.cast(endpoints["proj_head_output"], self.queue.dtype))
-        self.queue.assign(tf.concat([keys, self.queue.value], axis=0)[: self.queue.shape[0]])
+        return tf.cast(endpoints["proj_head_output"], self.queue.dtype)
+
+    def push(self, keys: tf.Tensor) -> None:
+        """Puts outputs, of all replicas, into the queue; the oldest leave it."""
+        queue = tf.concat([all_gather(keys), self.queue.value], axis=0)
+        self.queue.assign(queue[: self.queue.shape[0]])
 
 
 class SimCLR(ReplicatedModel):
@@ -61,6 +70,7 @@ class SimCLR(ReplicatedModel):
         weight_decay: of the L2 terms that are in the loss.
         memory: further negatives.
         loss_tile: see ``losses.nt_xent``.
+        micro_batch: images of a replica that run through the network at a time, see ``grad_cache``; 0: all of them.
 
     A batch is what ``pipeline.make_views`` takes, with two views, and int ``labels [b]`` (−1 where unknown).
     """
@@ -74,6 +84,7 @@ class SimCLR(ReplicatedModel):
         weight_decay: float = 0.0,
         memory: Memory | None = None,
         loss_tile: int = 0,
+        micro_batch: int = 0,
     ):
         super().__init__(name="simclr")
         self.network = network
@@ -83,6 +94,7 @@ class SimCLR(ReplicatedModel):
         self.weight_decay = weight_decay
         self.memory = memory
         self.loss_tile = loss_tile
+        self.micro_batch = micro_batch
         self.train_metrics = ("loss", "contrastive_loss", "contrastive_accuracy", "contrastive_entropy")
         if network.classifier is not None:
             self.train_metrics += ("online_loss", "online_train_top1")
@@ -99,27 +111,58 @@ class SimCLR(ReplicatedModel):
         return self.network(images, training=training, whole_head=True, stop_gradient_to_classifier=True)
 
     def train_step(self, batch: Batch) -> Logs:
-        views = make_views(batch, self.views)
-        images = tf.concat([views[:, 0], views[:, 1]], axis=0)
-        negatives = tf.identity(self.memory.queue.value) if self.memory else None
-        with tf.GradientTape() as tape:
-            endpoints = self(images, training=True)
-            view1, view2 = tf.split(endpoints["proj_head_output"], 2)
-            contrast = nt_xent(view1, view2, self.temperature, self.hidden_norm, negatives, self.loss_tile)
-            logs = {
-                "contrastive_loss": contrast.loss,
-                "contrastive_accuracy": contrast.accuracy,
-                "contrastive_entropy": contrast.entropy,
-            }
-            loss = contrast.loss + l2_penalty(penalised_variables(self), self.weight_decay)
-            if self.network.classifier is not None:
-                logs |= _online_evaluation(endpoints["logits_sup"], tf.tile(batch["labels"], [2]))
-                loss += logs["online_loss"]
-            scaled = self.optimizer.scale_loss(loss / replica_count())
-        self.minimise(tape, scaled, self.trained_variables)
+        variables, labels = self.trained_variables, batch["labels"]
+        if not self.micro_batch:  # else each micro-batch makes its own views
+            batch = {"views": make_views(batch, self.views)}
+            with tf.GradientTape() as tape:
+                scaled, logs = self._objective(self._embed(batch), labels)
+            self.minimise(tape, scaled, variables)
+        else:
+            logs, gradients = cached_gradients(
+                self._embed,
+                lambda outputs: self._objective(outputs, labels),
+                batch,
+                self.micro_batch,
+                self._output_dtypes,
+                self.network,
+                variables,
+            )
+            self.optimizer.apply(gradients, variables)
         if self.memory:
-            self.memory.update(self.network, views[:, 0])
-        return {"loss": loss, **logs}
+            self.memory.follow(self.network)
+            embed = lambda rows: self.memory.embed(self.network, make_views(rows, self.views)[:, 0])  # noqa: E731
+            keys = map_rows(embed, batch, self.micro_batch, self.memory.queue.dtype, communicates=True)
+            self.memory.push(keys)
+        return logs
+
+    @property
+    def _output_dtypes(self) -> dict[str, tf.DType]:
+        names = ["proj_head_output"] + ["logits_sup"] * (self.network.classifier is not None)
+        return dict.fromkeys(names, statistics_dtype(self.network.compute_dtype))
+
+    def _embed(self, batch: Batch) -> dict[str, tf.Tensor]:
+        """What the objective reads, ``[b, 2, ...]`` for both views."""
+        views = make_views(batch, self.views)
+        endpoints = self(tf.concat([views[:, 0], views[:, 1]], axis=0), training=True)
+        wide = {name: tf.cast(endpoints[name], dtype) for name, dtype in self._output_dtypes.items()}
+        return {name: tf.stack(tf.split(output, 2), axis=1) for name, output in wide.items()}
+
+    def _objective(self, outputs: dict[str, tf.Tensor], labels: tf.Tensor) -> tuple[tf.Tensor, Logs]:
+        """The scalar to differentiate, and the metrics."""
+        view1, view2 = tf.unstack(outputs["proj_head_output"], axis=1)
+        negatives = tf.identity(self.memory.queue.value) if self.memory else None
+        contrast = nt_xent(view1, view2, self.temperature, self.hidden_norm, negatives, self.loss_tile)
+        logs = {
+            "contrastive_loss": contrast.loss,
+            "contrastive_accuracy": contrast.accuracy,
+            "contrastive_entropy": contrast.entropy,
+        }
+        loss = contrast.loss + l2_penalty(penalised_variables(self), self.weight_decay)
+        if "logits_sup" in outputs:
+            logits = tf.concat(tf.unstack(outputs["logits_sup"], axis=1), axis=0)
+            logs |= _online_evaluation(logits, tf.tile(labels, [2]))
+            loss += logs["online_loss"]
+        return self.optimizer.scale_loss(loss / replica_count()), {"loss": loss, **logs}
 
 
 def _online_evaluation(logits: tf.Tensor, labels: tf.Tensor) -> Logs:
