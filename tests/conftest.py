@@ -64,7 +64,8 @@ def parity(request):
         with np.errstate(divide="ignore", invalid="ignore"):
             deviation = float(np.max(np.where(difference == 0, 0, difference / scale)))
         unit = unit or {"largest": "of the largest", "each": "of each", "one": "absolute"}[of]
-        request.node.user_properties.append(("parity", [case, precision, expected.size, deviation, float(tolerance), unit]))
+        found = [case, precision, expected.size, deviation, float(tolerance), unit]
+        request.node.user_properties.append(("parity", found))
         assert deviation <= tolerance, f"{case}: deviates by {deviation:.3g} {unit}, more than {tolerance:.3g}"
 
     return check
