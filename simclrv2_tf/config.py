@@ -98,7 +98,13 @@ class Config:
         "For export: a SavedModel, or a TF1 checkpoint with the official names.",
         choices=("saved_model", "tf1_checkpoint"),
     )
-    report: bool = _setting(True, RUN, "Draw the figures and report.html at the end.")
+    report: bool = _setting(True, RUN, "Draw the figures and report.html at each evaluation and at the end.")
+    embedding: str = _setting(
+        "pca",
+        RUN,
+        "How the report shows features in two dimensions; umap needs the package umap-learn.",
+        choices=("pca", "tsne", "umap"),
+    )
 
     dataset: str = _setting(
         "imagenet2012",

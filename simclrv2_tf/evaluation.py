@@ -233,3 +233,28 @@ def pca(features: ArrayLike, dims: int = 2) -> Array:
     largest = np.argmax(np.abs(right[:dims]), axis=1)
     signs = np.where(right[np.arange(dims), largest] < 0, -1, 1)
     return left[:, :dims] * singular[:dims] * signs
+
+
+def project(features: ArrayLike, method: str = "pca") -> Array:
+    """``features`` [n, d] in two dimensions, [n, 2], for a picture of a few thousand rows; the same each time.
+
+    ``tsne`` (van der Maaten and Hinton, 2008) and ``umap`` (McInnes et al. 2018, arXiv 1802.03426; the package
+    ``umap-learn``) keep neighbours together; they start from the first 50 principal components, distances by cosine.
+
+    Raises:
+      ValueError: features are empty or not finite.
+    """
+    features = _matrix(features, "features")
+    if method == "pca" or len(features) < 4:
+        plane = pca(features, min(2, *features.shape))
+        return np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+    features = pca(features, min(50, *features.shape))
+    if method == "tsne":
+        from sklearn.manifold import TSNE  # here: as above
+
+        # The perplexity is the authors' default, less where there are few points.
+        perplexity = min(30.0, (len(features) - 1) / 3)
+        return TSNE(metric="cosine", perplexity=perplexity, init="random", random_state=0).fit_transform(features)
+    from umap import UMAP
+
+    return UMAP(metric="cosine", n_neighbors=min(15, len(features) - 1), random_state=0).fit_transform(features)

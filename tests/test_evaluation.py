@@ -201,3 +201,21 @@ def test_bad_features_are_refused_by_name(measure, name, value):
 def test_bad_arguments_are_refused_by_name(call, name):
     with pytest.raises(ValueError, match=name):
         call()
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_projections_keep_neighbours_together_and_repeat(method):
+    features, labels = load_digits(return_X_y=True)
+    features, labels = features[:300], labels[:300]
+    points = evaluation.project(features, method)
+    assert points.shape == (300, 2)
+    np.testing.assert_array_equal(points, evaluation.project(features, method))
+    nearest = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points)[1][:, 1]
+    assert np.mean(labels[nearest] == labels) > {"pca": 0.4, "tsne": 0.85}[method]
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 1), (5, 1), (6, 70)])
+def test_projections_of_few_rows_or_columns(method, shape):
+    points = evaluation.project(np.random.default_rng(0).normal(size=shape), method)
+    assert points.shape == (shape[0], 2) and np.isfinite(points).all()

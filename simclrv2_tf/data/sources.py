@@ -56,7 +56,7 @@ class ArraySource:
 
     def subset(self, indices: np.ndarray) -> "ArraySource":
         """The images at ``indices``, in that order."""
-        return dataclasses.replace(self, images=self.images[indices], labels=self.labels[indices])
+        return dataclasses.replace(self, images=self.images[indices], labels=_some(self.labels, indices))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +92,8 @@ class FileSource:
         return dataclasses.replace(
             self,
             paths=tuple(self.paths[i] for i in indices),
-            labels=self.labels[indices],
-            encoded=None if self.encoded is None else self.encoded[indices],
+            labels=_some(self.labels, indices),
+            encoded=_some(self.encoded, indices),
         )
 
     def cached(self) -> "FileSource":
@@ -172,9 +172,10 @@ class RecordSource:
 
     def subset(self, indices: np.ndarray) -> "RecordSource":
         """The records at ``indices`` of the file order."""
-        keep = np.zeros(self.num_examples, bool)
-        keep[indices] = True
-        return dataclasses.replace(self, keep=keep, labels=self.labels[keep], num_examples=int(keep.sum()))
+        keep = np.zeros(self.num_examples, bool) if self.keep is None else np.zeros_like(self.keep)
+        keep[indices if self.keep is None else np.flatnonzero(self.keep)[indices]] = True
+        labels = _some(self.labels, np.unique(indices))
+        return dataclasses.replace(self, keep=keep, labels=labels, num_examples=int(keep.sum()))
 
     def with_labels(self) -> "RecordSource":
         """Reads every label once (the images stay encoded), which a label subset needs."""
@@ -183,6 +184,10 @@ class RecordSource:
 
 
 Source = ArraySource | FileSource | RecordSource
+
+
+def _some(values: np.ndarray | None, indices: np.ndarray) -> np.ndarray | None:
+    return None if values is None else values[indices]
 
 
 def _labels_at(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:

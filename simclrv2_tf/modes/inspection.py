@@ -14,6 +14,7 @@ from simclrv2_tf.modes.measuring import (
     evaluation_source,
     features_of,
     knn_features,
+    knn_source,
     logits_of,
     print_scores,
     top_k,
@@ -36,7 +37,7 @@ def evaluate(config: Config, strategy: Strategy) -> Result:
     if model.network.classifier is not None:
         result |= top_k(*logits_of(model, config, test))
     if source.class_names:
-        train_features = knn_features(model, config, source)
+        train_features = knn_features(model, config, knn_source(source))
         result["knn_top1"] = evaluation.knn_accuracy(*train_features, *features_of(model, config, test))
     journal = Journal(build.model_dir(config))
     write_atomically(journal.model_dir / "evaluation.json", json.dumps(result, indent=1))

@@ -52,10 +52,18 @@ def features_of(model: ReplicatedModel, config: Config, source: Source, max_step
     return _collect(model, config, source, "final_avg_pool", max_steps)
 
 
+def knn_source(source: Source) -> Source:
+    """The training images that kNN compares with: those with a label, of many a seeded choice."""
+    if isinstance(source, RecordSource):
+        return source
+    labelled = np.flatnonzero(source.labels >= 0)
+    if len(labelled) == source.num_examples <= KNN_IMAGES:
+        return source
+    return source.subset(np.sort(np.random.default_rng(0).permutation(labelled)[:KNN_IMAGES]))
+
+
 def knn_features(model: ReplicatedModel, config: Config, source: Source) -> Features:
-    """Features of the training images that kNN compares with: those with a label, of many a seeded choice."""
-    if source.num_examples > KNN_IMAGES and not isinstance(source, RecordSource):
-        source = source.subset(np.sort(np.random.default_rng(0).permutation(source.num_examples)[:KNN_IMAGES]))
+    """Features of a ``knn_source``; of records those of the first ones."""
     features, labels = features_of(model, config, source, -(-KNN_IMAGES // config.eval_batch_size))
     return features[labels >= 0], labels[labels >= 0]
 

@@ -1,6 +1,9 @@
 """The modes that train a network: each of the three steps, and their neighbours."""
 
+import importlib.util
 import pathlib
+import platform
+import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf import build, evaluation, gallery
+from simclrv2_tf import build, evaluation
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import FileSource, Source, open_labelled, open_source
@@ -18,12 +21,14 @@ from simclrv2_tf.modes.measuring import (
     evaluation_source,
     features_of,
     knn_features,
+    knn_source,
     logits_of,
     print_scores,
     top_k,
 )
 from simclrv2_tf.modes.starting import Result, Strategy, check_same_run
 from simclrv2_tf.report import write_report
+from simclrv2_tf.report.pictures import Pictures, example_views, write_projector
 from simclrv2_tf.training.checkpoints import load_network, run_of
 from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.distiller import Distiller
@@ -59,24 +64,31 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
         )
         build.compile_model(model, config, strategy, plan)
 
+    pictures = _pictures(config, test)
+
     def online_top1() -> dict[str, float]:
         if not classes or test is None:
             return {}
         return {"online_top1": top_k(*logits_of(model, config, test))["top1"]}
 
+    def evaluate() -> dict[str, float]:
+        if pictures is not None and test is not None:
+            pictures.draw_embedding(features_of(model, config, pictures.sample))
+        return online_top1()
+
     def results(journal: Journal) -> Result:
         found = online_top1()
         if test is not None and source.class_names:
-            train_features = knn_features(model, config, source)
-            test_features = features_of(model, config, test)
-            found["knn_top1"] = evaluation.knn_accuracy(*train_features, *test_features)
-            if config.report:
-                gallery.draw_pretraining(journal.model_dir, data, source, test, train_features, test_features)
-                gallery.write_projector(journal.model_dir, test, test_features, config.image_size)
-                journal.write_images("views", np.concatenate(gallery.example_views(data)), plan.total_steps)
+            neighbours = knn_source(source)
+            features = [knn_features(model, config, neighbours), features_of(model, config, test)]
+            found["knn_top1"] = evaluation.knn_accuracy(*features[0], *features[1])
+            if pictures is not None:
+                pictures.draw_neighbours(neighbours, *features)
+                write_projector(pictures, features_of(model, config, pictures.sample))
+                journal.write_images("views", np.concatenate(example_views(data)), plan.total_steps)
         return found
 
-    return _train_and_report(config, strategy, model, data, plan, online_top1, results)
+    return _train_and_report(config, strategy, model, data, plan, evaluate, results, pictures)
 
 
 def classify(config: Config, strategy: Strategy) -> Result:
@@ -124,18 +136,32 @@ def _train_classifier(
 ) -> Result:
     prefix = PREFIX[config.mode]
 
-    def eval_top1() -> dict[str, float]:
-        return {"eval_top1": top_k(*logits_of(model, config, test))["top1"]} if test is not None else {}
+    pictures = _pictures(config, test)
 
-    def results(journal: Journal) -> Result:
+    def accuracies() -> dict[str, float]:
         if test is None:
             return {}
         logits, labels = logits_of(model, config, test)
-        if config.report:
-            gallery.draw_classification(journal.model_dir, test, logits, labels, config.image_size)
-        return {f"{prefix}_{name}": value for name, value in top_k(logits, labels).items()}
+        if pictures is not None:
+            pictures.draw_classification(logits, labels)
+        return top_k(logits, labels)
 
-    return _train_and_report(config, strategy, model, data, plan, eval_top1, results)
+    def evaluate() -> dict[str, float]:
+        return {f"eval_{name}": value for name, value in accuracies().items() if name == "top1"}
+
+    def results(journal: Journal) -> Result:
+        return {f"{prefix}_{name}": value for name, value in accuracies().items()}
+
+    return _train_and_report(config, strategy, model, data, plan, evaluate, results, pictures)
+
+
+def _pictures(config: Config, test: Source | None) -> Pictures | None:
+    """The figures of a run that is to have some; SettingError if they cannot be drawn."""
+    if not config.report:
+        return None
+    if config.embedding == "umap" and importlib.util.find_spec("umap") is None:
+        raise SettingError("--embedding=umap: needs pip install umap-learn")
+    return Pictures(build.model_dir(config), test, config.image_size, config.embedding)
 
 
 def _train_and_report(
@@ -146,6 +172,7 @@ def _train_and_report(
     plan: Plan,
     evaluate: Callable[[], dict[str, float]],
     results: Callable[[Journal], Result],
+    pictures: Pictures | None,
 ) -> Result:
     """The common course of every training mode."""
     resolved = _resolved(config, strategy, model, data, plan)
@@ -155,15 +182,21 @@ def _train_and_report(
     journal.write_config(config, resolved)
     _announce(config, resolved, model_dir)
     started = time.perf_counter()
-    train(model, data, plan, journal, config.keep_checkpoint_max, evaluate)
+    if pictures is not None:
+        pictures.draw_views(data)
+
+    def refresh() -> None:
+        if pictures is not None:
+            write_report(model_dir)
+
+    train(model, data, plan, journal, config.keep_checkpoint_max, evaluate, refresh)
     result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(journal)}
     result["seconds"] = round(time.perf_counter() - started, 1)
     if isinstance(data.source, FileSource):
         result["corrupt_images"] = sorted(data.source.corrupt)
     journal.write_result(result)
+    refresh()
     print_scores(result)
-    if config.report:
-        write_report(model_dir)
     return result
 
 
@@ -195,10 +228,23 @@ def _resolved(
         "trained_parameters": sum(int(np.prod(v.shape)) for v in model.trained_variables),
         "dtype_policy": keras.config.dtype_policy().name,
         "xla": bool(model.jit_compile),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
+        "versions": f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}",
+        "revision": _revision(),
         "device": _device(),
     }
+
+
+def _revision() -> str:
+    """The commit of this code, with a mark if there are changes; nothing where it does not lie in a repository."""
+    here = pathlib.Path(__file__)
+    try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, capture_output=True, check=True
+        )
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(describe, cwd=here.parent, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _device() -> str:

@@ -26,6 +26,7 @@ def train(
     journal: Journal,
     keep_checkpoints: int,
     evaluate: Evaluate,
+    refresh: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains to ``plan.total_steps``, from the newest checkpoint in the journal's directory on.
 
@@ -39,6 +40,7 @@ def train(
         journal: where the records go.
         keep_checkpoints: newest checkpoints to keep; 0: all.
         evaluate: gives numbers of the model as it is.
+        refresh: brings what people look at up to date, when an interval is saved.
     """
     checkpoints = Checkpoints(journal.model_dir, model, keep_checkpoints)
     step = checkpoints.restore()
@@ -60,6 +62,7 @@ def train(
         journal.write_row(row)
         checkpoints.save(step)
         progress.show(row)
+        refresh()
 
 
 def _fit(model: ReplicatedModel, data: TrainingInput, start: int, end: int, progress: "Progress") -> None:

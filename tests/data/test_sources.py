@@ -420,6 +420,14 @@ def test_images_of_several_sizes_are_streamed(data_dir):
     assert sorted(read) == [(8, 0), (8, 0), (9, 1), (9, 1), (10, 2), (10, 2)]
 
 
+def test_subsets_of_streamed_images_need_no_labels_and_nest(data_dir):
+    source = open_source(settings("tiny_photos", data_dir=data_dir), "")
+    some = source.subset(np.array([1, 3, 4, 5]))
+    nested = some.subset(np.array([0, 2]))
+    whole = [image.numpy() for image, _ in source.stream()]
+    assert [image.numpy() for image, _ in nested.stream()] == [whole[1], whole[4]] and nested.num_examples == 2
+
+
 def test_large_data_are_streamed(data_dir, monkeypatch):
     monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 1000)
     assert isinstance(open_source(settings("tiny_squares", data_dir=data_dir), "train"), RecordSource)

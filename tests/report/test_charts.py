@@ -1,0 +1,143 @@
+"""Figures are drawn, differ with their data, tell it in words and survive hard input."""
+
+import base64
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from simclrv2_tf.report import charts, pictures
+
+
+def picture(path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        array = np.asarray(image.convert("RGB"))
+    assert len(np.unique(array)) > 10, "a blank picture"
+    return array
+
+
+def metrics(text=runs.METRICS):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_figures_differ_with_their_data_and_repeat(tmp_path):
+    names = [str(i) for i in range(10)]
+    for folder, shift in (("a", 0), ("b", 0), ("c", 1)):
+        for name, spec in runs.specs(names, shift).items():
+            charts.write(spec, tmp_path / folder / name)
+    for one in sorted((tmp_path / "a").glob("*.png")):
+        same, other = tmp_path / "b" / one.name, tmp_path / "c" / one.name
+        assert one.read_bytes() == same.read_bytes()
+        assert picture(one).shape != picture(other).shape or (picture(one) != picture(other)).any()
+        assert json.loads(one.with_suffix(".vl.json").read_text())["description"]
+    assert len(list((tmp_path / "a").iterdir())) == 10  # and nothing unfinished
+
+
+@pytest.mark.parametrize("names", [runs.HOSTILE, ["one"], [f"class number {i}" for i in range(1000)]], ids=len)
+def test_figures_take_any_class_names(names, tmp_path):
+    for name, spec in runs.specs(names).items():
+        charts.write(spec, tmp_path / name)
+        picture(tmp_path / f"{name}.png")
+
+
+def decoded(url):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
+
+
+def test_pictures_are_shown_as_they_are():
+    """A pure colour stays that colour; values outside [0, 1] are clipped; sizes are made to fit."""
+    red = np.tile([7.0, 0, -3], (8, 8, 1))
+    shown = decoded(charts.data_url(red))
+    assert shown.shape == (128, 128, 3) and (shown == [255, 0, 0]).all()
+    assert charts.data_url((red.clip(0, 1) * 255).astype(np.uint8)) == charts.data_url(red)
+    large = decoded(charts.data_url(np.full((300, 200, 3), 0.5)))
+    assert large.shape == (128, 85, 3) and abs(large.astype(int) - 127).max() <= 2
+
+
+def test_neighbours_tell_right_from_wrong_without_colour(tmp_path):
+    images, _ = runs.digits()
+    drawn = []
+    for label in (0, 1):
+        spec = pictures.neighbours_figure(images[:1], images[None, 1:4], [0], [[label] * 3], ["a", "b"])
+        assert spec["description"].startswith(f"Nearest neighbours: {3 * (1 - label)} of 3")
+        charts.write(spec, tmp_path / str(label))
+        drawn.append(picture(tmp_path / f"{label}.png").mean(axis=2) < 128)
+    assert (drawn[0] != drawn[1]).mean() > 0.005
+
+
+def test_curves_read_gaps_and_short_rows():
+    found = charts.curves({"run": metrics()})
+    assert list(found) == ["curve_loss", "curve_accuracy", "curve_learning_rate", "curve_speed"]
+    assert "loss from 5.5 to 2.25" in found["curve_loss"]["description"]
+    assert [row["step"] for row in found["curve_loss"]["data"]["values"]] == [10, 30]
+    series = {row["series"] for row in found["curve_accuracy"]["data"]["values"]}
+    assert series == {"contrastive accuracy", "online top-1"}  # kNN's only point is no curve
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n", "step,loss\n1,\n2,3\n", "loss\n1\n2\n", "step,other\n1,2\n2,3\n"])
+def test_curves_of_nothing_are_none(text):
+    assert charts.curves({"run": metrics(text)}) == {}
+
+
+def test_curves_of_several_runs_are_told_apart():
+    spec = charts.curves({"a": metrics(), "b": metrics()})["curve_loss"]
+    assert {row["series"] for row in spec["data"]["values"]} == {"a: loss", "b: loss"}
+
+
+def test_label_efficiency_orders_labels_and_skips_gaps():
+    table = [*runs.EFFICIENCY, {"labels_per_class": "1%", "supervised_top1": 0.5}]
+    spec = charts.label_efficiency({"run": table})
+    assert spec["encoding"]["x"]["sort"] == ["5", "20", "1%", "all"]
+    assert "fine-tuned with 5: 90.4%" in spec["description"] and "distilled with 20" not in spec["description"]
+    assert charts.label_efficiency({"run": [{"labels_per_class": 5}]}) is None
+
+
+def test_confusion_names_the_worst_pair():
+    spec = charts.confusion([[8, 2], [5, 5]], ["cat", "dog"])
+    told = "Confusion: 65.0% of 20 images are right; most often wrong: dog taken for cat, 5 times."
+    assert spec["description"] == told
+    cells = {(row["true"], row["said"]): row["share"] for row in spec["data"]["values"]}
+    assert cells == {("cat", "cat"): 0.8, ("cat", "dog"): 0.2, ("dog", "cat"): 0.5, ("dog", "dog"): 0.5}
+
+
+def test_confusion_of_many_classes_shows_those_that_are_confused():
+    matrix = np.eye(1000, dtype=int) * 9
+    matrix[500, 700] = 4
+    spec = charts.confusion(matrix, [f"c{i}" for i in range(1000)])
+    assert len(spec["data"]["values"]) == 900 and "30 of 1,000" in " ".join(spec["title"])
+    assert {"c500", "c700"} <= {row["true"] for row in spec["data"]["values"]}
+
+
+def test_names_that_are_the_same_are_numbered():
+    names = {row["true"] for row in charts.confusion(np.eye(3), ["crane", "crane", "ship"])["data"]["values"]}
+    assert names == {"crane (0)", "crane (1)", "ship"}
+
+
+def test_embedding_greys_rare_classes_and_takes_unlabelled_ones(tmp_path):
+    labels = [label for label in range(25) for _ in range(25 - label)]
+    points = np.random.default_rng(0).normal(size=(len(labels), 2))
+    spec = charts.embedding(points, labels, [f"c{i}" for i in range(25)], "PCA")
+    assert {row["kind"] for row in spec["data"]["values"]} == {f"c{i}" for i in range(20)} | {"5 others"}
+    spec = charts.embedding(points[:3], [-1, -1, 0], ["a"], "PCA")
+    assert {row["class"] for row in spec["data"]["values"]} == {"unlabelled", "a"}
+    charts.write(spec, tmp_path / "embedding")
+
+
+def test_no_mistakes_is_a_picture_too(tmp_path):
+    spec = pictures.mistakes_figure(np.zeros((0, 8, 8, 3)), [], [], [], [])
+    assert spec["description"] == "No mistakes."
+    charts.write(spec, tmp_path / "mistakes")
+    picture(tmp_path / "mistakes.png")
+
+
+def test_a_failed_drawing_leaves_the_old_figure(tmp_path):
+    charts.write(charts.confusion(np.eye(2), "ab"), tmp_path / "figure")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ValueError):
+        charts.write({"layer": [{"mark": "nonsense"}]}, tmp_path / "figure")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

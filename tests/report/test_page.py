@@ -1,0 +1,199 @@
+"""The page is whole, safe and in order; in a browser every figure is drawn and tells its values."""
+
+import html.parser
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import runs
+from browser import Browser, needs_chromium
+
+from simclrv2_tf.report import write_comparison, write_report
+
+
+class Page(html.parser.HTMLParser):
+    """What the tests ask of a page; every element must be closed in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.headings, self.open, self.text, self.specs = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.tags and self.open and self.open[-1] == "script":
+            if self.tags[-1][1].get("type") == "application/json":
+                self.specs.append(json.loads(data))
+            return
+        self.text.append(data)
+        if self.open and re.fullmatch(r"h\d", self.open[-1]):
+            self.headings.append((int(self.open[-1][1]), data))
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    root = runs.semi_supervised(tmp_path_factory.mktemp("runs") / "run <b>")
+    assert write_report(root) == root / "report.html"
+    return root
+
+
+@pytest.fixture(scope="module")
+def page(model_dir):
+    return Page((model_dir / "report.html").read_text(encoding="utf-8"))
+
+
+def test_page_is_whole_safe_and_in_order(page):
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    links = [attrs["href"] for attrs in page.all("a")]
+    assert len(links) == 5 and {link.removeprefix("#") for link in links} <= set(ids)
+    assert not page.all("link") and not page.all("b") and not page.all("img")
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+
+    scripts = page.all("script")
+    assert [attrs for attrs in scripts if "type" not in attrs] == [{}]  # Vega and the call of it
+    assert len(page.specs) == len(scripts) - 1 == 1 + 5 * 4 + 5  # label efficiency, curves of a stage, pretraining's
+    for spec in page.specs:
+        assert len(spec["description"]) > 10
+
+    levels = [level for level, _ in page.headings]
+    assert levels[0] == 1 and levels.count(1) == 1 and max(np.diff(levels)) <= 1
+    stages = [text for level, text in page.headings if level == 2 and text not in ("Results", "Settings")]
+    assert stages == ["pretrain", "supervised_5", "finetune_5", "finetune_20", "distill_all"]
+    assert page.tags.index(("caption", {})) < [tag for tag, _ in page.tags].index("figure")
+    assert len(page.all("caption")) == len(page.all("table")) >= 7
+    text = " ".join(page.text)
+    for part in (
+        "87.3 %",
+        "96.0 %",
+        "run <b>",
+        "<img src=http://evil.example/x>",
+        "resolved: steps",
+        "1,000 images / s",
+    ):
+        assert part in text
+
+
+def test_what_hovering_tells_is_in_a_table_too(page):
+    text = " ".join(page.text)
+    assert "contrastive accuracy" in text and "75.0 %" in text and "2.25" in text
+
+
+def test_page_asks_the_network_for_nothing(page):
+    for _, attrs in page.tags:
+        for name in ("src", "href", "srcset", "action", "data", "style"):
+            assert attrs.get(name, "#").startswith("#")
+    style = page.text[page.text.index(next(text for text in page.text if ":root" in text))]
+    assert "url(" not in style and "@import" not in style and "prefers-color-scheme:dark" in style
+    policy = next(attrs["content"] for attrs in page.all("meta") if "http-equiv" in attrs)
+    assert re.fullmatch(
+        "default-src 'none';img-src data:;style-src 'unsafe-inline';script-src 'sha256-[A-Za-z0-9+/]{43}='", policy
+    )
+
+
+def test_a_page_is_no_larger_than_a_mail_takes(model_dir):
+    assert (model_dir / "report.html").stat().st_size < 5e6
+
+
+def test_page_of_an_empty_or_broken_run(tmp_path):
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert not page.specs and not page.all("table")
+    (tmp_path / "result.json").write_text('{"mode": "pre')
+    (tmp_path / "config.json").write_text("[1]")
+    (tmp_path / "metrics.csv").write_bytes(b"\xff\xfe\x00")
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert any("result.json cannot be read" in text for text in page.text)
+    files = ["config.json", "metrics.csv", "report.html", "result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    with pytest.raises(FileNotFoundError, match="absent"):
+        write_report(tmp_path / "absent")
+
+
+@pytest.fixture(scope="module")
+def comparison(model_dir, tmp_path_factory):
+    other = tmp_path_factory.mktemp("others") / "run <b>"
+    shutil.copytree(model_dir, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"seed": 1}))
+    return write_comparison([model_dir, other], other.parent / "comparison.html")
+
+
+def test_runs_are_compared_side_by_side(comparison, model_dir):
+    page = Page(comparison.read_text(encoding="utf-8"))
+    head, first, *_ = re.findall(r"<tr>(.*?)</tr>", comparison.read_text(encoding="utf-8").partition("that differ")[2])
+    assert re.findall(r">([^<]+)<", first) == ["seed", "0", "1"]  # what is the same is not said
+    assert len(set(re.findall(r">([^<]+)<", head))) == 3
+    assert len(page.specs) == 1 and "run &lt;b&gt;" in head  # label efficiency of both
+    stages = [model_dir / "pretrain", model_dir / "finetune_5"]
+    page = Page(write_comparison(stages, comparison).read_text(encoding="utf-8"))
+    assert len(page.specs) == 4 + 5  # their curves together, the figures of the one that has some
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@needs_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_every_figure_is_drawn_without_a_complaint(browser, model_dir, comparison, width, dark):
+    for path in (model_dir / "report.html", comparison):
+        browser.open(path, width, dark)
+        drawn, charts, page_width = browser.evaluate(
+            "[document.querySelectorAll('.chart svg').length, document.querySelectorAll('.chart').length,"
+            " document.documentElement.scrollWidth]"
+        )
+        assert drawn == charts > 5 and page_width <= width
+        told = browser.evaluate(
+            "[...document.querySelectorAll('.chart svg')].every(svg => svg.closest('[aria-label]')"
+            " || svg.querySelector('[aria-label]'))"
+        )
+        assert told
+        ink = browser.evaluate("getComputedStyle(document.querySelector('.chart svg .role-axis-label text')).fill")
+        assert (sum(map(int, re.findall(r"\d+", ink)[:3])) > 380) is dark
+    assert not browser.problems
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [360, 1440])
+def test_hovering_tells_values_and_shows_images(browser, model_dir, width):
+    browser.open(model_dir / "report.html", width)
+    assert "2.25" in hover(browser, "loss, up", ".mark-symbol path:last-of-type")
+    assert "<img" in hover(browser, "Features of", ".mark-symbol path")
+    assert "taken for" in hover(browser, "Confusion", ".mark-rect path")
+    assert "confidence" in hover(browser, "confident mistakes", ".mark-image image")
+    assert not browser.problems
+
+
+def hover(browser, title, mark):
+    """The tooltip of the first such mark of the figure of that title."""
+    place = browser.evaluate(
+        f"""(() => {{
+          const figure = [...document.querySelectorAll('figure')].find(
+            f => f.querySelector('figcaption').textContent.toLowerCase().includes({json.dumps(title.lower())}));
+          const mark = figure.querySelector({json.dumps(mark)});
+          mark.scrollIntoView({{block: 'center'}});
+          const box = mark.getBoundingClientRect();
+          return [box.x + box.width / 2, box.y + box.height / 2];
+        }})()"""
+    )
+    browser.hover(1, 1)
+    browser.hover(*place)
+    return browser.evaluate("(document.querySelector('#vg-tooltip-element.visible') || {innerHTML: ''}).innerHTML")

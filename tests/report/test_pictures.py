@@ -1,0 +1,43 @@
+"""The pictures shown are those that were evaluated, whatever their source skips."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simclrv2_tf.data.sources import ArraySource, FileSource
+from simclrv2_tf.report import pictures
+
+
+def grey(values):
+    return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), 8, 8, 3)).copy()
+
+
+def files(tmp_path, values):
+    paths = []
+    for i, image in enumerate(grey(values)):
+        path = tmp_path / f"{i}.png"
+        path.write_bytes(tf.io.encode_png(image).numpy())
+        paths.append(str(path))
+    return FileSource("files", tuple(paths), np.zeros(len(values), np.int32), ("a",))
+
+
+@pytest.mark.parametrize("labels", [None, np.zeros(4, np.int32)], ids=["unlabelled", "labelled"])
+def test_images_come_in_the_order_asked_for(labels):
+    source = ArraySource("arrays", grey([0, 51, 102, 153]), labels, ("a",))
+    found = pictures.images_at(source, np.array([3, 0, 3, 1]), 8)
+    np.testing.assert_allclose(found[:, 0, 0, 0], [0.6, 0, 0.6, 0.2], atol=1e-6)
+    assert pictures.images_at(source, np.array([], int), 8).shape == (0, 8, 8, 3)
+
+
+def test_corrupt_files_shift_the_numbers_of_an_evaluation(tmp_path):
+    source = files(tmp_path, [0, 51, 102, 153])
+    (tmp_path / "1.png").write_bytes(b"not a picture")
+    source.corrupt.add(source.paths[1])  # as the evaluation found
+    found = pictures.images_at(source, np.array([2, 1, 0]), 8)
+    np.testing.assert_allclose(found[:, 0, 0, 0], [0.6, 0.4, 0], atol=1e-6)
+
+
+def test_thumbnails_are_of_the_images_whose_features_there_are(tmp_path):
+    source = files(tmp_path, [0, 51, 102, 153])
+    (tmp_path / "1.png").write_bytes(b"not a picture")
+    assert len(pictures.Pictures(tmp_path, source, 8).thumbnails) == 3
