@@ -58,7 +58,8 @@ class Conv(keras.layers.Conv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         if self.skip > 1:
-            inputs = inputs[:, :: self.skip, :: self.skip]
+            # A pool of single pixels: TensorFlow's strided slice and its gradient are ten times slower on CPUs.
+            inputs = tf.nn.avg_pool2d(inputs, 1, self.skip, "VALID")
         if self.padding == "valid":
             before = (self.kernel_size[0] - 1) // 2
             after = self.kernel_size[0] - 1 - before

@@ -113,6 +113,11 @@ def multiply_adds(graph, forward):
 VIEWS_OF_OTHERS = ("Reshape", "Identity", "IdentityN", "Pad", "StridedSlice", "Transpose", "Split", "Cast")
 
 
+def is_view(op):
+    """Of a tensor that is kept anyway; a pool of single pixels is a slice, too."""
+    return op.type in VIEWS_OF_OTHERS or (op.type == "AvgPool" and set(op.get_attr("ksize")) == {1})
+
+
 def numbers_read_by_the_gradient(graph, images, forward):
     """Of the forward pass, each once, whatever is padded, cut or cast from it."""
     of_images = {images.op}
@@ -122,7 +127,7 @@ def numbers_read_by_the_gradient(graph, images, forward):
     read = {}
     for op in graph.get_operations()[len(forward) :]:
         for tensor in op.inputs if op.type not in ("Shape", "ShapeN", "Size") else ():
-            while tensor.op.type in VIEWS_OF_OTHERS and tensor.op in of_images:
+            while is_view(tensor.op) and tensor.op in of_images:
                 data = {"IdentityN": tensor.value_index, "Split": 1}.get(tensor.op.type, 0)
                 tensor = tensor.op.inputs[data]
             if tensor.op in of_images and tensor.shape[0] == BATCH:
