@@ -17,10 +17,25 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 CASES = {
-    "cpu": {"ResNet-18, 32 px, 128 images": {"depth": 18, "image_size": 32, "batch": 128, "steps": 3}},
+    "cpu": {
+        "ResNet-18, 32 px, 128 images": {"depth": 18, "image_size": 32, "batch": 128, "steps": 3, "dtype": "float32"},
+        "the same in bfloat16": {"depth": 18, "image_size": 32, "batch": 128, "steps": 3, "dtype": "bfloat16"},
+    },
     "gpu": {
-        "ResNet-50, 224 px, 256 images": {"depth": 50, "image_size": 224, "batch": 256, "steps": 30},
-        "ResNet-18, 32 px, 512 images": {"depth": 18, "image_size": 32, "batch": 512, "steps": 150},
+        "ResNet-50, 224 px, 256 images": {
+            "depth": 50,
+            "image_size": 224,
+            "batch": 256,
+            "steps": 30,
+            "dtype": "bfloat16",
+        },
+        "ResNet-18, 32 px, 512 images": {
+            "depth": 18,
+            "image_size": 32,
+            "batch": 512,
+            "steps": 300,
+            "dtype": "bfloat16",
+        },
     },
 }
 
@@ -49,7 +64,7 @@ def measure(said: argparse.Namespace) -> dict[str, str | float]:
         train_batch_size=said.batch,
         color_jitter_strength=0.5 if small else 1.0,
         use_blur=not small,
-        steps_per_execution=10 if said.device == "gpu" else 1,
+        mixed_precision=said.dtype,
     )
     strategy = choose_strategy(config)
     with strategy.scope():
@@ -76,14 +91,14 @@ def measure(said: argparse.Namespace) -> dict[str, str | float]:
     return {"name": name, "rate": images / wall, "per_cpu_second": images / cpu, "first_step": first}
 
 
-def in_child(command: list[str], case: dict[str, int], device: str, threads: int) -> dict[str, str | float]:
+def in_child(command: list[str], case: dict[str, int | str], device: str, threads: int) -> dict[str, str | float]:
     settings = case | {"device": device, "threads": threads}
     arguments = [f"--{name}={value}" for name, value in settings.items()]
     ran = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def compare(case: dict[str, int], said: argparse.Namespace) -> None:
+def compare(case: dict[str, int | str], said: argparse.Namespace) -> None:
     """Prints the contestants' rates and ours in proportion to PyTorch's."""
     here = pathlib.Path(__file__).parent
     peer = [said.torch_python, str(here / "torch_step.py")]
@@ -118,8 +133,8 @@ def main() -> None:
     flags.add_argument("--rounds", type=int, default=2)
     flags.add_argument("--threads", type=int, default=0, help="of a CPU; 0: as the frameworks choose")
     flags.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    for name in ("depth", "image_size", "batch", "steps"):
-        flags.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
+    for name, kind in {"depth": int, "image_size": int, "batch": int, "steps": int, "dtype": str}.items():
+        flags.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     said = flags.parse_args()
     if said.child:
         print(json.dumps(measure(said)))

@@ -1,6 +1,6 @@
 """The step of SimCLR that a careful PyTorch user would write: the peer of ``step.py``, which starts it.
 
-bfloat16 autocast and channels_last on a GPU, float32 on a CPU; a batch of uint8 crops on the device, then flip, colour
+channels_last, and autocast for bfloat16; a batch of uint8 crops on the device, then flip, colour
 and blur in the step, the ResNet, a head of three layers, NT-Xent and LARS in ``foreach`` form. Prints one JSON line.
 """
 
@@ -154,6 +154,7 @@ def main() -> None:
     flags.add_argument("--image_size", type=int, default=32)
     flags.add_argument("--batch", type=int, default=128)
     flags.add_argument("--steps", type=int, default=4)
+    flags.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     flags.add_argument("--compiled", action="store_true")
     flags.add_argument("--threads", type=int, default=0)
     said = flags.parse_args()
@@ -171,7 +172,7 @@ def main() -> None:
 
     def loss_of(crops: torch.Tensor) -> torch.Tensor:
         views = augment(crops, strength=0.5 if small else 1.0, blur=not small)
-        with torch.autocast(device.type, torch.bfloat16, enabled=gpu):
+        with torch.autocast(device.type, torch.bfloat16, enabled=said.dtype == "bfloat16"):
             hidden = network(views)
         return nt_xent(hidden, 0.1)
 

@@ -14,7 +14,7 @@ from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.normalization import BatchNormSettings
 from simclrv2_tf.nets.resnet import ResNet
 from simclrv2_tf.training.classifier import ClassificationModel
-from simclrv2_tf.training.distributed import ReplicatedModel, dtype_policy, use_xla
+from simclrv2_tf.training.distributed import ReplicatedModel, dtype_policy, steps_a_call, use_xla
 from simclrv2_tf.training.optimizers import build_optimizer
 from simclrv2_tf.training.schedules import Plan
 
@@ -96,7 +96,7 @@ def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribut
     model.compile(
         optimizer=optimizer,
         jit_compile=use_xla(config, strategy),
-        steps_per_execution=min(config.steps_per_execution or 1, plan.interval_steps),
+        steps_per_execution=min(steps_a_call(config), plan.interval_steps),
     )
 
 

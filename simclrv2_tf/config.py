@@ -232,7 +232,12 @@ class Config:
     jit_compile: str = _setting(
         "auto", DEVICES, "XLA for the step; auto: on one GPU and on TPUs.", choices=("auto", "true", "false")
     )
-    steps_per_execution: int = _setting(0, DEVICES, "Steps a call of the device; 0: one.", minimum=0)
+    steps_per_execution: int = _setting(
+        0,
+        DEVICES,
+        "Steps a call of the devices, which stand idle in between; 0: one on CPUs, else 10, up to 32 px 100.",
+        minimum=0,
+    )
     loss_tile: int = _setting(
         0,
         DEVICES,
