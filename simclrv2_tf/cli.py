@@ -1,5 +1,6 @@
 """The command line: flags → settings → the function of one mode. A user's error becomes one line and status 2."""
 
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         import_tensorflow(verbose=values["v"].value > 0)  # seconds that --help need not wait for
         from simclrv2_tf import modes
 
-        modes.run(explicit)
+        with contextlib.redirect_stdout(None if values["quiet"].value else sys.stdout):
+            modes.run(explicit)
     except (SettingError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -60,9 +62,10 @@ def parse(argv: list[str], values: flags.FlagValues | None = None) -> dict[str, 
 
 
 def define_flags() -> flags.FlagValues:
-    """A flag for each setting, ``--flagfile`` and ``--v``."""
+    """A flag for each setting, ``--flagfile``, ``--quiet`` and ``--v``."""
     values = flags.FlagValues()
     flags.DEFINE_integer("v", 0, "1: show all that TensorFlow logs.", lower_bound=0, flag_values=values)
+    flags.DEFINE_boolean("quiet", False, "Say nothing but warnings and errors.", flag_values=values)
     flags.DEFINE_string("flagfile", "", "Read flags from this file.", flag_values=values)
     for field in dataclasses.fields(Config):
         text = field.metadata["help"]
@@ -89,6 +92,7 @@ def help_text() -> str:
         lines += textwrap.wrap(field.metadata["help"] + choices, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
     lines += [
         "",
-        "Also: --flagfile=FILE reads flags from a file; --noNAME is --NAME=false; --v=1 shows TensorFlow's log.",
+        "Also: --flagfile=FILE reads flags from a file; --noNAME is --NAME=false; --v=1 shows TensorFlow's log;",
+        "--quiet says nothing but warnings and errors.",
     ]
     return "\n".join(lines)

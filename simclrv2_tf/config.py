@@ -20,6 +20,7 @@ MODES = (
     "embed",
     "export",
     "summary",
+    "report",
     "import_checkpoint",
     "semi_supervised",
 )
@@ -99,6 +100,9 @@ class Config:
         choices=("saved_model", "tf1_checkpoint"),
     )
     report: bool = _setting(True, RUN, "Draw the figures and report.html at each evaluation and at the end.")
+    compare: str = _setting(
+        "", RUN, "For report: model directories to show side by side, with commas; none: --model_dir alone again."
+    )
     embedding: str = _setting(
         "pca",
         RUN,

@@ -54,6 +54,32 @@ def test_semi_supervised_runs_every_stage_and_reports(whole_run):
         assert (model_dir / f"pretrain/figures/{name}.png").stat().st_size > 1000
 
 
+class TestReport:
+    def test_of_a_run_is_written_again(self, whole_run):
+        page = whole_run[0] / "supervised_5" / "report.html"
+        page.unlink()
+        assert modes.run({"mode": "report", "model_dir": str(page.parent)})["path"] == str(page)
+        assert page.is_file()
+
+    def test_compares_runs(self, whole_run, tmp_path):
+        runs = [str(whole_run[0] / name) for name in ("supervised_5", "finetune_5")]
+        modes.run({"mode": "report", "compare": ",".join(runs), "model_dir": str(tmp_path / "new")})
+        text = (tmp_path / "new/comparison.html").read_text()
+        assert "supervised_5: Confusion" in text and "finetune_5: Confusion" in text and "ft_proj_selector" in text
+        assert json.loads((whole_run[0] / "finetune_5/result.json").read_text())["mode"] == "finetune"
+
+    @pytest.mark.parametrize(
+        "setting", [{}, {"model_dir": "nowhere"}, {"compare": "nowhere,{run}"}, {"compare": "{run}"}]
+    )
+    def test_of_what_is_no_run_is_refused(self, setting, whole_run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        setting = {name: value.format(run=whole_run[0]) for name, value in setting.items()}
+        flag = "compare" if "compare" in setting else "model_dir"
+        with pytest.raises(SettingError, match=f"^--{flag}="):
+            modes.run({"mode": "report"} | setting)
+        assert not list(tmp_path.iterdir())
+
+
 def test_each_run_keeps_its_settings_and_metrics(whole_run):
     model_dir, _ = whole_run
     config = json.loads((model_dir / "finetune_5/config.json").read_text())

@@ -8,6 +8,7 @@ import keras
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.modes.importing import import_checkpoint
 from simclrv2_tf.modes.inspection import embed, evaluate, export
+from simclrv2_tf.modes.reporting import report
 from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
 from simclrv2_tf.modes.summary import summary
@@ -30,6 +31,8 @@ def run(explicit: dict[str, Any]) -> Result:
         return semi_supervised(explicit)
     if mode == "summary":
         return summary(explicit)
+    if mode == "report":
+        return report(explicit)
     functions: dict[str, Callable[[Config, Strategy], Result]] = {
         "pretrain": pretrain,
         "finetune": classify,

@@ -7,6 +7,7 @@ import numpy as np
 
 from simclrv2_tf import build, evaluation
 from simclrv2_tf.config import Config
+from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import FileSource, open_source
 from simclrv2_tf.export import save_saved_model, save_tf1_checkpoint
 from simclrv2_tf.modes.measuring import (
@@ -16,10 +17,10 @@ from simclrv2_tf.modes.measuring import (
     knn_features,
     knn_source,
     logits_of,
-    print_scores,
     top_k,
 )
 from simclrv2_tf.modes.starting import Result, Strategy
+from simclrv2_tf.report import scores
 from simclrv2_tf.training.checkpoints import find, load_network, run_of, step_of
 from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.journal import Journal, write_atomically
@@ -41,7 +42,7 @@ def evaluate(config: Config, strategy: Strategy) -> Result:
         result["knn_top1"] = evaluation.knn_accuracy(*train_features, *features_of(model, config, test))
     journal = Journal(build.model_dir(config))
     write_atomically(journal.model_dir / "evaluation.json", json.dumps(result, indent=1))
-    print_scores(result)
+    print(box(f"evaluate: {config.checkpoint}", scores(result)))
     return result
 
 

@@ -1,7 +1,5 @@
 """What the modes measure of a network on a split: logits, features, accuracies."""
 
-from typing import Any
-
 import numpy as np
 
 from simclrv2_tf import evaluation
@@ -83,8 +81,3 @@ def top_k(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Top-1, and top-5 where there are more than five classes."""
     ranks = (1, 5) if logits.shape[1] > 5 else (1,)
     return {f"top{k}": evaluation.top_k_accuracy(logits, labels, k) for k in ranks}
-
-
-def print_scores(result: dict[str, Any]) -> None:
-    """Prints the accuracies of a result in per cent."""
-    print("  ".join(f"{k} {100 * v:.1f} %" for k, v in result.items() if k.endswith(("top1", "top5"))))

@@ -4,11 +4,12 @@ from typing import Any
 
 from simclrv2_tf import build, precedence
 from simclrv2_tf.config import STAGES, Config
+from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.modes.starting import Result, finished, fit_batch, settle
 from simclrv2_tf.modes.training import classify, distill, pretrain
 from simclrv2_tf.recipes import RECIPES
-from simclrv2_tf.report import format_table, write_report
+from simclrv2_tf.report import cell, format_table, write_report
 from simclrv2_tf.training.distributed import choose_strategy
 from simclrv2_tf.training.journal import Journal
 
@@ -57,9 +58,10 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
     journal = Journal(model_dir)
     journal.write_config(config, {})
     journal.write_result(result)
-    print("\n" + format_table(result))
+    found = {"time": cell("seconds", result["seconds"])}
     if config.report:
-        print(f"Report: {write_report(model_dir)}")
+        found["report"] = str(write_report(model_dir))
+    print(f"\n{format_table(result)}\n\n{box('semi-supervised: done', found)}", flush=True)
     return result
 
 

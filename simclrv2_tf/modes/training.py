@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from simclrv2_tf import build, evaluation
 from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.console import box
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import FileSource, Source, open_labelled, open_source
 from simclrv2_tf.modes.measuring import (
@@ -23,11 +24,10 @@ from simclrv2_tf.modes.measuring import (
     knn_features,
     knn_source,
     logits_of,
-    print_scores,
     top_k,
 )
 from simclrv2_tf.modes.starting import Result, Strategy, check_same_run
-from simclrv2_tf.report import write_report
+from simclrv2_tf.report import cell, facts, scores, write_report
 from simclrv2_tf.report.pictures import Pictures, example_views, write_projector
 from simclrv2_tf.training.checkpoints import load_network, run_of
 from simclrv2_tf.training.classifier import ClassificationModel
@@ -180,7 +180,7 @@ def _train_and_report(
     check_same_run(config, model_dir)
     journal = Journal(model_dir)
     journal.write_config(config, resolved)
-    _announce(config, resolved, model_dir)
+    print("\n" + box(f"{config.mode}: {model_dir}", facts(vars(config) | {"resolved": resolved})), flush=True)
     started = time.perf_counter()
     if pictures is not None:
         pictures.draw_views(data)
@@ -196,8 +196,15 @@ def _train_and_report(
         result["corrupt_images"] = sorted(data.source.corrupt)
     journal.write_result(result)
     refresh()
-    print_scores(result)
+    print(box(f"{config.mode}: done", _told(result, model_dir)), flush=True)
     return result
+
+
+def _told(result: Result, model_dir: pathlib.Path) -> dict[str, str]:
+    """What the end of a run says."""
+    told = scores(result) | {"time": cell("seconds", result["seconds"])}
+    page = model_dir / "report.html"
+    return told | ({"report": str(page)} if page.is_file() else {})
 
 
 def _labels_of(config: Config) -> str | int:
@@ -252,16 +259,3 @@ def _device() -> str:
     if not gpus:
         return "TPU" if tf.config.list_logical_devices("TPU") else "CPU"
     return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-
-
-def _announce(config: Config, resolved: dict[str, Any], model_dir: pathlib.Path) -> None:
-    print(
-        f"\n{config.mode}: {config.dataset} -> {model_dir}\n"
-        f"  ResNet-{config.resnet_depth} x{config.width_multiplier:g}, {config.image_size} px, "
-        f"{resolved['parameters']:,} parameters ({resolved['trained_parameters']:,} trained), "
-        f"{resolved['dtype_policy']}, {'XLA' if resolved['xla'] else 'no XLA'}\n"
-        f"  {resolved['train_images']:,} images, {resolved['steps']:,} steps of {config.train_batch_size} on "
-        f"{resolved['replicas']} replica(s), {config.optimizer}, peak learning rate "
-        f"{resolved['peak_learning_rate']:g}, {resolved['warmup_steps']} warm-up steps",
-        flush=True,
-    )

@@ -127,10 +127,11 @@ def write_comparison(runs: Paths, path: pathlib.Path) -> pathlib.Path:
     body.append(table_html("Final numbers", [["what", *names], *numbers]))
     body.append(table_html("Settings that differ", [["setting", *names], *settings], "scroll settings"))
     body.append(f"<h2>Figures</h2>{_grid(map(figure_html, drawn))}")
+    light = len(runs) > 4  # else the thumbnails of many embeddings would weigh too much
     own = {figure: None for run in runs for figure in _specs(run) if not figure.startswith(("curve", "label_eff"))}
     for figure in sorted(own, key=_order):
         of_runs = [(name, _specs(run).get(figure)) for name, run in zip(names, runs, strict=True)]
-        shown = [figure_html(spec | {"title": f"{name}: {_title(spec)}"}) for name, spec in of_runs if spec]
+        shown = [figure_html(_of(name, spec, light and figure == "embedding")) for name, spec in of_runs if spec]
         body.append(f"<h3>{html.escape(figure)}</h3>{_grid(shown)}")
     return write_page(path, f"SimCLRv2: {len(runs)} runs compared", body)
 
@@ -164,6 +165,14 @@ def figure_html(spec: charts.Spec) -> str:
         f'<figure><figcaption>{html.escape(_title(spec))}</figcaption><div class="chart"></div>'
         f'<script type="application/json">{data}</script>{_numbers(spec)}</figure>'
     )
+
+
+def _of(run: str, spec: charts.Spec, without_images: bool) -> charts.Spec:
+    """A figure with its run's name on it."""
+    rows = spec["data"]["values"]
+    if without_images:
+        rows = [{key: value for key, value in row.items() if key != "image"} for row in rows]
+    return spec | {"title": f"{run}: {_title(spec)}", "data": {"values": rows}}
 
 
 def _title(spec: charts.Spec) -> str:

@@ -96,6 +96,11 @@ def cell(key: str, value: object) -> str:
     return f"{value:,}" if isinstance(value, numbers.Integral) else f"{value:.4g}"
 
 
+def scores(result: Mapping[str, Any]) -> dict[str, str]:
+    """The accuracies of a result, in words."""
+    return {words(name): cell(name, value) for name, value in result.items() if ACCURACY.search(name)}
+
+
 def tables(result: Mapping[str, Any]) -> list[tuple[str, list[list[str]]]]:
     """(caption, rows with the header first) of the label table, if there is one, and of the other numbers."""
     found = []
