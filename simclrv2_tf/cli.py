@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import logging
+import shlex
+import signal
 import sys
 import textwrap
 
@@ -17,7 +19,7 @@ HELP = {dashes + name for dashes in ("-", "--") for name in ("help", "helpshort"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of ``run.py``. Exits with 0, or with 2 after one line on standard error."""
+    """Entry point of ``run.py``. Exits with 0, with 2 after one line on standard error, with 130 after Ctrl-C."""
     argv = list(sys.argv if argv is None else argv)
     if any(argument in HELP for argument in argv[1:]):
         print(help_text())
@@ -37,6 +39,9 @@ def main(argv: list[str] | None = None) -> None:
     except (SettingError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"Interrupted. To go on: python {shlex.join(argv)}", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def parse(argv: list[str], values: flags.FlagValues | None = None) -> dict[str, object]:

@@ -93,6 +93,18 @@ class Config:
     checkpoint_epochs: int = _setting(1, RUN, "Epochs between checkpoints and evaluations.", minimum=1)
     checkpoint_steps: int = _setting(0, RUN, "Steps between checkpoints; 0: use checkpoint_epochs.", minimum=0)
     keep_checkpoint_max: int = _setting(5, RUN, "Newest checkpoints to keep; 0: all.", minimum=0)
+    keep_best: str = _setting(
+        "none",
+        RUN,
+        "Also keep, in checkpoints/best, that of the lowest training loss or the highest top-1 on --eval_split.",
+        choices=("none", "loss", "top1"),
+    )
+    on_checkpoint_error: str = _setting(
+        "stop", RUN, "If a checkpoint cannot be written, as on a full disk.", choices=("stop", "continue")
+    )
+    override_config: bool = _setting(
+        False, RUN, "Go on in a model directory although settings or images have changed since."
+    )
     format: str = _setting(
         "saved_model",
         RUN,
@@ -255,6 +267,11 @@ class Config:
         "In pretraining, images of a replica whose activations are in memory at a time: each is embedded twice "
         "(GradCache); the loss sees the whole batch, batch norm the micro-batches of all replicas. 0: the whole batch.",
         minimum=0,
+    )
+    deterministic: bool = _setting(
+        False,
+        DEVICES,
+        "Slower kernels that give the same bits each time: a resumed run then equals a whole one exactly.",
     )
     cpu_replicas: int = _setting(
         0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0

@@ -7,6 +7,7 @@ A source knows how many images it has, their classes and labels, and hands out i
 import dataclasses
 import functools
 import gzip
+import hashlib
 import logging
 import os
 import pathlib
@@ -50,6 +51,11 @@ class ArraySource:
         """Images in the source."""
         return len(self.images)
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells by which pixels and labels a run goes on."""
+        return _fingerprint(self.num_examples, self.images, self.labels, *self.class_names)
+
     def with_labels_at(self, indices: np.ndarray) -> "ArraySource":
         """All images, of which only those at ``indices`` keep their label; the others get −1."""
         return dataclasses.replace(self, labels=_labels_at(self.labels, indices))
@@ -82,6 +88,14 @@ class FileSource:
     def num_examples(self) -> int:
         """Files in the source."""
         return len(self.paths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells by which names, sizes and labels of files a run goes on, wherever their folder is."""
+        root = os.path.commonpath(self.paths)
+        sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in self.paths]
+        names = (f"{os.path.relpath(path, root)} {size}" for path, size in zip(self.paths, sizes, strict=True))
+        return _fingerprint(self.num_examples, self.labels, *names, *self.class_names)
 
     def with_labels_at(self, indices: np.ndarray) -> "FileSource":
         """All files, of which only those at ``indices`` keep their label; the others get −1."""
@@ -130,6 +144,11 @@ class RecordSource:
     cache: bool = False
     keep: np.ndarray | None = None  # of each record in file order, whether it is in the label subset
     labels: np.ndarray | None = None  # where they were read or changed; the records' own otherwise
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells by which version of the data set and which labels a run goes on."""
+        return _fingerprint(self.num_examples, self.builder.info.full_name, self.split, self.keep, self.labels)
 
     @functools.cached_property
     def _in_order(self) -> tf.data.Dataset:
@@ -188,6 +207,16 @@ Source = ArraySource | FileSource | RecordSource
 
 def _some(values: np.ndarray | None, indices: np.ndarray) -> np.ndarray | None:
     return None if values is None else values[indices]
+
+
+def _fingerprint(num_examples: int, *parts: np.ndarray | str | None) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(os.fsencode(part) + b"\0")
+        elif part is not None:
+            digest.update(np.ascontiguousarray(part))
+    return f"{num_examples} ({digest.hexdigest()})"
 
 
 def _labels_at(labels: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from simclrv2_tf import build
 from simclrv2_tf.config import Config
-from simclrv2_tf.modes.starting import Result, Strategy, check_same_run
+from simclrv2_tf.modes.starting import Result, Strategy, changed
 from simclrv2_tf.training import official
 from simclrv2_tf.training.checkpoints import save_network
 from simclrv2_tf.training.journal import Journal
@@ -11,13 +11,14 @@ from simclrv2_tf.training.journal import Journal
 def import_checkpoint(config: Config, strategy: Strategy) -> Result:
     """A checkpoint of the official code as a model directory that every other mode takes."""
     checkpoint = official.read(config.checkpoint, config.ft_proj_selector)
-    model_dir = build.model_dir(config)
-    check_same_run(config, model_dir)
     with strategy.scope():
         network = build.network(config, strategy, checkpoint.num_classes, config.ft_proj_selector)
     report = official.load(network, checkpoint)
     resolved = {"num_classes": checkpoint.num_classes, "class_names": [], "head_input": config.ft_proj_selector}
-    Journal(model_dir).write_config(config, resolved | {"imported": report.splitlines()})
-    save_network(network, model_dir, checkpoint.step)
-    print(f"{report}\n{model_dir}: for --checkpoint, and --teacher if it has classes")
+    journal = Journal(build.model_dir(config))
+    with journal.locked():
+        changed(config, journal.model_dir)
+        journal.write_config(config, resolved | {"imported": report.splitlines()})
+        save_network(network, journal.model_dir, checkpoint.step)
+    print(f"{report}\n{journal.model_dir}: for --checkpoint, and --teacher if it has classes")
     return {"mode": config.mode, "checkpoint": checkpoint.path, "step": checkpoint.step, "report": report}

@@ -1,5 +1,7 @@
 """Before a run starts: its settings, with those of the run it starts from, and what its directory already holds."""
 
+import json
+import logging
 import pathlib
 from typing import Any
 
@@ -8,18 +10,22 @@ import tensorflow as tf
 from simclrv2_tf import build, precedence
 from simclrv2_tf.config import STAGES, Config, SettingError
 from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.report import write_report
 from simclrv2_tf.training import official
 from simclrv2_tf.training.checkpoints import find, run_of
 from simclrv2_tf.training.journal import Journal
+
+log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 Strategy = tf.distribute.Strategy
 
 # Settings that may differ when a run goes on.
 FREE = {
-    "model_dir", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoint_max", "report", "compare", "embedding",
-    "cache_dataset", "data_dir", "max_corrupt_share", "recipe", "stage", "augment_on", "steps_per_execution",
-    "loss_tile", "cpu_replicas", "use_tpu", "tpu_name", "tpu_zone", "gcp_project", "master",
+    "model_dir", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoint_max", "keep_best", "on_checkpoint_error",
+    "override_config", "deterministic", "report", "compare", "embedding", "cache_dataset", "data_dir",
+    "max_corrupt_share", "recipe", "stage", "augment_on", "steps_per_execution", "loss_tile", "cpu_replicas", "use_tpu",
+    "tpu_name", "tpu_zone", "gcp_project", "master",
 }  # fmt: skip
 
 
@@ -62,21 +68,42 @@ def finished(config: Config) -> Result | None:
     model_dir = build.model_dir(config)
     if config.mode not in STAGES or not (model_dir / "result.json").is_file():
         return None
-    check_same_run(config, model_dir)
+    if changed(config, model_dir):
+        return None
     print(f"Nothing left to train: {model_dir} has its result.")
+    if config.report and not (model_dir / "report.html").is_file():  # killed just before it
+        write_report(model_dir)
     return Journal(model_dir).result()
 
 
-def check_same_run(config: Config, model_dir: pathlib.Path) -> None:
-    """A model directory belongs to one run; SettingError with the settings that differ."""
+def changed(config: Config, model_dir: pathlib.Path, resolved: dict[str, Any] | None = None) -> bool:
+    """Whether a model directory holds a run with other settings, which ``--override_config`` allows.
+
+    Args:
+        config: the settings.
+        model_dir: their model directory.
+        resolved: what followed from them, where that is known: of it the fingerprint of the images.
+
+    Raises:
+        SettingError: if it does and that is not allowed, with all the differences.
+    """
     file = model_dir / "config.json"
     if not file.is_file():
-        return
-    earlier = Config.from_json(file.read_text(encoding="utf-8"))
-    changed = [
+        return False
+    text = file.read_text(encoding="utf-8")
+    earlier = Config.from_json(text)
+    differences = [
         f"{name} {getattr(earlier, name)} -> {value}"
         for name, value in vars(config).items()
         if name not in FREE and getattr(earlier, name) != value
     ]
-    if changed:
-        raise SettingError(f"--model_dir={model_dir}: holds a run with other settings ({', '.join(changed)})")
+    images = json.loads(text).get("resolved", {}).get("images")
+    if resolved and images not in (None, resolved["images"]):
+        differences.append(f"the training images have changed: {images} -> {resolved['images']}")
+    if not differences:
+        return False
+    told = f"--model_dir={model_dir}: holds a run with other settings ({', '.join(differences)})"
+    if not config.override_config:
+        raise SettingError(f"{told}; --override_config goes on with it all the same")
+    log.warning("%s; going on with it, as --override_config says", told)
+    return True

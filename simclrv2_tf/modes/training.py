@@ -26,7 +26,7 @@ from simclrv2_tf.modes.measuring import (
     logits_of,
     top_k,
 )
-from simclrv2_tf.modes.starting import Result, Strategy, check_same_run
+from simclrv2_tf.modes.starting import Result, Strategy, changed
 from simclrv2_tf.report import cell, facts, scores, write_report
 from simclrv2_tf.report.pictures import Pictures, example_views, write_projector
 from simclrv2_tf.training.checkpoints import load_network, run_of
@@ -176,27 +176,29 @@ def _train_and_report(
 ) -> Result:
     """The common course of every training mode."""
     resolved = _resolved(config, strategy, model, data, plan)
-    model_dir = build.model_dir(config)
-    check_same_run(config, model_dir)
-    journal = Journal(model_dir)
-    journal.write_config(config, resolved)
-    print("\n" + box(f"{config.mode}: {model_dir}", facts(vars(config) | {"resolved": resolved})), flush=True)
-    started = time.perf_counter()
-    if pictures is not None:
-        pictures.draw_views(data)
+    journal = Journal(build.model_dir(config))
 
     def refresh() -> None:
         if pictures is not None:
-            write_report(model_dir)
+            write_report(journal.model_dir)
 
-    train(model, data, plan, journal, config.keep_checkpoint_max, evaluate, refresh)
-    result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(journal)}
-    result["seconds"] = round(time.perf_counter() - started, 1)
-    if isinstance(data.source, FileSource):
-        result["corrupt_images"] = sorted(data.source.corrupt)
-    journal.write_result(result)
-    refresh()
-    print(box(f"{config.mode}: done", _told(result, model_dir)), flush=True)
+    with journal.locked():
+        changed(config, journal.model_dir, resolved)
+        journal.write_config(config, resolved)
+        print(
+            "\n" + box(f"{config.mode}: {journal.model_dir}", facts(vars(config) | {"resolved": resolved})), flush=True
+        )
+        started = time.perf_counter()
+        if pictures is not None:
+            pictures.draw_views(data)
+        train(model, data, plan, journal, config, evaluate, refresh)
+        result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(journal)}
+        result["seconds"] = round(time.perf_counter() - started, 1)
+        if isinstance(data.source, FileSource):
+            result["corrupt_images"] = sorted(data.source.corrupt)
+        journal.write_result(result)
+        refresh()
+        print(box(f"{config.mode}: done", _told(result, journal.model_dir)), flush=True)
     return result
 
 
@@ -223,6 +225,7 @@ def _resolved(
     network = model.network
     return {
         "train_images": data.source.num_examples,
+        "images": data.source.fingerprint,
         "num_classes": network.num_classes,
         "class_names": list(data.source.class_names),
         "head_input": network.head_input,

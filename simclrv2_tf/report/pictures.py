@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 import math
 import pathlib
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches, make_vi
 from simclrv2_tf.data.sources import FileSource, Source
 from simclrv2_tf.report import charts
 from simclrv2_tf.report.tables import Row
+
+log = logging.getLogger(__name__)
 
 PAIRS = 12
 QUERIES = 6
@@ -83,7 +86,10 @@ class Pictures:
         self._write("mistakes", mistakes_figure(images, labels[worst], predicted[worst], sure, names))
 
     def _write(self, name: str, spec: charts.Spec) -> None:
-        charts.write(spec, self.model_dir / "figures" / name)
+        try:
+            charts.write(spec, self.model_dir / "figures" / name)
+        except OSError as error:  # a full disk: the run is worth more than its pictures
+            log.warning("figure %s of %s could not be written (%s)", name, self.model_dir, error.strerror)
 
 
 def views_figure(views: np.ndarray) -> charts.Spec:

@@ -2,9 +2,12 @@
 
 import contextlib
 import json
+import logging
 import pathlib
 import posixpath
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -13,53 +16,103 @@ import tensorflow as tf
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.training.distributed import ReplicatedModel
+from simclrv2_tf.training.journal import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one model directory: network, optimizer and memory, numbered by step.
+    """The checkpoints of one model directory: network, optimizer, memory and what else a run is made of, by step.
 
-    TensorFlow writes a checkpoint's data first and names it in the file ``checkpoint`` last, by a rename: what was cut
-    off half-way is never taken for a checkpoint.
+    TensorFlow writes a checkpoint's data first and its index last, and checks the CRC-32C of every tensor and index
+    block that it reads: what was cut off, or damaged later, is noticed, and the checkpoint before it is taken.
 
     Args:
-        model_dir: where they are; its sub-directory ``checkpoints`` holds them.
+        model_dir: where they are; its sub-directory ``checkpoints`` holds them, and ``checkpoints/best`` the best one.
         model: compiled, its optimizer built.
         keep: newest ones to keep; 0: all.
+        more: further variables to save, by part and name.
     """
 
-    def __init__(self, model_dir: str | pathlib.Path, model: ReplicatedModel, keep: int = 5):
-        self.model_dir = model_dir
-        parts = _network_parts(model.network) | {"optimizer": _by_path(model.optimizer.variables)}
+    def __init__(
+        self,
+        model_dir: str | pathlib.Path,
+        model: ReplicatedModel,
+        keep: int = 5,
+        more: Mapping[str, Mapping[str, tf.Variable]] | None = None,
+    ):
+        parts = _network_parts(model.network) | {"optimizer": _by_path(model.optimizer.variables)} | dict(more or {})
         if getattr(model, "memory", None):
             parts["memory"] = _by_path(model.memory.variables)
+        self.model_dir = model_dir
+        self.folder = pathlib.Path(model_dir, "checkpoints")
         self.checkpoint = tf.train.Checkpoint(**parts)
-        self.manager = tf.train.CheckpointManager(
-            self.checkpoint, str(pathlib.PurePath(model_dir) / "checkpoints"), keep or None, checkpoint_name="step"
-        )
+        self.keep = keep
 
     def restore(self) -> int:
-        """Restores the newest checkpoint; returns its step, or 0 if there is none.
+        """Restores the newest checkpoint that is whole, telling of those that are not; returns its step, 0 for none.
 
         Raises:
-            SettingError: if it is of another model.
+            SettingError: if there are some, but none can be used: damaged, or of another model.
         """
-        latest = self.manager.latest_checkpoint
-        if latest is None:
-            return 0
-        with _refusal("model_dir", self.model_dir):
-            self.checkpoint.restore(latest).assert_consumed()
-        return step_of(latest)
+        refusals: list[SettingError] = []
+        for step in reversed(_steps_in(self.folder)):
+            try:
+                with _refusal("model_dir", self.model_dir):
+                    self.checkpoint.read(str(self.folder / f"step-{step}")).assert_consumed()
+            except SettingError as error:
+                refusals.append(error)
+                log.warning("checkpoint step-%d cannot be used, looking for the one before (%s)", step, error)
+            else:
+                return step
+        if refusals:
+            raise refusals[0]
+        return 0
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint of ``step``."""
-        self.manager.save(checkpoint_number=step)
+        """Writes the checkpoint of ``step`` and removes the oldest ones.
+
+        Raises:
+            OSError, tf.errors.OpError: if that fails; the earlier ones are still there.
+        """
+        _write(self.checkpoint, self.folder, step, self.keep)
+
+    def save_best(self, step: int) -> None:
+        """Writes the model once more, where it outlives the others, in the place of the last best one."""
+        _write(self.checkpoint, self.folder / "best", step, 1)
+
+
+def _write(checkpoint: tf.train.Checkpoint, folder: pathlib.Path, step: int, keep: int) -> None:
+    """Writes ``folder/step-N``, names it in the file ``checkpoint`` for TensorFlow's readers, keeps ``keep`` of all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        checkpoint.write(str(folder / f"step-{step}"))
+        kept = [other for other in _steps_in(folder) if other <= step][-keep:]
+        lines = [f'model_checkpoint_path: "step-{step}"', *(f'all_model_checkpoint_paths: "step-{k}"' for k in kept)]
+        write_atomically(folder / "checkpoint", "\n".join(lines) + "\n")
+    except (OSError, tf.errors.OpError):
+        _remove(folder, [step])
+        raise
+    _remove(folder, set(_steps_in(folder)) - set(kept))
+
+
+def _steps_in(folder: pathlib.Path) -> list[int]:
+    """The steps whose checkpoint has its index, and so its data, in order."""
+    names = (re.fullmatch(r"step-(\d+)\.index", path.name) for path in folder.glob("step-*.index"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def _remove(folder: pathlib.Path, steps: Iterable[int]) -> None:
+    """Removes checkpoints, the index first, and what was left of half-written ones."""
+    for step in steps:
+        (folder / f"step-{step}.index").unlink(missing_ok=True)
+        for path in [*folder.glob(f"step-{step}.*"), *folder.glob(f"step-{step}_temp*")]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def save_network(network: Network, model_dir: str | pathlib.Path, step: int) -> None:
     """Writes a network that no run here has trained where ``load_network`` finds it."""
-    path = pathlib.PurePath(model_dir, "checkpoints")
-    checkpoint = tf.train.Checkpoint(**_network_parts(network))
-    tf.train.CheckpointManager(checkpoint, str(path), 1, checkpoint_name="step").save(checkpoint_number=step)
+    _write(tf.train.Checkpoint(**_network_parts(network)), pathlib.Path(model_dir, "checkpoints"), step, 1)
 
 
 def _network_parts(network: Network) -> dict[str, dict[str, tf.Variable]]:
@@ -133,22 +186,23 @@ def load_network(network: Network, path: str, *, with_classifier: bool, flag: st
         The checkpoint that was read.
 
     Raises:
-        SettingError: if there is none or it is of another network.
+        SettingError: if there is none, it is damaged or of another network.
     """
     found = find(path, flag)
     parts = _network_parts(network)
     if not with_classifier:
         parts.pop("classifier", None)
     with _refusal(flag, path):
-        tf.train.Checkpoint(**parts).restore(found).expect_partial().assert_existing_objects_matched()
+        tf.train.Checkpoint(**parts).read(found).expect_partial().assert_existing_objects_matched()
     return found
 
 
 @contextlib.contextmanager
 def _refusal(flag: str, path: str | pathlib.Path) -> Iterator[None]:
-    """Turns TensorFlow's ways of saying that a checkpoint is of something else into one."""
+    """Turns TensorFlow's ways of saying that a checkpoint is damaged, or of something else, into one."""
     try:
         yield
-    except (AssertionError, ValueError, tf.errors.OpError) as error:
+    except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
+        fault = "does not fit this network" if isinstance(error, AssertionError | ValueError) else "is damaged"
         reason = str(error).strip().splitlines()[0].partition(". ")[0]  # all the variables' values would follow
-        raise SettingError(f"--{flag}={path}: does not fit this network ({reason[:200]})") from None
+        raise SettingError(f"--{flag}={path}: {fault} ({reason[-200:]})") from None

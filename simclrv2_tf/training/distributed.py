@@ -24,6 +24,8 @@ def choose_strategy(config: Config) -> tf.distribute.Strategy:
     Raises:
         SettingError: if the TPU cannot be reached, or the batch does not divide by the replicas.
     """
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     strategy = _tpu_strategy(config) if config.use_tpu else _local_strategy(config.cpu_replicas)
     replicas = strategy.num_replicas_in_sync
     for flag in ("train_batch_size", "eval_batch_size"):
@@ -108,6 +110,7 @@ class ReplicatedModel(keras.Model):
 
     train_metrics: tuple[str, ...] = ("loss",)
     _forward = None
+    _run_steps = None
 
     @property
     def trained_variables(self) -> list[keras.Variable]:
@@ -132,23 +135,32 @@ class ReplicatedModel(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Any:
         """The function of an iterator that ``fit`` calls: ``steps_per_execution`` steps, then their mean metrics."""
-        if self.train_function is not None and not force:
-            return self.train_function
+        if self.train_function is None or force:
+            self._run_steps = None
+            self.train_function = lambda iterator: self.run_steps(iterator, self.steps_per_execution)
+        return self.train_function
+
+    def run_steps(self, iterator: Any, steps: int) -> Logs:
+        """Runs the next batches of a distributed iterator through ``train_step``; returns the mean metrics."""
+        if self._run_steps is None:
+            self._run_steps = self._make_run_steps()
+        return self._run_steps(iterator, tf.constant(steps))
+
+    def _make_run_steps(self) -> Any:
         # Nothing in a step needs autograph, whose conversion takes longer than the tracing.
         replica_step = tf.autograph.experimental.do_not_convert(self._train_step_with_global_metrics)
         if self.jit_compile:
             replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
         @tf.function(reduce_retracing=True)
-        def train_function(iterator: Any, steps: tf.Tensor) -> Logs:
+        def run_steps(iterator: Any, steps: tf.Tensor) -> Logs:
             total = tf.zeros([len(self.train_metrics)])
             for _ in tf.range(steps):
                 logs = self.distribute_strategy.run(replica_step, args=(next(iterator),))
                 total += self.distribute_strategy.experimental_local_results(logs)[0]
             return dict(zip(self.train_metrics, tf.unstack(total / tf.cast(steps, tf.float32)), strict=True))
 
-        self.train_function = lambda iterator: train_function(iterator, tf.constant(self.steps_per_execution))
-        return self.train_function
+        return run_steps
 
     def _train_step_with_global_metrics(self, batch: Batch) -> tf.Tensor:
         logs = self.train_step(batch)

@@ -1,20 +1,24 @@
-"""Training in intervals: fit, evaluate, write the row, save the checkpoint; and going on where a run stopped."""
+"""The loop of a run: steps, then evaluate, write the row and save; and going on where a run stopped."""
 
+import dataclasses
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 
-import keras
-import numpy as np
+import tensorflow as tf
 
-from simclrv2_tf.config import SettingError
+from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.training.checkpoints import Checkpoints
 from simclrv2_tf.training.distributed import ReplicatedModel
 from simclrv2_tf.training.journal import Journal
+from simclrv2_tf.training.progress import IntervalMeans, Progress
 from simclrv2_tf.training.schedules import Plan
+from simclrv2_tf.training.stopping import StopRequest
+
+log = logging.getLogger(__name__)
 
 Evaluate = Callable[[], dict[str, float]]
 
@@ -24,26 +28,34 @@ def train(
     data: TrainingInput,
     plan: Plan,
     journal: Journal,
-    keep_checkpoints: int,
+    config: Config,
     evaluate: Evaluate,
     refresh: Callable[[], None] = lambda: None,
 ) -> None:
     """Trains to ``plan.total_steps``, from the newest checkpoint in the journal's directory on.
 
     After each interval come the evaluation, its row in ``metrics.csv``, then the checkpoint: a kill in between repeats
-    the interval, whose row then replaces the earlier one.
+    the interval.
 
     Args:
         model: compiled.
         data: its input.
         plan: how long.
         journal: where the records go.
-        keep_checkpoints: newest checkpoints to keep; 0: all.
+        config: of it ``keep_checkpoint_max``, ``keep_best`` and ``on_checkpoint_error``.
         evaluate: gives numbers of the model as it is.
         refresh: brings what people look at up to date, when an interval is saved.
+
+    Raises:
+        SettingError: if the loss is not finite, too many images are corrupt, or a checkpoint cannot be written.
+        KeyboardInterrupt: after Ctrl-C, SystemExit after SIGTERM: when the step is done and saved.
     """
-    checkpoints = Checkpoints(journal.model_dir, model, keep_checkpoints)
+    means = IntervalMeans(model.train_metrics)
+    checkpoints = Checkpoints(journal.model_dir, model, config.keep_checkpoint_max, {"interval": means.variables})
     step = checkpoints.restore()
+    journal.rewind(step)
+    if isinstance(data.source, FileSource):
+        data.source.corrupt.update(journal.corrupt_images())
     if step >= plan.total_steps:
         print(f"Nothing left to train: {journal.model_dir} is at step {step} of {plan.total_steps}.")
         return
@@ -51,98 +63,85 @@ def train(
         print(f"Going on at step {step} of {plan.total_steps} (checkpoint in {journal.model_dir}).")
     if model.jit_compile:
         print("Compiling the training step with XLA: about a minute on a GPU.", flush=True)
-    progress = Progress(data, plan, step)
-    while step < plan.total_steps:
-        end = (step // plan.interval_steps + 1) * plan.interval_steps
-        if end > plan.total_steps - plan.interval_steps / 2:  # no stump of an interval at the end
-            end = plan.total_steps
-        _fit(model, data, step, end, progress)
-        step = end
-        row = {"step": step, "epoch": step / plan.epoch_steps, **progress.take_means(), **evaluate()}
-        journal.write_row(row)
-        checkpoints.save(step)
-        progress.show(row)
-        refresh()
+    _run(model, data, plan, step, means, evaluate, _Save(journal, checkpoints, data, config, refresh))
 
 
-def _fit(model: ReplicatedModel, data: TrainingInput, start: int, end: int, progress: "Progress") -> None:
-    """Steps ``start … end − 1``: as many as fit at ``steps_per_execution``, the rest in one shorter call."""
-    usual = model.steps_per_execution
-    for steps, a_call in (((end - start) // usual * usual, usual), ((end - start) % usual, (end - start) % usual)):
-        if steps:
-            model.steps_per_execution = a_call
-            model.fit(data.batches(start, steps), epochs=1, verbose=0, shuffle=False, callbacks=[progress])
-            start += steps
-    model.steps_per_execution = usual
+def _run(
+    model: ReplicatedModel,
+    data: TrainingInput,
+    plan: Plan,
+    step: int,
+    means: IntervalMeans,
+    evaluate: Evaluate,
+    save: "_Save",
+) -> None:
+    """The steps from ``step`` on; one iterator serves them all, so that an interval builds nothing anew."""
+    batches = data.batches(step, plan.total_steps - step)
+    iterator = iter(model.distribute_strategy.experimental_distribute_dataset(batches))
+    progress = Progress(data.batch_size, plan, step)
+    with StopRequest() as stop:
+        while step < plan.total_steps:
+            end = plan.interval_end(step)
+            steps = min(model.steps_per_execution, end - step)
+            started = time.perf_counter()
+            logs = {name: float(value) for name, value in model.run_steps(iterator, steps).items()}
+            step += steps
+            _check(logs, step, plan, data)
+            means.add(logs, steps)
+            progress.add(logs, steps, time.perf_counter() - started)
+            if step == end:
+                row = {"step": step, "epoch": step / plan.epoch_steps, **means.take(), **progress.take_rates()}
+                row |= evaluate()
+                save(step, row)
+                progress.show(row)
+            if stop.signal and step < plan.total_steps:
+                if step != end:
+                    save(step)
+                print(f"\nStopped at step {step} of {plan.total_steps}.", flush=True)
+                stop.obey()
 
 
-class Progress(keras.callbacks.Callback):
-    """One progress bar over the whole run, with images/s and learning rate; and the means of an interval's metrics."""
-
-    def __init__(self, data: TrainingInput, plan: Plan, first_step: int):
-        super().__init__()
-        self.data = data
-        self.plan = plan
-        self.step = first_step
-        live = sys.stdout.isatty()
-        self.steps_before = first_step
-        self.bar = keras.utils.Progbar(plan.total_steps - first_step, interval=0.2 if live else 20, unit_name="step")
-        self._forget()
-
-    def _forget(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.calls = 0
-        self.interval_start = self.step
-        self.seconds = 0.0
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        self.clock = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if isinstance(self.data.source, FileSource):
-            self.data.source.check_corrupt()
-        now = time.perf_counter()
-        self.seconds, self.clock = self.seconds + now - self.clock, now
-        steps = self.model.steps_per_execution
-        self.step += steps
-        if not math.isfinite(logs["loss"]):
-            rate = self._rates()["learning_rate"]
-            raise SettingError(
-                f"--learning_rate: the loss is {logs['loss']} at step {self.step} (rate {rate:g}): lower it"
-            )
-        self.calls += steps
-        for name, value in logs.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value) * steps
-        if self.step < self.plan.total_steps:  # the last one is shown with its evaluation
-            self.show({name: float(value) for name, value in logs.items()} | self._rates())
-
-    def _rates(self) -> dict[str, float]:
-        steps = self.step - self.interval_start
-        return {
-            "learning_rate": float(np.asarray(self.plan.schedule(self.step - 1))),
-            "images_per_second": steps * self.data.batch_size / max(self.seconds, 1e-9),
-        }
-
-    def take_means(self) -> dict[str, float]:
-        """The interval's mean metrics, learning rate and speed; starts the next interval."""
-        means = {name: self.sums[name] / self.calls for name in self.model.train_metrics} | self._rates()
-        self._forget()
-        return means
-
-    def show(self, values: dict[str, float]) -> None:
-        """Brings the bar up to date."""
-        shown = {k: v for k, v in values.items() if k in SHOWN}
-        self.bar.stateful_metrics = set(shown)
-        self.bar.update(self.step - self.steps_before, list(shown.items()), finalize=self.step == self.plan.total_steps)
+def _check(logs: dict[str, float], step: int, plan: Plan, data: TrainingInput) -> None:
+    """Raises SettingError if there is nothing to go on with."""
+    if isinstance(data.source, FileSource):
+        data.source.check_corrupt()
+    if not math.isfinite(logs["loss"]):
+        rate = float(plan.schedule(step - 1))
+        raise SettingError(f"--learning_rate: the loss is {logs['loss']} at step {step} (rate {rate:g}): lower it")
 
 
-SHOWN = (
-    "loss",
-    "contrastive_accuracy",
-    "train_top1",
-    "teacher_agreement",
-    "online_top1",
-    "eval_top1",
-    "learning_rate",
-    "images_per_second",
-)
+@dataclasses.dataclass(frozen=True)
+class _Save:
+    """Writes what a run has come to."""
+
+    journal: Journal
+    checkpoints: Checkpoints
+    data: TrainingInput
+    config: Config
+    refresh: Callable[[], None]
+
+    def __call__(self, step: int, row: dict[str, float] | None = None) -> None:
+        """The row of an interval, if one has ended, then the checkpoint; ``--on_checkpoint_error`` says what if not.
+
+        Raises:
+            SettingError: if that fails and the run is not to go on without.
+        """
+        try:
+            if isinstance(self.data.source, FileSource):
+                self.journal.write_corrupt_images(self.data.source.corrupt)
+            if row is not None:
+                self.journal.write_row(row)
+                if self.config.keep_best != "none" and self.journal.last_row_is_best(BEST[self.config.keep_best]):
+                    self.checkpoints.save_best(step)
+            self.checkpoints.save(step)
+            self.refresh()
+        except (OSError, tf.errors.OpError) as error:
+            reason = (getattr(error, "strerror", None) or str(error)).strip().splitlines()[0]
+            told = f"--model_dir={self.journal.model_dir}: step {step} could not be saved ({reason[-200:]})"
+            if self.config.on_checkpoint_error == "stop":
+                raise SettingError(f"{told}; what was saved before is whole: make room, then run it again") from None
+            log.warning("%s; going on, as --on_checkpoint_error=continue says", told)
+
+
+# Columns of ``metrics.csv`` that tell which checkpoint is the best, and whether a greater number is better.
+BEST = {"loss": (("loss",), False), "top1": (("online_top1", "eval_top1"), True)}

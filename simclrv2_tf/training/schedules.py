@@ -102,3 +102,8 @@ class Plan:
     def schedule(self) -> WarmUpCosine:
         """Its learning rate at each step."""
         return WarmUpCosine(self.peak_learning_rate, self.total_steps, self.warmup_steps)
+
+    def interval_end(self, step: int) -> int:
+        """Where the interval ends that ``step`` is in; no stump of one is left at the end of the run."""
+        end = (step // self.interval_steps + 1) * self.interval_steps
+        return end if end <= self.total_steps - self.interval_steps / 2 else self.total_steps

@@ -1,0 +1,82 @@
+"""How far a run is: the means of an interval's metrics, which survive a stop in its middle, and the progress bar."""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simclrv2_tf.training.schedules import Plan
+
+SHOWN = (
+    "loss",
+    "contrastive_accuracy",
+    "train_top1",
+    "teacher_agreement",
+    "online_top1",
+    "eval_top1",
+    "learning_rate",
+    "images_per_second",
+)
+
+
+class IntervalMeans:
+    """Means of metrics over the steps since the last row; ``variables`` are part of a checkpoint."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+        self.variables = {
+            "sums": tf.Variable(np.zeros(len(names)), trainable=False),  # float64, as Python's own numbers
+            "steps": tf.Variable(0, dtype=tf.int64, trainable=False),
+        }
+
+    def add(self, means: dict[str, float], steps: int) -> None:
+        """Counts in the mean metrics of some steps."""
+        self.variables["sums"].assign_add([means[name] * steps for name in self.names])
+        self.variables["steps"].assign_add(steps)
+
+    def take(self) -> dict[str, float]:
+        """The means; the next interval starts."""
+        sums, steps = (self.variables[name].numpy() for name in ("sums", "steps"))
+        for variable in self.variables.values():
+            variable.assign(tf.zeros_like(variable))
+        return dict(zip(self.names, (sums / max(steps, 1)).tolist(), strict=True))
+
+
+class Progress:
+    """One progress bar over all of the run that is left, with images/s and learning rate."""
+
+    def __init__(self, batch_size: int, plan: Plan, first_step: int):
+        self.batch_size = batch_size
+        self.plan = plan
+        self.first_step = self.step = first_step
+        self.images, self.seconds = 0, 0.0
+        interval = 0.2 if sys.stdout.isatty() else 20
+        self.bar = keras.utils.Progbar(plan.total_steps - first_step, interval=interval, unit_name="step")
+
+    def add(self, logs: dict[str, float], steps: int, seconds: float) -> None:
+        """Counts some steps that took so long."""
+        self.step += steps
+        self.images += steps * self.batch_size
+        self.seconds += seconds
+        if self.step < self.plan.total_steps:  # the last one is shown with its evaluation
+            self.show(logs | self.rates())
+
+    def rates(self) -> dict[str, float]:
+        """Learning rate of the last step, and images/s since the last row."""
+        return {
+            "learning_rate": float(np.asarray(self.plan.schedule(self.step - 1))),
+            "images_per_second": self.images / max(self.seconds, 1e-9),
+        }
+
+    def take_rates(self) -> dict[str, float]:
+        """The rates; images/s are counted anew from here."""
+        rates = self.rates()
+        self.images, self.seconds = 0, 0.0
+        return rates
+
+    def show(self, values: dict[str, float]) -> None:
+        """Brings the bar up to date."""
+        shown = {name: value for name, value in values.items() if name in SHOWN}
+        self.bar.stateful_metrics = set(shown)
+        self.bar.update(self.step - self.first_step, list(shown.items()), finalize=self.step == self.plan.total_steps)
