@@ -3,13 +3,13 @@
 A fork server imports TensorFlow once, so that a child starts in a moment.
 """
 
+import contextlib
 import multiprocessing
 import os
 import pathlib
 import resource
 import signal
 import sys
-from collections.abc import Callable
 from types import FrameType
 
 import numpy as np
@@ -20,17 +20,20 @@ from simclrv2_tf.training.progress import Progress
 PACKAGE = str(pathlib.Path(__file__).parents[1] / "simclrv2_tf")
 SPEED = ("images_per_second",)  # what differs between two runs of the same bits
 
+Fault = contextlib.AbstractContextManager
+NO_FAULT = contextlib.nullcontext()
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["children", "simclrv2_tf.modes"])
 
 
-def run(settings: dict, log: pathlib.Path, fault: Callable[[], None] | None = None) -> int:
+def run(settings: dict, log: pathlib.Path, fault: Fault = NO_FAULT) -> int:
     """Runs ``run.py`` with these settings to its end; returns its exit status, −n if signal n ended it.
 
     Args:
         settings: flags by name.
         log: file for what it writes.
-        fault: called in the child before it starts.
+        fault: entered in the child.
     """
     child = context.Process(target=_main, args=(settings, log, fault))
     child.start()
@@ -38,24 +41,23 @@ def run(settings: dict, log: pathlib.Path, fault: Callable[[], None] | None = No
     return child.exitcode
 
 
-def _main(settings: dict, log: pathlib.Path, fault: Callable[[], None] | None) -> None:
+def _main(settings: dict, log: pathlib.Path, fault: Fault) -> None:
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    if fault is not None:
-        fault()
     from simclrv2_tf import cli
 
-    cli.main(["run.py", *(f"--{name}={value}" for name, value in settings.items())])
+    with fault:
+        cli.main(["run.py", *(f"--{name}={value}" for name, value in settings.items())])
 
 
-class SignalAt:
+class SignalAt(Fault):
     """Sends the process a signal at the n-th call that the package makes after its first training step."""
 
     def __init__(self, call: int, number: signal.Signals = signal.SIGKILL, count_to: pathlib.Path | None = None):
         self.call, self.number, self.count_to = call, number, count_to
 
-    def __call__(self) -> None:
+    def __enter__(self) -> None:
         add = Progress.add
 
         def watched(progress: Progress, *args: object) -> None:
@@ -66,24 +68,30 @@ class SignalAt:
         self.calls = 0
         Progress.add = watched
 
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(None)
+        if self.count_to is not None:
+            self.count_to.write_text(str(self.calls))
+
     def _watch(self, frame: FrameType, event: str, _: object) -> None:
         if event in ("call", "c_call") and frame.f_code.co_filename.startswith(PACKAGE):
             self.calls += 1
             if self.calls == self.call:
                 os.kill(os.getpid(), self.number)
-            if self.count_to is not None:
-                self.count_to.write_text(str(self.calls))
 
 
-class FileSizeLimit:
+class FileSizeLimit(Fault):
     """No file may grow beyond so many bytes: every write past them fails, as on a full disk."""
 
     def __init__(self, size: int):
         self.size = size
 
-    def __call__(self) -> None:
+    def __enter__(self) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+
+    def __exit__(self, *error: object) -> None:
+        """The limit ends with the process."""
 
 
 def records(model_dir: pathlib.Path) -> dict[str, object]:

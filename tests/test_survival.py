@@ -38,12 +38,14 @@ def whole(tmp_path_factory):
     return place / "run", int((place / "calls").read_text())
 
 
-def test_kills_at_random_moments_change_nothing(whole, tmp_path):
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+def test_kills_at_random_moments_change_nothing(seed, whole, tmp_path):
+    """Four kills a run, none so late that the run could end before the last one."""
     model_dir, calls = whole
-    kills = random.Random(0)
+    moments = random.Random(seed)
     settings = TOY | {"model_dir": tmp_path / "run"}
     for _ in range(4):
-        fault = children.SignalAt(kills.randrange(1, calls // 2))
-        assert children.run(settings, tmp_path / "log", fault) == -signal.SIGKILL
+        kill = children.SignalAt(moments.randrange(1, calls // 5))
+        assert children.run(settings, tmp_path / "log", kill) == -signal.SIGKILL
     assert children.run(settings, tmp_path / "log") == 0
     children.assert_same_records(tmp_path / "run", model_dir)
