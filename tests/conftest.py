@@ -1,7 +1,9 @@
 """Every test sees four logical CPU devices and deterministic float32 kernels; no test touches a GPU or the network."""
 
+import contextlib
 import gc
 import os
+import resource
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -69,3 +71,19 @@ def parity(request):
         assert deviation <= tolerance, f"{case}: deviates by {deviation:.3g} {unit}, more than {tolerance:.3g}"
 
     return check
+
+
+@pytest.fixture
+def file_size_limit():
+    """``with file_size_limit(100):`` no file can grow beyond 100 bytes, as on a disk that is full."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)  # Python ignores the signal, so writing fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

@@ -105,6 +105,31 @@ def test_other_settings_in_the_same_directory_are_refused(whole_run):
         modes.run(TOY | {"mode": "pretrain", "temperature": 0.3, "model_dir": str(model_dir / "pretrain")})
 
 
+def test_other_settings_go_on_if_told(tmp_path, caplog):
+    settings = TOY | {"mode": "supervised", "model_dir": str(tmp_path), "report": False}
+    modes.run(settings | {"keep_best": "loss"})
+    assert list((tmp_path / "checkpoints/best").glob("step-*.index"))
+    with pytest.raises(SettingError, match=r"train_steps 4 -> 6\); --override_config goes on"):
+        modes.run(settings | {"train_steps": 6})
+    modes.run(settings | {"train_steps": 6, "override_config": True})
+    assert "train_steps 4 -> 6" in caplog.text
+    assert [line.split(",")[0] for line in rows(tmp_path)] == ["step", "2", "4", "6"]
+    modes.run(settings | {"train_steps": 6})  # now they are the run's own
+
+
+def test_other_images_in_the_same_directory_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"x_train": rng.integers(0, 256, (60, 8, 8, 3), np.uint8), "y_train": np.arange(60) % 10}
+    settings = TOY | {"mode": "pretrain", "dataset": f"npz:{tmp_path / 'a.npz'}", "model_dir": str(tmp_path / "run")}
+    np.savez(tmp_path / "a.npz", **arrays)
+    modes.run(settings | {"report": False})
+    (tmp_path / "run/result.json").unlink()
+    arrays["x_train"][7, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(SettingError, match=r"the training images have changed: 60 \(\w+\) -> 60 \(\w+\)"):
+        modes.run(settings)
+
+
 def test_evaluate_repeats_the_result(whole_run, tmp_path):
     model_dir, result = whole_run
     found = modes.run({"mode": "evaluate", "checkpoint": str(model_dir / "finetune_5"), "model_dir": str(tmp_path)})

@@ -112,6 +112,58 @@ class TestSaveAndRestore:
             (tmp_path / "checkpoints" / file.name.replace("step-3", "step-4")).write_bytes(file.read_bytes()[:100])
         assert Checkpoints(tmp_path, model).restore() == 3
 
+    @pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
+    @pytest.mark.parametrize("damage", ["one bit", "cut off", "empty", "gone"])
+    def test_a_damaged_one_gives_way_to_the_one_before(self, suffix, damage, tmp_path, caplog):
+        model = simclr(memory=0)
+        bias = model.network.classifier.dense.bias
+        for step in (3, 4):
+            bias.assign([step] * tiny.CLASSES)
+            Checkpoints(tmp_path, model).save(step)
+        file = tmp_path / f"checkpoints/step-4.{suffix}"
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 8]) + whole[middle + 1 :]
+        file.write_bytes({"one bit": flipped, "cut off": whole[:middle], "empty": b"", "gone": b""}[damage])
+        if damage == "gone":
+            file.unlink()
+        assert Checkpoints(tmp_path, model).restore() == 3
+        assert np.all(bias.numpy() == 3)
+        assert ("step-4 cannot be used" in caplog.text) == ((suffix, damage) != ("index", "gone"))
+
+    def test_nothing_but_damaged_ones_is_refused(self, tmp_path):
+        model = simclr(memory=0)
+        Checkpoints(tmp_path, model).save(3)
+        (tmp_path / "checkpoints/step-3.data-00000-of-00001").write_bytes(b"")
+        with pytest.raises(SettingError, match=f"--model_dir={tmp_path}: is damaged"):
+            Checkpoints(tmp_path, model).restore()
+        with pytest.raises(SettingError, match=f"--teacher={tmp_path}: is damaged"):
+            load_network(model.network, str(tmp_path), with_classifier=True, flag="teacher")
+
+    @pytest.mark.parametrize("room", [0, 100, 2000])
+    def test_on_a_full_disk_the_old_ones_stay(self, room, tmp_path, file_size_limit):
+        model = simclr(memory=0)
+        checkpoints = Checkpoints(tmp_path, model, keep=1)
+        checkpoints.save(3)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
+        with file_size_limit(room), pytest.raises((OSError, tf.errors.OpError)):
+            checkpoints.save(4)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
+        checkpoints.save(4)
+        assert Checkpoints(tmp_path, model).restore() == 4
+
+    def test_the_best_one_outlives_the_others(self, tmp_path):
+        model = simclr(memory=0)
+        checkpoints = Checkpoints(tmp_path, model, keep=1)
+        for step, best in ((1, True), (2, True), (3, False), (4, False)):
+            model.network.classifier.dense.bias.assign([step] * tiny.CLASSES)
+            if best:
+                checkpoints.save_best(step)
+            checkpoints.save(step)
+        assert {path.name for path in tmp_path.rglob("*.index")} == {"step-4.index", "step-2.index"}
+        load_network(model.network, str(tmp_path / "checkpoints/best"), with_classifier=True)
+        assert np.all(model.network.classifier.dense.bias.numpy() == 2)
+
     def test_another_networks_directory_is_refused(self, tmp_path):
         Checkpoints(tmp_path, simclr(memory=0)).save(1)
         with pytest.raises(SettingError, match=f"--model_dir={tmp_path}: "):
