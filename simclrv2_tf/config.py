@@ -20,6 +20,7 @@ MODES = (
     "embed",
     "export",
     "summary",
+    "preview",
     "report",
     "import_checkpoint",
     "semi_supervised",

@@ -1,6 +1,7 @@
 """Each mode, end to end, at toy size on real digits; a run that goes on; a run that must not start."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from simclrv2_tf import cli, modes, precedence
 from simclrv2_tf.config import SettingError
+from simclrv2_tf.modes import previewing
 from simclrv2_tf.training.journal import Journal
 
 TOY = {
@@ -52,6 +54,36 @@ def test_semi_supervised_runs_every_stage_and_reports(whole_run):
     assert page.count("<figure>") >= 1 + 5 + 4 * 4
     for name in ("views", "neighbours", "embedding", "curve_loss"):
         assert (model_dir / f"pretrain/figures/{name}.png").stat().st_size > 1000
+
+
+class TestPreview:
+    def test_shows_a_run_to_come_and_trains_nothing(self, tmp_path, capsys):
+        found = modes.run(TOY | {"mode": "preview", "model_dir": str(tmp_path)})
+        out = capsys.readouterr().out
+        assert "before pretrain" in out and "4 steps of" in out and "3 steps of 50 images" in out
+        files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.suffix in (".png", ".html")}
+        assert files == {"preview.html"} | {f"preview/{name}.png" for name in ("views", "batch", "labels")}
+        page = (tmp_path / "preview.html").read_text()
+        assert "Labels: 50 images, 5 of each of 10 classes" in page and found["memory"].split(":")[0] in page
+        modes.run(TOY | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory is still the run's
+
+    def test_of_fine_tuning_and_distillation(self, whole_run, tmp_path, capsys):
+        start = {"mode": "preview", "model_dir": str(tmp_path), "train_batch_size": 20, "train_steps": 3}
+        modes.run(start | {"checkpoint": str(whole_run[0] / "pretrain"), "labels_per_class": 2})
+        assert "before finetune" in (out := capsys.readouterr().out) and "digits, 20 images" in out
+        modes.run(start | {"teacher": str(whole_run[0] / "finetune_5")})
+        assert "before distill" in capsys.readouterr().out
+
+    def test_what_does_not_fit_is_tried_out_with_fewer_images(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(previewing, "TIMED_BYTES", 1e6)
+        modes.run(TOY | {"mode": "preview", "model_dir": str(tmp_path)})
+        timed = int(re.search(r"3 steps of (\d+) images", capsys.readouterr().out)[1])
+        assert 0 < timed < 50
+
+    def test_of_a_run_that_cannot_be_is_refused(self, tmp_path):
+        with pytest.raises(SettingError, match="--train_batch_size=5000"):
+            modes.run(TOY | {"mode": "preview", "train_batch_size": 5000, "model_dir": str(tmp_path / "run")})
+        assert not list(tmp_path.iterdir())
 
 
 class TestReport:

@@ -8,11 +8,12 @@ import keras
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.modes.importing import import_checkpoint
 from simclrv2_tf.modes.inspection import embed, evaluate, export
+from simclrv2_tf.modes.previewing import preview
 from simclrv2_tf.modes.reporting import report
 from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
 from simclrv2_tf.modes.summary import summary
-from simclrv2_tf.modes.training import classify, distill, pretrain
+from simclrv2_tf.modes.training import classify, pretrain
 from simclrv2_tf.training.distributed import choose_strategy
 
 
@@ -31,6 +32,8 @@ def run(explicit: dict[str, Any]) -> Result:
         return semi_supervised(explicit)
     if mode == "summary":
         return summary(explicit)
+    if mode == "preview":
+        return preview(explicit)
     if mode == "report":
         return report(explicit)
     functions: dict[str, Callable[[Config, Strategy], Result]] = {
@@ -38,7 +41,7 @@ def run(explicit: dict[str, Any]) -> Result:
         "finetune": classify,
         "linear_eval": classify,
         "supervised": classify,
-        "distill": distill,
+        "distill": classify,
         "evaluate": evaluate,
         "embed": embed,
         "export": export,

@@ -7,7 +7,7 @@ from simclrv2_tf.config import STAGES, Config
 from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.modes.starting import Result, finished, fit_batch, settle
-from simclrv2_tf.modes.training import classify, distill, pretrain
+from simclrv2_tf.modes.training import classify, pretrain
 from simclrv2_tf.recipes import RECIPES
 from simclrv2_tf.report import cell, format_table, write_report
 from simclrv2_tf.training.distributed import choose_strategy
@@ -29,7 +29,7 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
     def stage(name: str, number: str | int = "", **settings: Any) -> Result:
         folder = model_dir / (f"{name}_{number}" if number != "" else name)
         of_stage = explicit | {"model_dir": str(folder)} | settings
-        function = {"pretrain": pretrain, "distill": distill}.get(name, classify)
+        function = pretrain if name == "pretrain" else classify
         settled = fit_batch(settle(of_stage, name), strategy)
         result = finished(settled) or function(settled, strategy)
         seconds.append(result["seconds"])

@@ -28,16 +28,45 @@ def summary(explicit: dict[str, Any]) -> Result:
     else:
         config, classes, tap = precedence.resolve(explicit, "pretrain"), IMAGENET_CLASSES, 0
 
+    found = cost_of(config, classes, tap)
+    print(format_summary(found, config, classes))
+    total = found.total
+    return {"mode": "summary", "parameters": total.parameters, "multiply_adds": total.multiply_adds}
+
+
+def cost_of(config: Config, classes: int, tap: int) -> Summary:
+    """What the network of a run costs; nothing is allocated."""
+
     def make_network() -> Network:
         network = build.network(config, tf.distribute.get_strategy(), classes, tap)
         if config.mode in ("finetune", "linear_eval", "supervised"):
             build.freeze(ClassificationModel(network, ViewSettings(config.image_size)), config)
         return network
 
-    found = summarize(make_network, config.image_size, whole_head=config.mode == "pretrain")
-    print(format_summary(found, config, classes))
-    total = found.total
-    return {"mode": "summary", "parameters": total.parameters, "multiply_adds": total.multiply_adds}
+    return summarize(make_network, config.image_size, whole_head=config.mode == "pretrain")
+
+
+def step_memory(found: Summary, config: Config, replicas: int) -> dict[str, int]:
+    """Bytes that a training step needs on each replica, by what for; what the libraries need for themselves is more."""
+    total, images = found.total, config.train_batch_size // replicas
+    at_once = min(images, config.grad_cache_micro_batch or images) * (2 if config.mode == "pretrain" else 1)
+    slots = 2 if config.optimizer == "adam" else 1
+    memory = {
+        "weights": 4 * total.parameters,
+        "gradients and optimizer": 4 * (1 + slots) * total.trained,
+        "activations": total.activations * at_once * found.itemsize,
+    }
+    if config.mode == "pretrain":
+        memory["similarities of NT-Xent"] = 4 * _similarities(config)[1] * _similarities(config)[2] // replicas
+    if config.memory_size:
+        memory["averages of --memory_size"] = 4 * total.trained
+    return memory
+
+
+def _similarities(config: Config) -> tuple[int, int, int]:
+    """Rows and columns of NT-Xent's matrix, and how many of its rows are in memory at a time."""
+    rows, columns = 2 * config.train_batch_size, 2 * config.train_batch_size + config.memory_size
+    return rows, columns, min(tile_rows(columns, config.loss_tile), rows)
 
 
 def format_summary(found: Summary, config: Config, classes: int) -> str:
@@ -53,7 +82,7 @@ def format_summary(found: Summary, config: Config, classes: int) -> str:
     ]
 
     for name, cost in (found.parts | {"encoder alone": found.encoder, "total": found.total}).items():
-        kept = _bytes(cost.activations * batch * views * found.itemsize)
+        kept = in_bytes(cost.activations * batch * views * found.itemsize)
         gflops = f"{cost.multiply_adds / 1e9:,.3g}"
         lines.append(f"{name:16}{cost.trained:14,}{cost.parameters:17,}{gflops:>15}{kept:>20}")
     lines += [
@@ -63,14 +92,14 @@ def format_summary(found: Summary, config: Config, classes: int) -> str:
         "Activations: what the backward pass reads of the forward pass, each number once, over all replicas.",
     ]
     if config.mode == "pretrain":
-        rows, columns = 2 * batch, 2 * batch + config.memory_size
-        held = min(tile_rows(columns, config.loss_tile), rows)
+        rows, columns, held = _similarities(config)
         lines.append(
             f"NT-Xent: {rows:,} x {columns:,} similarities, {held:,} rows at a time (--loss_tile): "
-            f"{_bytes(4 * held * columns)} in float32."
+            f"{in_bytes(4 * held * columns)} in float32."
         )
     return "\n".join(lines)
 
 
-def _bytes(count: int) -> str:
+def in_bytes(count: int) -> str:
+    """Such as 1.25 GB."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"

@@ -136,6 +136,25 @@ def write_comparison(runs: Paths, path: pathlib.Path) -> pathlib.Path:
     return write_page(path, f"SimCLRv2: {len(runs)} runs compared", body)
 
 
+def write_preview(
+    model_dir: pathlib.Path, config: Mapping[str, Any], estimate: Mapping[str, str], figures: Mapping[str, charts.Spec]
+) -> pathlib.Path:
+    """Writes ``preview.html`` about a run to come, and its figures into ``preview/``.
+
+    Args:
+        model_dir: where the run will live.
+        config: what will be the content of its ``config.json``.
+        estimate: what it will need.
+        figures: what it will see.
+    """
+    for name, spec in figures.items():
+        charts.write(spec, model_dir / "preview" / name)
+    body = [f'<p class="soft">{html.escape(str(model_dir))}</p>', _facts_html(facts(config))]
+    body += ["<h2>Estimate</h2>", _facts_html(estimate), "<h2>Images</h2>"]
+    body.append(_grid(map(figure_html, figures.values())))
+    return write_page(model_dir / "preview.html", f"SimCLRv2: before {config['mode']}", body)
+
+
 def write_page(path: pathlib.Path, title: str, body: Iterable[str]) -> pathlib.Path:
     """A whole page of parts that are HTML already; the title is text."""
     code = _vega() + DRAW
@@ -217,7 +236,7 @@ def _grid(figures: Iterable[str]) -> str:
     return f'<div class="figures">{inside}</div>' if inside else ""
 
 
-def facts_html(found: Mapping[str, str]) -> str:
+def _facts_html(found: Mapping[str, str]) -> str:
     """Terms and what is to be said of them."""
     items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in found.items())
     return f"<dl>{items}</dl>" if items else ""
@@ -238,7 +257,7 @@ def _facts(run: pathlib.Path) -> str:
     written = [path.stat().st_mtime for name in ("result.json", "metrics.csv") if (path := run / name).is_file()]
     if written:
         found["last written"] = f"{datetime.datetime.fromtimestamp(max(written), datetime.UTC):%Y-%m-%d %H:%M} UTC"
-    return facts_html(found)
+    return _facts_html(found)
 
 
 def _results(run: pathlib.Path, heading: str) -> str:

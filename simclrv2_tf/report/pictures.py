@@ -145,10 +145,41 @@ def mistakes_figure(
     return charts.pictures(title, f"{title}{': ' * bool(tiles)}{told}.", tiles, 6, tooltip)
 
 
+def batch_figure(views: np.ndarray, labels: np.ndarray, of: int, class_names: Sequence[str]) -> charts.Spec:
+    """The first view ``[n, S, S, 3]`` of each image of a batch of ``of`` images, with their classes (−1: unknown)."""
+    title = f"The first batch: one view of {len(views)} of its {of:,} images"
+    tiles = [
+        _tile(i % 6, i // 6, view, class_names[label] if label >= 0 else "")
+        for i, (view, label) in enumerate(zip(views, labels, strict=True))
+    ]
+    return charts.pictures(title, f"{title}.", tiles, 6, {"class": "class"})
+
+
+def labelled_figure(
+    classes: Sequence[np.ndarray], columns: int, counts: np.ndarray, class_names: Sequence[str]
+) -> charts.Spec:
+    """Some labelled images ``[n, S, S, 3]`` of each class, a row each, of which there are ``counts [classes]``."""
+    least, most = counts.min(), counts.max()
+    each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    title = f"Labels: {counts.sum():,} images, {each} of each of {len(counts):,} classes"
+    tiles = [_tile(x, y, image, class_names[y]) for y, images in enumerate(classes) for x, image in enumerate(images)]
+    return charts.pictures(title, f"{title}.", tiles, columns, {"class": "class"})
+
+
+def _tile(x: float, y: float, image: np.ndarray, class_name: str) -> Row:
+    name = charts.short(class_name, 40)
+    return {"x": x, "y": y, "image": charts.data_url(image), "caption": name, "class": name}
+
+
 def example_views(data: TrainingInput) -> np.ndarray:
     """The first views that a run sees, float32 ``[n, views, size, size, 3]``."""
-    batch = next(iter(data.batches(0, 1)))
-    return make_views({name: values[:PAIRS] for name, values in batch.items()}, data.settings).numpy()
+    return first_batch(data, PAIRS)[0]
+
+
+def first_batch(data: TrainingInput, count: int) -> Features:
+    """Views float32 ``[n, views, size, size, 3]`` and labels ``[n]`` of the first images that a run sees."""
+    batch = {name: values[:count] for name, values in next(iter(data.batches(0, 1))).items()}
+    return make_views(batch, data.settings).numpy(), batch["labels"].numpy()
 
 
 def write_projector(pictures: Pictures, features: Features) -> None:

@@ -16,6 +16,8 @@ WORDS = {
     "supervised_top1": "supervised",
     "finetune_top1": "fine-tuned",
     "distill_top1": "distilled",
+    "finetune_top5": "fine-tuned top-5",
+    "distill_top5": "distilled top-5",
     "linear_top1": "linear evaluation top-1",
     "images_per_second": "images / s",
     "seconds": "time",

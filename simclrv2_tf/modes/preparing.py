@@ -1,0 +1,146 @@
+"""What a training mode needs before its first step: data and model; and what follows from its settings."""
+
+import dataclasses
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from simclrv2_tf import build
+from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.data.pipeline import TrainingInput
+from simclrv2_tf.data.sources import Source, open_labelled, open_source
+from simclrv2_tf.modes.measuring import check_classes, evaluation_source
+from simclrv2_tf.modes.starting import Strategy
+from simclrv2_tf.training.checkpoints import load_network, run_of
+from simclrv2_tf.training.classifier import ClassificationModel
+from simclrv2_tf.training.distiller import Distiller
+from simclrv2_tf.training.distributed import ReplicatedModel
+from simclrv2_tf.training.schedules import Plan
+from simclrv2_tf.training.simclr import Memory, SimCLR
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """What a run needs before its first step."""
+
+    model: ReplicatedModel
+    data: TrainingInput
+    plan: Plan
+    test: Source | None
+
+
+def ready(config: Config, strategy: Strategy) -> Ready:
+    """Data and model of a training mode; SettingError if they cannot be had."""
+    prepare = {"pretrain": _ready_to_pretrain, "distill": _ready_to_distill}.get(config.mode, _ready_to_classify)
+    return prepare(config, strategy)
+
+
+def _ready_to_pretrain(config: Config, strategy: Strategy) -> Ready:
+    source, test = open_source(config, config.train_split), evaluation_source(config)
+    data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
+    classes = len(source.class_names) if config.lineareval_while_pretraining else 0
+    micro_batch = build.micro_batch(config, strategy)
+    with strategy.scope():
+        network = build.network(config, strategy, classes)
+        if config.checkpoint:
+            load_network(network, config.checkpoint, with_classifier=False)
+        memory = Memory(network, config.memory_size, config.ema_decay) if config.memory_size else None
+        model = SimCLR(
+            network,
+            build.views(config),
+            config.temperature,
+            config.hidden_norm,
+            config.weight_decay,
+            memory,
+            config.loss_tile,
+            micro_batch,
+        )
+        build.compile_model(model, config, strategy, plan)
+    return Ready(model, data, plan, test)
+
+
+def _ready_to_classify(config: Config, strategy: Strategy) -> Ready:
+    source, test = open_labelled(config), evaluation_source(config)
+    data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
+    with strategy.scope():
+        network = build.network(config, strategy, len(source.class_names), config.ft_proj_selector)
+        if config.checkpoint:
+            load_network(network, config.checkpoint, with_classifier=False)
+        model = ClassificationModel(network, build.views(config), config.weight_decay)
+        build.freeze(model, config)
+        build.compile_model(model, config, strategy, plan)
+    return Ready(model, data, plan, test)
+
+
+def _ready_to_distill(config: Config, strategy: Strategy) -> Ready:
+    teacher_config, resolved = run_of(config.teacher, "teacher")
+    if config.distill_alpha < 1:
+        source = open_labelled(config, keep_unlabelled=True)
+    else:
+        source = open_source(config, config.train_split)
+    test = evaluation_source(config)
+    data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
+    classes = resolved["num_classes"]
+    if not classes:
+        raise SettingError(f"--teacher={config.teacher}: has no classifier to teach with")
+    check_classes(test, classes, f"--teacher={config.teacher}")
+    with strategy.scope():
+        teacher = build.network(teacher_config, strategy, classes, resolved["head_input"])
+        load_network(teacher, config.teacher, with_classifier=True, flag="teacher")
+        network = build.network(config, strategy, classes, config.ft_proj_selector)
+        if config.checkpoint:
+            load_network(network, config.checkpoint, with_classifier=False)
+        model = Distiller(
+            network, teacher, build.views(config), config.temperature, config.distill_alpha, config.weight_decay
+        )
+        build.compile_model(model, config, strategy, plan)
+    return Ready(model, data, plan, test)
+
+
+def what_follows(config: Config, strategy: Strategy, run: Ready) -> dict[str, Any]:
+    """What follows from the settings: the ``resolved`` of a ``config.json``."""
+    model, data, plan, network = run.model, run.data, run.plan, run.model.network
+    return {
+        "train_images": data.source.num_examples,
+        "images": data.source.fingerprint,
+        "num_classes": network.num_classes,
+        "class_names": list(data.source.class_names),
+        "head_input": network.head_input,
+        "steps": plan.total_steps,
+        "warmup_steps": plan.warmup_steps,
+        "peak_learning_rate": plan.peak_learning_rate,
+        "replicas": strategy.num_replicas_in_sync,
+        "batch_per_replica": config.train_batch_size // strategy.num_replicas_in_sync,
+        "parameters": sum(int(np.prod(v.shape)) for v in network.weights if not v.name.startswith("moving_")),
+        "trained_parameters": sum(int(np.prod(v.shape)) for v in model.trained_variables),
+        "dtype_policy": keras.config.dtype_policy().name,
+        "xla": bool(model.jit_compile),
+        "versions": f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}",
+        "revision": _revision(),
+        "device": _device(),
+    }
+
+
+def _revision() -> str:
+    """The commit of this code, with a mark if there are changes; nothing where it does not lie in a repository."""
+    here = pathlib.Path(__file__)
+    try:
+        subprocess.run(
+            ["git", "ls-files", "--error-unmatch", here.name], cwd=here.parent, capture_output=True, check=True
+        )
+        describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(describe, cwd=here.parent, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _device() -> str:
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        return "TPU" if tf.config.list_logical_devices("TPU") else "CPU"
+    return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
