@@ -1,6 +1,7 @@
 """How far a run is: the means of an interval's metrics, which survive a stop in its middle, and the progress bar."""
 
 import sys
+import time
 
 import keras
 import numpy as np
@@ -18,6 +19,7 @@ SHOWN = (
     "learning_rate",
     "images_per_second",
 )
+SECONDS_A_LINE = 60
 
 
 class IntervalMeans:
@@ -44,15 +46,15 @@ class IntervalMeans:
 
 
 class Progress:
-    """One progress bar over all of the run that is left, with images/s and learning rate."""
+    """How far the run is, with images/s and learning rate: one bar on a terminal, else a plain line now and then."""
 
     def __init__(self, batch_size: int, plan: Plan, first_step: int):
         self.batch_size = batch_size
         self.plan = plan
         self.first_step = self.step = first_step
         self.images, self.seconds = 0, 0.0
-        interval = 0.2 if sys.stdout.isatty() else 20
-        self.bar = keras.utils.Progbar(plan.total_steps - first_step, interval=interval, unit_name="step")
+        self.bar = keras.utils.Progbar(plan.total_steps - first_step, interval=0.2, unit_name="step")
+        self.last_line = time.monotonic()
 
     def add(self, logs: dict[str, float], steps: int, seconds: float) -> None:
         """Counts some steps that took so long."""
@@ -76,7 +78,13 @@ class Progress:
         return rates
 
     def show(self, values: dict[str, float]) -> None:
-        """Brings the bar up to date."""
+        """Brings the bar up to date. A line comes with each row of ``metrics.csv``, and after a while without."""
         shown = {name: value for name, value in values.items() if name in SHOWN}
+        if not sys.stdout.isatty():
+            if "epoch" in values or time.monotonic() > self.last_line + SECONDS_A_LINE:
+                told = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+                print(f"step {self.step:,} of {self.plan.total_steps:,}  {told}", flush=True)
+                self.last_line = time.monotonic()
+            return
         self.bar.stateful_metrics = set(shown)
         self.bar.update(self.step - self.first_step, list(shown.items()), finalize=self.step == self.plan.total_steps)
