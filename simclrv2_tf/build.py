@@ -33,6 +33,7 @@ def network(config: Config, strategy: tf.distribute.Strategy, num_classes: int, 
         config.se_ratio,
         config.stem_kind,
         batch_norm,
+        config.remat,
         name="encoder",
     )
     head = ProjectionHead(

@@ -274,6 +274,12 @@ class Config:
         DEVICES,
         "Slower kernels that give the same bits each time: a resumed run then equals a whole one exactly.",
     )
+    remat: bool = _setting(
+        False,
+        DEVICES,
+        "Keep for the gradient only what goes from residual block to residual block, and run the blocks a second time; "
+        "it changes no result.",
+    )
     cpu_replicas: int = _setting(
         0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0
     )

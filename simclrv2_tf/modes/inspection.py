@@ -68,7 +68,7 @@ def embed(config: Config, strategy: Strategy) -> Result:
 
 def export(config: Config, strategy: Strategy) -> Result:
     """The network in ``MODEL_DIR/FORMAT``, for other programs."""
-    model = _trained_model(config.replace(jit_compile="false", mixed_precision="float32"), strategy)
+    model = _trained_model(config.replace(jit_compile="false", mixed_precision="float32", remat=False), strategy)
     path = Journal(build.model_dir(config)).model_dir / config.format
     if config.format == "tf1_checkpoint":
         save_tf1_checkpoint(model.network, step_of(find(config.checkpoint)), path)

@@ -11,6 +11,7 @@ from keras import ops
 
 from simclrv2_tf.nets.normalization import BatchNorm, BatchNormSettings, statistics_dtype
 from simclrv2_tf.nets.pooling import max_pool
+from simclrv2_tf.nets.remat import call_without_keeping
 
 BLOCKS_PER_GROUP = {
     18: (2, 2, 2, 2),
@@ -236,8 +237,9 @@ class ResidualBlock(keras.layers.Layer):
 class BlockGroup(keras.layers.Layer):
     """Residual blocks of one resolution; the first strides and projects its shortcut."""
 
-    def __init__(self, filters: int, blocks: int, strides: int, block: dict, **kwargs):
+    def __init__(self, filters: int, blocks: int, strides: int, block: dict, remat: bool, **kwargs):
         super().__init__(**kwargs)
+        self.remat = remat
         self.blocks = [
             ResidualBlock(
                 filters,
@@ -258,7 +260,10 @@ class BlockGroup(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         for block in self.blocks:
-            inputs = block(inputs, training=training)
+            if self.remat and training:
+                inputs = call_without_keeping(block, inputs)
+            else:
+                inputs = block(inputs, training=training)
         return inputs
 
 
@@ -320,6 +325,7 @@ class ResNet(keras.Model):
         se_ratio: above 0, squeeze-and-excite of this ratio at the end of every block.
         stem: "imagenet" or "cifar" (3×3 stride 1 and no pool, for images of 32 pixels).
         batch_norm: settings of all batch norms.
+        remat: for the gradient keep only what goes from block to block, and run the blocks a second time.
 
     Call: ``images [n, h, w, 3]`` in [0, 1] to a dict of ``initial_conv`` (before its batch norm), ``initial_max_pool``,
     ``block_group1`` to ``block_group4`` and ``final_avg_pool [n, feature_dim]``, all in the compute dtype.
@@ -337,6 +343,7 @@ class ResNet(keras.Model):
         se_ratio: float = 0.0,
         stem: str = "imagenet",
         batch_norm: BatchNormSettings | dict | None = None,
+        remat: bool = False,
         **kwargs,
     ):
         _check_settings(depth, width_multiplier, sk_ratio, se_ratio, stem)
@@ -348,6 +355,7 @@ class ResNet(keras.Model):
             "se_ratio": se_ratio,
             "stem": stem,
             "batch_norm": asdict(BatchNormSettings.of(batch_norm)),
+            "remat": remat,
         }
         batch_norm = BatchNormSettings.of(batch_norm)
         policy = self.dtype_policy
@@ -360,6 +368,7 @@ class ResNet(keras.Model):
                 BLOCKS_PER_GROUP[depth][group - 1],
                 strides=1 if group == 1 else 2,
                 block=block,
+                remat=remat,
                 dtype=policy,
                 name=f"block_group{group}",
             )

@@ -43,10 +43,13 @@ class Summary:
     Attributes:
         parts: ``stem``, ``block_group1`` … ``block_group4``, then ``projection_head`` and ``classifier`` if there are.
         dtype: that activations are kept in.
+        recomputed: activations of a view that a network with ``remat`` has for a moment, beside those that it keeps:
+            those of its largest block.
     """
 
     parts: dict[str, Cost]
     dtype: str
+    recomputed: int
 
     @property
     def encoder(self) -> Cost:
@@ -91,7 +94,7 @@ def _summarize(make_network: Callable[[], Network], image_size: int, whole_head:
     for part in [encoder.stem, *encoder.groups]:
         if not below.activations:  # else its input is kept already
             view.keep(channels)
-        view.stem(part) if part is encoder.stem else view.group(part)
+        view.stem(part) if part is encoder.stem else view.group(part, last=part is encoder.groups[-1])
         parts[part.name] = below = view.cost(part)
         channels = part.out_channels
     view.side = 1
@@ -108,7 +111,7 @@ def _summarize(make_network: Callable[[], Network], image_size: int, whole_head:
             view.keep(classifier.dense.kernel.shape[0])
         view.dense(classifier.dense)
         parts["classifier"] = view.cost(classifier)
-    return Summary(parts, network.compute_dtype)
+    return Summary(parts, network.compute_dtype, view.recomputed)
 
 
 class _View:
@@ -116,7 +119,7 @@ class _View:
 
     def __init__(self, side: int):
         self.side = side
-        self.multiply_adds = self.kept = 0
+        self.multiply_adds = self.kept = self.recomputed = 0
 
     def cost(self, part: keras.layers.Layer) -> Cost:
         """Of the part it has just run through."""
@@ -153,9 +156,16 @@ class _View:
             self.shrink(2)
             self.keep(stem.out_channels)
 
-    def group(self, group: BlockGroup) -> None:
+    def group(self, group: BlockGroup, last: bool) -> None:
         for block in group.blocks:
+            before = self.kept
             self.block(block)
+            if group.remat:
+                if group.trainable_variables:
+                    self.recomputed = max(self.recomputed, self.kept - before)
+                self.kept = before
+                if not (last and block is group.blocks[-1]):
+                    self.keep(block.out_channels)  # the next one's input
 
     def block(self, block: ResidualBlock) -> None:
         side = self.side

@@ -17,6 +17,7 @@ KINDS = {
     "basic": {"depth": 18, "stem": "cifar"},
     "sk": {"depth": 50, "sk_ratio": 0.0625},
     "se": {"depth": 50, "se_ratio": 0.25},
+    "remat": {"depth": 18, "stem": "cifar", "remat": True},
 }
 SIZE, BATCH, CLASSES = 37, 5, 3  # an odd side; a number of views that no layer has channels of
 
@@ -135,7 +136,9 @@ def numbers_read_by_the_gradient(graph, images, forward):
     return sum(read.values())
 
 
-@pytest.mark.parametrize(("kind", "fused"), [("basic", True), ("basic", False), ("sk", True), ("se", True)])
+@pytest.mark.parametrize(
+    ("kind", "fused"), [("basic", True), ("basic", False), ("sk", True), ("se", True), ("remat", True)]
+)
 def test_costs_are_those_of_the_graph(kind, fused):
     make = tiny(kind, fused=fused)
     graph, images, forward = traced(make)

@@ -11,7 +11,8 @@ import tiny
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import ArraySource
-from simclrv2_tf.nets import BatchNorm
+from simclrv2_tf.nets import BatchNorm, BatchNormSettings
+from simclrv2_tf.nets.resnet import BlockGroup
 from simclrv2_tf.training.simclr import Memory, SimCLR
 
 
@@ -95,16 +96,23 @@ def test_batch_norm_sees_a_micro_batch(xla):
     tiny.assert_close(tiny.numbers(ours.network.variables), tiny.numbers(model.network.variables), rtol=1e-9)
 
 
-@pytest.mark.parametrize("steps_a_call", [1, 2])
-def test_replicas_share_a_micro_batch(steps_a_call, replicas):
-    """Two replicas with two images each at a time are one device with those four."""
+def residual_encoder(remat: bool) -> keras.Model:
+    block = {"batch_norm": BatchNormSettings(), "bottleneck": False, "sk_ratio": 0.0, "se_ratio": 0.0}
+    layers = [BlockGroup(6, 1, 2, block, remat, name="blocks"), keras.layers.GlobalAveragePooling2D(name="pool")]
+    return keras.Sequential([keras.Input((tiny.SIZE, tiny.SIZE, 3)), *layers], name="encoder")
+
+
+@pytest.mark.parametrize(("steps_a_call", "remat"), [(2, False), (1, True)])
+def test_replicas_share_a_micro_batch(steps_a_call, remat, replicas):
+    """Two replicas with two images each at a time are one device with those four, rematerialised or not."""
     tiny.use_float64()
     order = [0, 1, 4, 5, 2, 3, 6, 7]  # replica 0 has images 0 to 3
     batches = tiny.dataset(0, 2, unlabelled=[0, 1])
     with (strategy := replicas(2)).scope():
-        model = simclr(2, steps_per_execution=steps_a_call)
+        model = simclr(2, steps_per_execution=steps_a_call, make_encoder=lambda: residual_encoder(remat))
     logs, two = trained(model, batches)
-    one_logs, one = trained(simclr(4), batches.map(lambda batch: {k: tf.gather(v, order) for k, v in batch.items()}))
+    plain = simclr(4, make_encoder=lambda: residual_encoder(False))
+    one_logs, one = trained(plain, batches.map(lambda batch: {k: tf.gather(v, order) for k, v in batch.items()}))
     means = {name: np.mean([step[name] for step in one_logs]) for name in one_logs[0]}
     assert {name: np.mean([step[name] for step in logs]) for name in means} == pytest.approx(means, rel=1e-6)
     tiny.assert_close(two, one, rtol=1e-8)
