@@ -33,20 +33,23 @@ def tiny(kind, head_input=0, frozen=-1, fused=True, **head):
     return make
 
 
-def test_the_papers_table_1():
+def test_the_papers_table_1(parity):
     """All 13 networks, part by part, exactly; none of their 5 GiB is allocated."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for row in TABLE_1:
         encoder = {"depth": row["depth"], "width_multiplier": row["width"], "sk_ratio": 0.0625 if row["sk"] else 0.0}
         found = summarize(lambda encoder=encoder: Network(ResNet(**encoder), num_classes=1000), 224)
-        assert (found.encoder.trained, found.encoder.parameters) == (
-            row["base_trainable"],
-            row["base_incl_moving_stats"],
-        ), row
-        assert round(found.encoder.parameters / 1e6) == row["paper_millions"]
-        assert found.parts["projection_head"].trained == row["proj3_trainable"]
-        assert found.parts["classifier"].trained == row["sup1000_trainable"]
-        assert found.total.trained == row["total_trainable"]
+        head, classifier = (found.parts[name] for name in ("projection_head", "classifier"))
+        counts = {
+            "base_trainable": found.encoder.trained,
+            "base_incl_moving_stats": found.encoder.parameters,
+            "proj3_trainable": head.trained,
+            "sup1000_trainable": classifier.trained,
+            "total_trainable": found.total.trained,
+            "paper_millions": round(found.encoder.parameters / 1e6),
+        }
+        expected = [row[name] for name in counts]
+        parity("parameters of the 13 networks of Table 1", list(counts.values()), expected, 0, "whole", of="one")
     assert len(TABLE_1) == 13
     # The end of a stateless scope initialises what Keras still has to: nothing of the above may be left.
     with keras.StatelessScope():

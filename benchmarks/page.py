@@ -1,0 +1,34 @@
+"""What a benchmark writes into a page of ``docs/``: its table between two markers, and how it was made."""
+
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def origin(command: str) -> str:
+    """One line: the command, the machine, the date, the versions."""
+    processors = pathlib.Path("/proc/cpuinfo")
+    models = [line for line in processors.read_text().splitlines() if line.startswith("model name")]
+    machine = models[0].partition(": ")[2] if models else platform.processor()
+    packages = ("tensorflow", "keras", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return (
+        f"`{command}`; {os.cpu_count()} shared cores of {machine}, {datetime.date.today()}; "
+        f"Python {platform.python_version()}, {versions}."
+    )
+
+
+def write(page: str, section: str, text: str) -> None:
+    """Replaces what stands between ``<!-- section -->`` and ``<!-- end of section -->`` in ``docs/page``."""
+    path, begin, end = ROOT / "docs" / page, f"<!-- {section} -->", f"<!-- end of {section} -->"
+    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        sys.exit(f"{path}: has no section {begin} … {end}")
+    path.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+    print(f"{path}: {section} written")
