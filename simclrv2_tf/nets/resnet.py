@@ -237,7 +237,7 @@ class ResidualBlock(keras.layers.Layer):
 class BlockGroup(keras.layers.Layer):
     """Residual blocks of one resolution; the first strides and projects its shortcut."""
 
-    def __init__(self, filters: int, blocks: int, strides: int, block: dict, remat: bool, **kwargs):
+    def __init__(self, filters: int, blocks: int, strides: int, block: dict, remat: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.remat = remat
         self.blocks = [
