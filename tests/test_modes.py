@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from simclrv2_tf import cli, modes, precedence
 from simclrv2_tf.config import SettingError
-from simclrv2_tf.modes import previewing
+from simclrv2_tf.modes import previewing, training
 from simclrv2_tf.training.journal import Journal
 
 TOY = {
@@ -56,6 +56,18 @@ def test_semi_supervised_runs_every_stage_and_reports(whole_run):
         assert (model_dir / f"pretrain/figures/{name}.png").stat().st_size > 1000
 
 
+def test_the_report_is_there_from_the_first_evaluation_on(tmp_path, monkeypatch):
+    seen = []
+
+    def write_report(model_dir):
+        seen.append((len(rows(model_dir)) - 1, training.write_report.real(model_dir).stat().st_size > 1e5))
+
+    write_report.real = training.write_report
+    monkeypatch.setattr(training, "write_report", write_report)
+    modes.run(TOY | {"mode": "supervised", "model_dir": str(tmp_path)})
+    assert seen == [(1, True), (2, True), (2, True)]  # two evaluations and the end
+
+
 class TestPreview:
     def test_shows_a_run_to_come_and_trains_nothing(self, tmp_path, capsys):
         found = modes.run(TOY | {"mode": "preview", "model_dir": str(tmp_path)})
@@ -70,7 +82,7 @@ class TestPreview:
     def test_of_fine_tuning_and_distillation(self, whole_run, tmp_path, capsys):
         start = {"mode": "preview", "model_dir": str(tmp_path), "train_batch_size": 20, "train_steps": 3}
         modes.run(start | {"checkpoint": str(whole_run[0] / "pretrain"), "labels_per_class": 2})
-        assert "before finetune" in (out := capsys.readouterr().out) and "digits, 20 images" in out
+        assert "before finetune" in (out := capsys.readouterr().out) and "20 to train on" in out
         modes.run(start | {"teacher": str(whole_run[0] / "finetune_5")})
         assert "before distill" in capsys.readouterr().out
 

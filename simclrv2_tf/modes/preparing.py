@@ -120,6 +120,13 @@ def what_follows(config: Config, strategy: Strategy, run: Ready) -> dict[str, An
         "trained_parameters": sum(int(np.prod(v.shape)) for v in model.trained_variables),
         "dtype_policy": keras.config.dtype_policy().name,
         "xla": bool(model.jit_compile),
+        **environment(),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Where a run runs: versions, the commit of this code, the device."""
+    return {
         "versions": f"Python {platform.python_version()}, TensorFlow {tf.__version__}, Keras {keras.__version__}",
         "revision": _revision(),
         "device": _device(),

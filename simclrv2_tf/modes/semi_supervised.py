@@ -6,6 +6,7 @@ from simclrv2_tf import build, precedence
 from simclrv2_tf.config import STAGES, Config
 from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.modes.preparing import environment
 from simclrv2_tf.modes.starting import Result, finished, fit_batch, settle
 from simclrv2_tf.modes.training import classify, pretrain
 from simclrv2_tf.recipes import RECIPES
@@ -56,7 +57,7 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
         "seconds": round(sum(seconds), 1),
     }
     journal = Journal(model_dir)
-    journal.write_config(config, {})
+    journal.write_config(config, environment())
     journal.write_result(result)
     found = {"time": cell("seconds", result["seconds"])}
     if config.report:

@@ -102,7 +102,8 @@ def _channel(field: str, title: str | None = None, kind: str = "quantitative", *
 def _lines(title: str, description: str, values: list[Row], x: Spec, y: Spec, series: Spec) -> Spec:
     """Lines through points, of which the one next to the pointer shows its values."""
     names = list(dict.fromkeys(row[series["field"]] for row in values))
-    legend = {"title": None, "symbolType": "stroke", "columns": 2 if max(map(len, names)) > 16 else 3}
+    columns = max(1, min(3, 60 // max(map(len, names))))
+    legend = {"title": None, "symbolType": "stroke", "columns": columns, "labelLimit": 300}
     sign = {**series, "legend": legend if names != [y["title"]] else None}
     encoding = {
         "x": x,

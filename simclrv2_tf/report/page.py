@@ -22,7 +22,7 @@ from typing import Any
 
 from simclrv2_tf.config import STAGES
 from simclrv2_tf.report import charts
-from simclrv2_tf.report.tables import WORDS, cell, facts, labels_order, number, tables
+from simclrv2_tf.report.tables import cell, facts, labels_order, number, tables, words
 
 Paths = Sequence[pathlib.Path]
 
@@ -118,7 +118,7 @@ def write_comparison(runs: Paths, path: pathlib.Path) -> pathlib.Path:
     results = {name: _read_json(run / "result.json") for name, run in zip(names, runs, strict=True)}
     configs = {name: _read_json(run / "config.json") for name, run in zip(names, runs, strict=True)}
     keys = dict.fromkeys(key for result in results.values() for key in result if key != "table")
-    numbers = [[WORDS.get(key, key), *(cell(key, result.get(key)) for result in results.values())] for key in keys]
+    numbers = [[words(key), *(cell(key, result.get(key)) for result in results.values())] for key in keys]
     settings = [[key, *values] for key, values in _flat(configs).items() if len(set(values)) > 1]
     drawn = _curves(dict(zip(names, runs, strict=True)))
     efficiency = charts.label_efficiency({n: r["table"] for n, r in results.items() if _is_table(r.get("table"))})

@@ -136,7 +136,7 @@ def mistakes_figure(
             *(charts.short(class_names[label], 40) for label in (true[i], predicted[i])),
             f"{sure[i]:.0%}",
         )
-        tile = {"x": i % 6, "y": i // 6, "image": charts.data_url(image), "caption": f"{is_}\n≠ {said}"}
+        tile = {"x": i % 6, "y": i // 6, "image": charts.data_url(image), "caption": f"is {is_}\nnot {said}"}
         tiles.append(tile | {"class": is_, "said": said, "sure": share})
     count = len(tiles)
     title = f"The {count} most confident mistakes" if count > 1 else "The only mistake" if count else "No mistakes"

@@ -24,7 +24,8 @@ WORDS = {
 }
 # What runs, from the content of config.json.
 FACTS = {
-    "data": "{dataset}, {train_images:,} images",
+    "data": "{dataset}",
+    "images": "{train_images:,} to train on",
     "network": "ResNet-{resnet_depth} x{width_multiplier:g}, {image_size} px, {parameters:,} parameters, "
     "{trained_parameters:,} trained",
     "training": "{steps:,} steps of {train_batch_size:,} images, {optimizer}, learning rate up to "

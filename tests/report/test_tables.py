@@ -41,5 +41,5 @@ def test_table_for_the_terminal():
 
 def test_facts_leave_out_what_is_missing():
     config = {"dataset": "digits", "resolved": {"train_images": 1297, "revision": "", "versions": "Keras 3"}}
-    assert facts(config) == {"data": "digits, 1,297 images", "versions": "Keras 3"}
-    assert facts({"resolved": {"train_images": "many"}, "dataset": "x"}) == {}
+    assert facts(config) == {"data": "digits", "images": "1,297 to train on", "versions": "Keras 3"}
+    assert facts({"resolved": {"train_images": "many"}}) == {}
