@@ -98,6 +98,7 @@ def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribut
         optimizer=optimizer,
         jit_compile=use_xla(config, strategy),
         steps_per_execution=min(steps_a_call(config), plan.interval_steps),
+        skip_bad_steps=config.on_nan == "skip",
     )
 
 

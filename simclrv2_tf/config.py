@@ -170,6 +170,12 @@ class Config:
     optimizer: str = _setting(
         "lars", OPTIMISATION, "lars, momentum (Nesterov) or adam.", choices=("lars", "momentum", "adam")
     )
+    on_nan: str = _setting(
+        "stop",
+        OPTIMISATION,
+        "If the loss or a gradient is not a finite number: stop at that step, or skip its update.",
+        choices=("stop", "skip"),
+    )
     learning_rate: float = _setting(0.3, OPTIMISATION, "Base learning rate, before scaling.", minimum=0)
     learning_rate_scaling: str = _setting(
         "linear", OPTIMISATION, "linear: x batch/256; sqrt: x sqrt(batch).", choices=("linear", "sqrt")

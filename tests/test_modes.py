@@ -302,7 +302,9 @@ def test_a_student_needs_neither_labels_nor_an_evaluation_split(whole_run, tmp_p
 
 def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path):
     settings = TOY | {"mode": "supervised", "optimizer": "momentum", "learning_rate": 1e30, "train_steps": 30}
-    with pytest.raises(SettingError, match="--learning_rate: the loss is"):
+    with pytest.raises(
+        SettingError, match=r"--on_nan=stop: the loss or a gradient is not finite at step \d+ of 30 .*--learning_rate"
+    ):
         modes.run(settings | {"model_dir": str(tmp_path / "run"), "warmup_epochs": 0.0, "checkpoint_steps": 30})
     assert not list(tmp_path.rglob("*.index"))
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from simclrv2_tf.collectives import all_sum, replica_count
 from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.training.finiteness import Undo, all_finite
 
 Batch = dict[str, tf.Tensor]
 Logs = dict[str, tf.Tensor]
@@ -103,12 +104,13 @@ class ReplicatedModel(keras.Model):
     """A ``keras.Model`` whose ``fit`` runs ``train_step`` on every replica, several steps a call.
 
     Keras 3's own train function fails under distribution with ``steps_per_execution`` above 1, with ``jit_compile``,
-    and on several workers; this one takes its place. A subclass names its ``train_metrics`` and writes
+    and on several workers; this one takes its place. A subclass names its ``train_metrics``, the loss first, and writes
     ``train_step(batch)``, which sees one replica's part of the batch, scales its loss by ``1 / replica_count()``
     (optimizers sum the gradients over replicas) and returns its replica's mean of each metric.
     """
 
     train_metrics: tuple[str, ...] = ("loss",)
+    skip_bad_steps = False
     _forward = None
     _run_steps = None
 
@@ -121,8 +123,13 @@ class ReplicatedModel(keras.Model):
         """One update on one replica; returns its ``train_metrics``, scalars."""
         raise NotImplementedError
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
+    def compile(self, *args: Any, skip_bad_steps: bool = False, **kwargs: Any) -> None:
         """As Keras's; and builds the optimizer, whose variables belong to the strategy's scope and to checkpoints.
+
+        Args:
+            *args: as Keras's.
+            skip_bad_steps: a step whose loss or gradient is not finite changes nothing.
+            **kwargs: as Keras's.
 
         Raises:
             SettingError: for float16 on several replicas, where Keras's loss scaling fails.
@@ -132,40 +139,72 @@ class ReplicatedModel(keras.Model):
         if scaling and self.distribute_strategy.num_replicas_in_sync > 1:
             raise SettingError("--mixed_precision=float16: works on one replica only; take bfloat16 or float32")
         self.optimizer.build(self.trained_variables)
+        self.skip_bad_steps = skip_bad_steps
 
     def make_train_function(self, force: bool = False) -> Any:
         """The function of an iterator that ``fit`` calls: ``steps_per_execution`` steps, then their mean metrics."""
         if self.train_function is None or force:
             self._run_steps = None
-            self.train_function = lambda iterator: self.run_steps(iterator, self.steps_per_execution)
+            self.train_function = self._run_usual_steps
         return self.train_function
 
+    def _run_usual_steps(self, iterator: Any) -> Logs:
+        logs = self.run_steps(iterator, self.steps_per_execution)
+        return {name: logs[name] for name in self.train_metrics}
+
     def run_steps(self, iterator: Any, steps: int) -> Logs:
-        """Runs the next batches of a distributed iterator through ``train_step``; returns the mean metrics."""
+        """Runs the next batches of a distributed iterator through ``train_step``.
+
+        Returns:
+            The mean metrics, of the good steps alone if bad ones are skipped; ``bad_steps``, how many had a loss or a
+            gradient that was not finite; and ``first_bad_step``, counted from 0, −1 for none.
+        """
         if self._run_steps is None:
             self._run_steps = self._make_run_steps()
         return self._run_steps(iterator, tf.constant(steps))
 
     def _make_run_steps(self) -> Any:
         # Nothing in a step needs autograph, whose conversion takes longer than the tracing.
-        replica_step = tf.autograph.experimental.do_not_convert(self._train_step_with_global_metrics)
+        replica_step = tf.autograph.experimental.do_not_convert(self._guarded_step)
         if self.jit_compile:
             replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
         @tf.function(reduce_retracing=True)
         def run_steps(iterator: Any, steps: tf.Tensor) -> Logs:
             total = tf.zeros([len(self.train_metrics)])
-            for _ in tf.range(steps):
+            bad, first = tf.constant(0), tf.constant(-1)
+            for step in tf.range(steps):
                 logs = self.distribute_strategy.run(replica_step, args=(next(iterator),))
-                total += self.distribute_strategy.experimental_local_results(logs)[0]
-            return dict(zip(self.train_metrics, tf.unstack(total / tf.cast(steps, tf.float32)), strict=True))
+                logs = self.distribute_strategy.experimental_local_results(logs)[0]
+                good = logs[-1] > 0
+                total += tf.where(good, logs[:-1], tf.zeros_like(total)) if self.skip_bad_steps else logs[:-1]
+                first = tf.where(good | (first >= 0), first, step)
+                bad += tf.cast(~good, tf.int32)
+            counted = tf.maximum(steps - bad, 1) if self.skip_bad_steps else steps
+            means = dict(zip(self.train_metrics, tf.unstack(total / tf.cast(counted, tf.float32)), strict=True))
+            return {**means, "bad_steps": bad, "first_bad_step": first}
 
         return run_steps
 
-    def _train_step_with_global_metrics(self, batch: Batch) -> tf.Tensor:
+    def _guarded_step(self, batch: Batch) -> tf.Tensor:
+        """One step on a replica: its ``train_metrics``, over all replicas, and 1 if all was finite, else 0."""
+        undo = self._undo() if self.skip_bad_steps else None
         logs = self.train_step(batch)
         stacked = tf.stack([tf.cast(logs[name], tf.float32) for name in self.train_metrics])
-        return all_sum(stacked) / replica_count()
+        stacked = all_sum(stacked) / replica_count()
+        good = all_finite(stacked[0], self.trained_variables)
+        if undo is not None:
+            undo.unless(good)
+        return tf.concat([stacked, [tf.cast(good, tf.float32)]], axis=0)
+
+    def _undo(self) -> Undo:
+        """All that a step changes but the count of steps, which the learning rate goes by."""
+        slots = [
+            variable for variable in self.optimizer.variables if variable.name not in ("iteration", "step_counter")
+        ]
+        memory = self.memory.variables if getattr(self, "memory", None) else []
+        by_optimizer = [*self.trained_variables, *slots]
+        return Undo(by_optimizer, [*self.network.non_trainable_variables, *memory])
 
     def collect(self, batches: tf.data.Dataset, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """Runs ``pipeline.evaluation_batches`` through the model and brings its endpoints back.

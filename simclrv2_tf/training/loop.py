@@ -85,12 +85,18 @@ def _run(
             steps = min(model.steps_per_execution, end - step)
             started = time.perf_counter()
             logs = {name: float(value) for name, value in model.run_steps(iterator, steps).items()}
+            bad = int(logs.pop("bad_steps"))
+            if bad:
+                _bad_step(step + int(logs["first_bad_step"]) + 1, bad, logs["loss"], plan, save.config)
+            if isinstance(data.source, FileSource):
+                data.source.check_corrupt()
             step += steps
-            _check(logs, step, plan, data)
-            means.add(logs, steps)
+            means.add(logs, steps - bad, bad)
             progress.add(logs, steps, time.perf_counter() - started)
             if step == end:
                 row = {"step": step, "epoch": step / plan.epoch_steps, **means.take(), **progress.take_rates()}
+                if math.isnan(row["loss"]):
+                    raise SettingError(f"--on_nan=skip: every step since the last row was skipped, up to step {step}")
                 row |= evaluate()
                 save(step, row)
                 progress.show(row)
@@ -101,13 +107,16 @@ def _run(
                 stop.obey()
 
 
-def _check(logs: dict[str, float], step: int, plan: Plan, data: TrainingInput) -> None:
-    """Raises SettingError if there is nothing to go on with."""
-    if isinstance(data.source, FileSource):
-        data.source.check_corrupt()
-    if not math.isfinite(logs["loss"]):
-        rate = float(plan.schedule(step - 1))
-        raise SettingError(f"--learning_rate: the loss is {logs['loss']} at step {step} (rate {rate:g}): lower it")
+def _bad_step(step: int, count: int, loss: float, plan: Plan, config: Config) -> None:
+    """Says that the loss or a gradient was not finite, first at ``step``; SettingError if the run is to stop."""
+    rate = float(plan.schedule(step - 1))
+    told = f"--on_nan={config.on_nan}: the loss or a gradient is not finite at step {step} of {plan.total_steps}"
+    if config.on_nan == "stop":
+        raise SettingError(
+            f"{told} (loss {loss:g}, learning rate {rate:g}). The last checkpoint is kept. Try a lower "
+            "--learning_rate, more --warmup_epochs, --mixed_precision=float32, or --on_nan=skip"
+        )
+    log.warning("%s (learning rate %g); skipped %d", told, rate, count)
 
 
 @dataclasses.dataclass(frozen=True)

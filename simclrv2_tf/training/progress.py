@@ -1,5 +1,6 @@
 """How far a run is: the means of an interval's metrics, which survive a stop in its middle, and the progress bar."""
 
+import math
 import sys
 import time
 
@@ -30,19 +31,22 @@ class IntervalMeans:
         self.variables = {
             "sums": tf.Variable(np.zeros(len(names)), trainable=False),  # float64, as Python's own numbers
             "steps": tf.Variable(0, dtype=tf.int64, trainable=False),
+            "skipped": tf.Variable(0, dtype=tf.int64, trainable=False),
         }
 
-    def add(self, means: dict[str, float], steps: int) -> None:
-        """Counts in the mean metrics of some steps."""
+    def add(self, means: dict[str, float], steps: int, skipped: int) -> None:
+        """Counts in the mean metrics of some steps, and those that were skipped."""
         self.variables["sums"].assign_add([means[name] * steps for name in self.names])
         self.variables["steps"].assign_add(steps)
+        self.variables["skipped"].assign_add(skipped)
 
     def take(self) -> dict[str, float]:
-        """The means; the next interval starts."""
-        sums, steps = (self.variables[name].numpy() for name in ("sums", "steps"))
+        """The means, NaN if every step was skipped; the next interval starts."""
+        sums, steps, skipped = (variable.numpy() for variable in self.variables.values())
         for variable in self.variables.values():
             variable.assign(tf.zeros_like(variable))
-        return dict(zip(self.names, (sums / max(steps, 1)).tolist(), strict=True))
+        means = dict(zip(self.names, (sums / steps if steps else sums * math.nan).tolist(), strict=True))
+        return means | ({"skipped_steps": int(skipped)} if skipped else {})
 
 
 class Progress:

@@ -1,0 +1,47 @@
+"""Whether a step's numbers are finite, and undoing the step if not, inside the compiled step: the host is not asked."""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+
+def all_finite(loss: tf.Tensor, updated: Sequence[keras.Variable]) -> tf.Tensor:
+    """Whether neither a loss nor a gradient was NaN or infinite, bool scalar.
+
+    A gradient that was not finite leaves its variable so, whatever the optimizer; but float16's loss scaling leaves
+    such an update out by itself, and then nothing is wrong. As all replicas have the same weights, all say the same
+    if the loss is their common one.
+
+    Args:
+        loss: of the step, over all replicas.
+        updated: the trained variables, after the step.
+    """
+    finite = [tf.reduce_all(tf.math.is_finite(value)) for value in (loss, *(variable.value for variable in updated))]
+    return tf.reduce_all(tf.stack(finite))
+
+
+class Undo:
+    """Remembers variables before a step, in a replica.
+
+    Args:
+        by_optimizer: variables that an optimizer changes on all replicas at once.
+        by_replica: variables that each replica assigns by itself.
+    """
+
+    def __init__(self, by_optimizer: Sequence[keras.Variable], by_replica: Sequence[keras.Variable]):
+        self.by_optimizer, self.by_replica = by_optimizer, by_replica
+        self.before = [tf.identity(variable.value) for variable in (*by_optimizer, *by_replica)]
+
+    def unless(self, keep: tf.Tensor) -> None:
+        """Gives the variables their earlier values, unless ``keep``, a bool scalar that is the same on all replicas."""
+        variables = [*self.by_optimizer, *self.by_replica]
+        values = [tf.where(keep, v.value, old) for v, old in zip(variables, self.before, strict=True)]
+        count = len(self.by_optimizer)
+        tf.distribute.get_replica_context().merge_call(self._assign, args=values[:count])
+        for variable, value in zip(self.by_replica, values[count:], strict=True):
+            variable.assign(value)
+
+    def _assign(self, strategy: tf.distribute.Strategy, *values: tf.Tensor) -> None:
+        for variable, value in zip(self.by_optimizer, values, strict=True):
+            strategy.extended.update(variable.value, lambda copy, new: copy.assign(new), args=(value,))
