@@ -1,47 +1,62 @@
 """A pretraining step beside PyTorch's: ``SimCLR.train_step`` through ``fit`` against ``torch_step.py``.
 
-    python benchmarks/step.py --torch-python=PATH [--device=cpu|gpu] [--rounds=2] [--case=NAME]
+    python benchmarks/step.py --torch-python=PATH [--device=cpu|gpu] [--rounds=2] [--case=NAME] [--toy]
+    python benchmarks/step.py --profile [--device=cpu|gpu] [--threads=1] [--case=NAME]
 
-Both take uint8 crops and do flip, colour, blur, network, NT-Xent and LARS in the step. PyTorch has a Python of its own
-(``--torch-python``, with PyTorch installed). Every contestant runs in a fresh process, one after the other, in several
-rounds; of each the best round counts, as other programs can only slow it down. An image is two views.
+Both take uint8 crops and do flip, colour, blur (unless a case leaves them out), network, NT-Xent and LARS in the step.
+Ours takes its crops from ``tf.data`` as in training, PyTorch's lie on the device. PyTorch has a Python of its own
+(``--torch-python``). Every contestant runs in a fresh process, one after the other, in several rounds; of each the best
+round counts, as other programs can only slow it down. An image is two views. ``--toy`` tries all of it on a CPU.
 """
 
 import argparse
 import json
 import pathlib
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+PEER = "torch_step.py"
 
+
+class Case(NamedTuple):
+    """What every contestant is told."""
+
+    depth: int
+    image_size: int
+    batch: int
+    steps: int
+    dtype: str
+    augment: int = 1
+
+
+LARGE, SMALL = Case(50, 224, 256, 30, "bfloat16"), Case(18, 32, 512, 300, "bfloat16")
 CASES = {
     "cpu": {
-        "ResNet-18, 32 px, 128 images": {"depth": 18, "image_size": 32, "batch": 128, "steps": 3, "dtype": "float32"},
-        "the same in bfloat16": {"depth": 18, "image_size": 32, "batch": 128, "steps": 3, "dtype": "bfloat16"},
+        "ResNet-18, 32 px, 128 images, float32": Case(18, 32, 128, 3, "float32"),
+        "ResNet-18, 32 px, 128 images, bfloat16": Case(18, 32, 128, 3, "bfloat16"),
     },
     "gpu": {
-        "ResNet-50, 224 px, 256 images": {
-            "depth": 50,
-            "image_size": 224,
-            "batch": 256,
-            "steps": 30,
-            "dtype": "bfloat16",
-        },
-        "ResNet-18, 32 px, 512 images": {
-            "depth": 18,
-            "image_size": 32,
-            "batch": 512,
-            "steps": 300,
-            "dtype": "bfloat16",
-        },
+        "ResNet-50, 224 px, 256 images": LARGE,
+        "ResNet-50, 224 px, 256 images, no augmentation": LARGE._replace(augment=0),
+        "ResNet-18, 32 px, 512 images": SMALL,
+        "ResNet-18, 32 px, 512 images, no augmentation": SMALL._replace(augment=0),
     },
+}
+CONTESTANTS = {  # XLA is what a run has by default: on with a GPU, off without
+    "cpu": {"ours": "--jit=auto", "torch eager": "", "torch compiled": "--compiled"},
+    "gpu": {"ours": "--jit=true", "ours without XLA": "--jit=false", "torch eager": "", "torch compiled": "--compiled"},
 }
 
 
-def measure(said: argparse.Namespace) -> dict[str, str | float]:
-    """Images a second of our step, in this process."""
+def prepare(said: argparse.Namespace):
+    """Our model, and its batches: a function of their number."""
     from simclrv2_tf.startup import import_tensorflow
 
     import_tensorflow()
@@ -62,8 +77,10 @@ def measure(said: argparse.Namespace) -> dict[str, str | float]:
         resnet_depth=said.depth,
         image_size=said.image_size,
         train_batch_size=said.batch,
-        color_jitter_strength=0.5 if small else 1.0,
-        use_blur=not small,
+        color_jitter_strength=said.augment * (0.5 if small else 1.0),
+        use_blur=bool(said.augment) and not small,
+        use_flip=bool(said.augment),
+        jit_compile=said.jit,
         mixed_precision=said.dtype,
     )
     strategy = choose_strategy(config)
@@ -76,53 +93,88 @@ def measure(said: argparse.Namespace) -> dict[str, str | float]:
         "draws": tf.random.uniform([said.batch, 2, NUM_DRAWS]),
         "labels": tf.zeros([said.batch], tf.int32),
     }
+    return model, lambda steps: tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(2)
+
+
+def measure(said: argparse.Namespace) -> dict[str, str | float]:
+    """Images a second of our step, in this process."""
+    model, batches = prepare(said)
 
     def run(steps: int) -> tuple[float, float]:
-        data = tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(2)
         wall, cpu = time.perf_counter(), time.process_time()
-        model.fit(data, verbose=0, shuffle=False)
+        model.fit(batches(steps), verbose=0, shuffle=False)
         return time.perf_counter() - wall, time.process_time() - cpu
 
     first, _ = run(model.steps_per_execution)
     run(model.steps_per_execution)
     wall, cpu = run(said.steps)
     images = said.steps * said.batch
+    import tensorflow as tf
+
     name = f"tensorflow {tf.__version__}" + (" with XLA" if model.jit_compile else "")
     return {"name": name, "rate": images / wall, "per_cpu_second": images / cpu, "first_step": first}
 
 
-def in_child(command: list[str], case: dict[str, int | str], device: str, threads: int) -> dict[str, str | float]:
-    settings = case | {"device": device, "threads": threads}
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
-    ran = subprocess.run([*command, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+def profile(said: argparse.Namespace) -> None:
+    """Prints where the milliseconds of our step go: by operation on a CPU, by kernel on a GPU."""
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
+
+    model, batches = prepare(said)
+    steps = model.steps_per_execution
+    model.fit(batches(2 * steps), verbose=0, shuffle=False)
+    with tempfile.TemporaryDirectory() as directory:
+        with tf.profiler.experimental.Profile(directory):
+            model.fit(batches(steps), verbose=0, shuffle=False)
+        space = XSpace.FromString(next(pathlib.Path(directory).rglob("*.xplane.pb")).read_bytes())
+    spent, count = Counter(), Counter()
+    for plane in space.planes:
+        if plane.name.startswith("/device:GPU" if said.device == "gpu" else "/host:CPU"):
+            for line in plane.lines:
+                for name, picoseconds in _own_time(line.events):
+                    _, colon, operation = plane.event_metadata[name].name.rpartition(":")
+                    if colon or said.device == "gpu":  # else it is the executor, which waits for the operations
+                        kind = re.sub(r"[_.\d]+$", "", operation)
+                        spent[kind] += picoseconds
+                        count[kind] += 1
+    for kind, picoseconds in spent.most_common(20):
+        share, times = picoseconds / sum(spent.values()), count[kind] / steps
+        print(f"{picoseconds / 1e9 / steps:10.2f} ms a step {share:6.1%} {times:6.0f} x {kind[:80]}")
+
+
+def _own_time(events) -> Iterator[tuple[int, int]]:
+    """Name and duration of each event without the events inside it."""
+    open_ones = []  # [end, name, own]
+    for event in sorted(events, key=lambda event: (event.offset_ps, -event.duration_ps)):
+        while open_ones and open_ones[-1][0] <= event.offset_ps:
+            yield tuple(open_ones.pop()[1:])
+        if open_ones:
+            open_ones[-1][2] -= event.duration_ps
+        open_ones.append([event.offset_ps + event.duration_ps, event.metadata_id, event.duration_ps])
+    for event in open_ones:
+        yield tuple(event[1:])
+
+
+def in_child(who: str, case: Case, said: argparse.Namespace) -> dict[str, str | float]:
+    """What a contestant measures in a process of its own."""
+    here, switch = pathlib.Path(__file__), CONTESTANTS[said.device][who]
+    command = [sys.executable, here, "--child"] if who.startswith("ours") else [said.torch_python, here.parent / PEER]
+    settings = case._asdict() | {"device": "cpu" if said.toy else said.device, "threads": said.threads}
+    arguments = [switch] * bool(switch) + [f"--{name}={value}" for name, value in settings.items()]
+    ran = subprocess.run([*map(str, command), *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def compare(case: dict[str, int | str], said: argparse.Namespace) -> None:
-    """Prints the contestants' rates and ours in proportion to PyTorch's."""
-    here = pathlib.Path(__file__).parent
-    peer = [said.torch_python, str(here / "torch_step.py")]
-    contestants = {
-        "ours": [sys.executable, __file__, "--child"],
-        "torch eager": peer,
-        "torch compiled": [*peer, "--compiled"],
-    }
-    rounds = [
-        {who: in_child(command, case, said.device, said.threads) for who, command in contestants.items()}
-        for _ in range(said.rounds)
-    ]
-    best = {who: max((found[who] for found in rounds), key=lambda result: result["rate"]) for who in contestants}
-    leanest = {who: max(found[who]["per_cpu_second"] for found in rounds) for who in contestants}
+def compare(name: str, case: Case, said: argparse.Namespace) -> None:
+    """Prints a row for each contestant: its rate, and how many times PyTorch's it is."""
+    rounds = [{who: in_child(who, case, said) for who in CONTESTANTS[said.device]} for _ in range(said.rounds)]
+    best = {who: max((found[who] for found in rounds), key=lambda result: result["rate"]) for who in rounds[0]}
+    leanest = {who: max(found[who]["per_cpu_second"] for found in rounds) for who in rounds[0]}
     for who, result in best.items():
-        against = "  ".join(
-            f"{result['rate'] / best[other]['rate']:.2f}x {other} ({leanest[who] / leanest[other]:.2f}x a CPU second)"
-            for other in contestants
-            if who == "ours" != other
-        )
-        print(
-            f"{result['name']:30s} {result['rate']:9.1f} images/s  {leanest[who]:9.1f} images a CPU second  "
-            f"first step {result['first_step']:5.1f} s  {against}"
-        )
+        cells = [name, f"{who} ({result['name']})", f"{result['rate']:,.4g}"]
+        cells += [f"{result['rate'] / best[peer]['rate']:.2f}" for peer in ("torch eager", "torch compiled")]
+        cells += [f"{leanest[who]:,.4g}", f"{leanest[who] / leanest['torch eager']:.2f}", f"{result['first_step']:.1f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -132,17 +184,29 @@ def main() -> None:
     flags.add_argument("--case", default="", help="only the cases whose name contains this")
     flags.add_argument("--rounds", type=int, default=2)
     flags.add_argument("--threads", type=int, default=0, help="of a CPU; 0: as the frameworks choose")
+    flags.add_argument("--profile", action="store_true", help="where the time of our step goes, instead")
+    flags.add_argument("--toy", action="store_true", help="tiny sizes, on a CPU: does it run?")
+    flags.add_argument("--jit", default="auto", help=argparse.SUPPRESS)
     flags.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    for name, kind in {"depth": int, "image_size": int, "batch": int, "steps": int, "dtype": str}.items():
+    for name, kind in Case.__annotations__.items():
         flags.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     said = flags.parse_args()
     if said.child:
         print(json.dumps(measure(said)))
         return
+    if not said.profile:
+        print("| step | who | images/s | x eager | x compiled | images a CPU second | x eager | first step, s |")
+        print("|---" * 8 + "|")
     for name, case in CASES[said.device].items():
-        if said.case in name:
+        if said.toy:
+            case = case._replace(depth=18, image_size=min(case.image_size, 64), batch=8, steps=2)
+        if said.case not in name:
+            continue
+        if said.profile:
             print(name)
-            compare(case, said)
+            profile(argparse.Namespace(**vars(said) | case._asdict()))
+        else:
+            compare(f"{name}{', toy size' * said.toy}", case, said)
 
 
 if __name__ == "__main__":

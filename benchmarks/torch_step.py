@@ -155,6 +155,7 @@ def main() -> None:
     flags.add_argument("--batch", type=int, default=128)
     flags.add_argument("--steps", type=int, default=4)
     flags.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    flags.add_argument("--augment", type=int, default=1, help="0: the crops as they are")
     flags.add_argument("--compiled", action="store_true")
     flags.add_argument("--threads", type=int, default=0)
     said = flags.parse_args()
@@ -171,7 +172,7 @@ def main() -> None:
     crops = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
 
     def loss_of(crops: torch.Tensor) -> torch.Tensor:
-        views = augment(crops, strength=0.5 if small else 1.0, blur=not small)
+        views = augment(crops, strength=0.5 if small else 1.0, blur=not small) if said.augment else crops.float() / 255
         with torch.autocast(device.type, torch.bfloat16, enabled=said.dtype == "bfloat16"):
             hidden = network(views)
         return nt_xent(hidden, 0.1)
