@@ -14,9 +14,10 @@ from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.normalization import BatchNormSettings
 from simclrv2_tf.nets.resnet import ResNet
 from simclrv2_tf.training.classifier import ClassificationModel
-from simclrv2_tf.training.distributed import ReplicatedModel, dtype_policy, steps_a_call, use_xla
+from simclrv2_tf.training.distributed import ReplicatedModel
 from simclrv2_tf.training.optimizers import build_optimizer
 from simclrv2_tf.training.schedules import Plan
+from simclrv2_tf.training.strategies import dtype_policy, steps_a_call, use_xla
 
 
 def network(config: Config, strategy: tf.distribute.Strategy, num_classes: int, head_input: int = 0) -> Network:

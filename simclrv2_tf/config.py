@@ -289,6 +289,7 @@ class Config:
     cpu_replicas: int = _setting(
         0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0
     )
+    worker_timeout: int = _setting(600, DEVICES, "Seconds to wait at the start for the other workers.", minimum=1)
     use_tpu: bool = _setting(False, DEVICES, "Train on a TPU.")
     tpu_name: str = _setting("", DEVICES, "Name or grpc address of the TPU; local on a TPU VM.")
     tpu_zone: str = _setting("", DEVICES, "Zone of the TPU.")

@@ -3,7 +3,8 @@
 The training stream is one endless sequence of positions: position p is image ``shuffle(p mod n)`` of epoch ``p div n``.
 Step s takes positions ``s·batch … (s+1)·batch − 1``, and the uniform numbers of its crops and augmentations come from
 (seed, s). So a batch can be made again from its step alone, which is what makes a resumed run equal an uninterrupted
-one, and neither the number of replicas nor where the augmentation runs changes a view.
+one, and neither the number of replicas nor where the augmentation runs changes a view. Of several workers each makes
+its ``Part`` of every batch.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.sources import ArraySource, FileSource, Source
+from simclrv2_tf.data.sources import ArraySource, FileSource, RecordSource, Source
 
 Batch = dict[str, tf.Tensor]
 
@@ -22,6 +23,22 @@ graph_code = tf.autograph.experimental.do_not_convert
 
 # Other images to try, in turn, in the place of one that cannot be decoded.
 SUBSTITUTES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The rows of every batch that one worker makes: the ``index``-th of ``count`` equal parts."""
+
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> tuple[int, int]:
+        """The first of its rows in a batch, and the first that is not."""
+        size = batch_size // self.count
+        return self.index * size, (self.index + 1) * size
+
+
+WHOLE = Part()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +52,7 @@ class TrainingInput:
         settings: what happens to a view.
         seed: of order, crops and augmentation.
         augment_on_host: compute the views here, not in the model's step.
+        part: the rows of each batch that are made.
     """
 
     source: Source
@@ -43,6 +61,11 @@ class TrainingInput:
     settings: ViewSettings
     seed: int
     augment_on_host: bool = False
+    part: Part = WHOLE
+
+    def of(self, part: Part) -> "TrainingInput":
+        """The same batches, of which only a part is made."""
+        return dataclasses.replace(self, part=part)
 
     def batches(self, first_step: int, num_steps: int) -> tf.data.Dataset:
         """The batches of steps ``first_step … first_step + num_steps − 1``.
@@ -53,11 +76,15 @@ class TrainingInput:
         if isinstance(self.source, ArraySource):
             data = steps.map(self._array_batch, tf.data.AUTOTUNE)
         else:
-            data = self._decoded(first_step, num_steps, steps).batch(self.batch_size, drop_remainder=True)
+            data = self._decoded(first_step, num_steps, steps).batch(self._rows, drop_remainder=True)
         if self.augment_on_host:
             data = data.map(self._with_views, tf.data.AUTOTUNE)
         data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
         return data.prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+    @property
+    def _rows(self) -> int:
+        return self.batch_size // self.part.count
 
     @graph_code
     def _with_views(self, batch: Batch) -> Batch:
@@ -65,9 +92,9 @@ class TrainingInput:
 
     @graph_code
     def _positions(self, step: tf.Tensor) -> tf.Tensor:
-        """Indices int64 ``[batch]`` into the source; every epoch is a permutation of it."""
+        """Indices int64 ``[rows]`` into the source; every epoch is a permutation of it."""
         total = self.source.num_examples
-        positions = step * self.batch_size + tf.range(self.batch_size, dtype=tf.int64)
+        positions = step * self.batch_size + tf.range(*self.part.rows(self.batch_size), dtype=tf.int64)
         first_epoch = positions[0] // total
 
         def shuffled(epoch: tf.Tensor) -> tf.Tensor:
@@ -86,7 +113,9 @@ class TrainingInput:
         sizes = [augment.CROP_DRAWS, augment.NUM_DRAWS]
         seed = tf.stack([tf.constant(self.seed, tf.int64), step])
         shape = [self.batch_size, self.num_views, sum(sizes)]
-        return tf.split(tf.random.stateless_uniform(shape, seed, alg="philox"), sizes, axis=-1)
+        draws = tf.random.stateless_uniform(shape, seed, alg="philox")  # of all rows, as each depends on those before
+        first, end = self.part.rows(self.batch_size)
+        return tf.split(draws[first:end], sizes, axis=-1)
 
     @graph_code
     def _array_batch(self, step: tf.Tensor) -> Batch:
@@ -123,7 +152,7 @@ class TrainingInput:
             return self.source.stream(self.seed * 1_000_003 + epoch)
 
         stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(shuffled)
-        encoded = stream.skip(first % self.source.num_examples).take(count)
+        encoded = _rows_of(self.part, stream.skip(first % self.source.num_examples).take(count), self.batch_size)
         return encoded.map(lambda image, label: (decode(image), label), tf.data.AUTOTUNE)
 
     @graph_code
@@ -165,9 +194,14 @@ def make_views(batch: Batch, settings: ViewSettings) -> tf.Tensor:
 
 
 def evaluation_batches(
-    source: Source, batch_size: int, image_size: int, max_steps: int = 0, resize_method: str = "bicubic"
+    source: Source,
+    batch_size: int,
+    image_size: int,
+    max_steps: int = 0,
+    resize_method: str = "bicubic",
+    part: Part = WHOLE,
 ) -> tf.data.Dataset:
-    """Every image once, in order, centre-cropped; corrupt ones are left out and counted.
+    """Every image once, in order, centre-cropped; corrupt ones are counted and have no weight.
 
     Args:
         source: the images.
@@ -175,35 +209,51 @@ def evaluation_batches(
         image_size: pixels a side of the views.
         max_steps: batches at most; 0: all.
         resize_method: as of ``augment.center_crop_and_resize``.
+        part: the rows of each batch that are made.
 
     Returns:
-        Batches of one static shape: ``images`` float32 ``[b, size, size, 3]`` in [0, 1], ``labels`` int32 ``[b]``
-        (−1: unknown) and ``weights`` float32 ``[b]``: 1 for an image, 0 for what fills up the last batch.
+        Batches of one static shape, as many for each part: ``images`` float32 ``[b, size, size, 3]`` in [0, 1],
+        ``labels`` int32 ``[b]`` (−1: unknown) and ``weights`` float32 ``[b]``: 1 for an image, 0 for a corrupt one and
+        for what fills up the last batch.
     """
-    if isinstance(source, ArraySource):
-        images, labels = _tensors(source)
-        data = tf.data.Dataset.from_tensor_slices((images, labels))
+    steps = -(-source.num_examples // batch_size)
+    steps = min(steps, max_steps) if max_steps else steps
+    count = min(source.num_examples, steps * batch_size)
+    if isinstance(source, RecordSource):
+        data = _rows_of(part, source.stream().take(count), batch_size)
+        data = data.map(graph_code(lambda image, label: (decode(image), label, True)), tf.data.AUTOTUNE)
     elif isinstance(source, FileSource):
-        data = tf.data.Dataset.range(source.num_examples)
-        data = _read_files(source, data, substitutes=0).filter(lambda image, label, readable: readable)
-        data = data.map(lambda image, label, _: (image, label))
+        data = _read_files(source, _rows_of(part, tf.data.Dataset.range(count), batch_size), substitutes=0)
     else:
-        data = source.stream().map(lambda image, label: (decode(image), label), tf.data.AUTOTUNE)
+        images, labels = _tensors(source)
+        data = _rows_of(part, tf.data.Dataset.range(count), batch_size).map(
+            graph_code(lambda index: (images[index], labels[index], True))
+        )
 
     @graph_code
-    def prepare(image: tf.Tensor, label: tf.Tensor) -> Batch:
+    def prepare(image: tf.Tensor, label: tf.Tensor, readable: tf.Tensor) -> Batch:
         image = tf.image.convert_image_dtype(image, tf.float32)
         image = augment.center_crop_and_resize(image, (image_size, image_size), method=resize_method)
-        return {"images": image, "labels": label, "weights": tf.ones([], tf.float32)}
+        return {"images": image, "labels": label, "weights": tf.cast(readable, tf.float32)}
+
+    first, end = part.rows(batch_size)
+    nothing = {"images": tf.zeros([image_size, image_size, 3]), "labels": 0, "weights": 0.0}
+    padding = tf.data.Dataset.from_tensors(nothing).repeat()
+    data = data.map(prepare, tf.data.AUTOTUNE).concatenate(padding).take(steps * (end - first))
+    return data.batch(end - first, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+
+def _rows_of(part: Part, examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """The examples of a part's rows, out of those of whole batches."""
+    if part.count == 1:
+        return examples
+    first, end = part.rows(batch_size)
 
     @graph_code
-    def pad(batch: Batch) -> Batch:
-        missing = batch_size - tf.shape(batch["labels"])[0]
-        padded = {k: tf.pad(v, [[0, missing]] + [[0, 0]] * (v.shape.rank - 1)) for k, v in batch.items()}
-        return {k: tf.ensure_shape(v, [batch_size, *v.shape[1:]]) for k, v in padded.items()}
+    def mine(number: tf.Tensor, _: object) -> tf.Tensor:
+        return (number % batch_size >= first) & (number % batch_size < end)
 
-    data = data.map(prepare, tf.data.AUTOTUNE).batch(batch_size).map(pad).prefetch(tf.data.AUTOTUNE)
-    return (data.take(max_steps) if max_steps else data).with_options(_options())
+    return examples.enumerate().filter(mine).map(lambda _, example: example)
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:

@@ -14,7 +14,7 @@ from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
 from simclrv2_tf.modes.summary import summary
 from simclrv2_tf.modes.training import classify, pretrain
-from simclrv2_tf.training.distributed import choose_strategy
+from simclrv2_tf.training.strategies import choose_strategy
 
 
 def run(explicit: dict[str, Any]) -> Result:

@@ -1,10 +1,11 @@
 """What the modes measure of a network on a split: logits, features, accuracies."""
 
 import numpy as np
+import tensorflow as tf
 
 from simclrv2_tf import evaluation
 from simclrv2_tf.config import Config, SettingError
-from simclrv2_tf.data.pipeline import evaluation_batches
+from simclrv2_tf.data.pipeline import Part, evaluation_batches
 from simclrv2_tf.data.sources import FileSource, NoSuchSplitError, RecordSource, Source, open_source
 from simclrv2_tf.training.distributed import ReplicatedModel
 
@@ -68,9 +69,13 @@ def knn_features(model: ReplicatedModel, config: Config, source: Source) -> Feat
 
 def _collect(model: ReplicatedModel, config: Config, source: Source, name: str, max_steps: int) -> Features:
     """An endpoint of every image of a split, and the labels ``[n]``; SettingError if too many images are corrupt."""
-    batches = evaluation_batches(source, config.eval_batch_size, config.image_size, max_steps, config.eval_resize)
+    size = config.eval_batch_size
+
+    def batches(part: Part) -> tf.data.Dataset:
+        return evaluation_batches(source, size, config.image_size, max_steps, config.eval_resize, part)
+
     try:
-        found = model.collect(batches, (name,))
+        found = model.collect(batches, size, (name,))
     finally:
         if isinstance(source, FileSource):
             source.check_corrupt()

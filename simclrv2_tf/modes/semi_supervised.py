@@ -11,8 +11,8 @@ from simclrv2_tf.modes.starting import Result, finished, fit_batch, settle
 from simclrv2_tf.modes.training import classify, pretrain
 from simclrv2_tf.recipes import RECIPES
 from simclrv2_tf.report import cell, format_table, write_report
-from simclrv2_tf.training.distributed import choose_strategy
 from simclrv2_tf.training.journal import Journal
+from simclrv2_tf.training.strategies import choose_strategy
 
 
 def semi_supervised(explicit: dict[str, Any]) -> Result:

@@ -1,7 +1,6 @@
-"""Which devices, and the base of every model that is trained: a step on every replica."""
+"""The base of every model that is trained: a step on every replica, each with its share of the batch."""
 
-import functools
-import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -9,95 +8,33 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.collectives import all_sum, replica_count
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.config import SettingError
+from simclrv2_tf.data.pipeline import Part
 from simclrv2_tf.training.finiteness import Undo, all_finite
 
 Batch = dict[str, tf.Tensor]
 Logs = dict[str, tf.Tensor]
 
 
-def choose_strategy(config: Config) -> tf.distribute.Strategy:
-    """The strategy that the flags and the environment ask for. Call it before anything else touches a device.
+def distribute(
+    strategy: tf.distribute.Strategy, batch_size: int, make: Callable[[Part], tf.data.Dataset]
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """A data set of global batches, of which each worker makes its own rows, and each replica gets an equal share.
 
-    A TPU (``--use_tpu``), the workers of ``TF_CONFIG``, logical CPU devices (``--cpu_replicas``), all visible GPUs, or
-    the one device there is.
+    TensorFlow's ``experimental_distribute_dataset`` gives every worker the same rows where files cannot be sharded.
 
-    Raises:
-        SettingError: if the TPU cannot be reached, or the batch does not divide by the replicas.
+    Args:
+        strategy: whose replicas it feeds, in their order.
+        batch_size: rows of a global batch; divides by the replicas.
+        make: from a part to the batches of its rows, of one static shape and equally many for each part.
     """
-    if config.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    strategy = _tpu_strategy(config) if config.use_tpu else _local_strategy(config.cpu_replicas)
-    replicas = strategy.num_replicas_in_sync
-    for flag in ("train_batch_size", "eval_batch_size"):
-        if getattr(config, flag) % replicas:
-            raise SettingError(f"--{flag}={getattr(config, flag)}: does not divide by the {replicas} replicas")
-    return strategy
 
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        data = make(Part(context.input_pipeline_id, context.num_input_pipelines))
+        replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        return data if replicas == 1 else data.rebatch(batch_size // context.num_replicas_in_sync, drop_remainder=True)
 
-@functools.cache  # a second MirroredStrategy in a process would join the collectives of the first one
-def _local_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
-    if "TF_CONFIG" in os.environ:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    if cpu_replicas:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        if len(tf.config.get_logical_device_configuration(cpu) or ()) < cpu_replicas:
-            try:
-                logical = [tf.config.LogicalDeviceConfiguration() for _ in range(cpu_replicas)]
-                tf.config.set_logical_device_configuration(cpu, logical)
-            except RuntimeError:
-                raise SettingError(f"--cpu_replicas={cpu_replicas}: TensorFlow has already started") from None
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(cpu_replicas)])
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
-    return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
-
-
-def _tpu_strategy(config: Config) -> tf.distribute.Strategy:
-    address = config.master or config.tpu_name
-    try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-            tpu=address, zone=config.tpu_zone or None, project=config.gcp_project or None
-        )
-        if address != "local":
-            tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-    except Exception as error:  # the resolver raises whatever its transport raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SettingError(f"--tpu_name={address}: this TPU cannot be reached ({reason})") from None
-    return tf.distribute.TPUStrategy(resolver)
-
-
-def use_xla(config: Config, strategy: tf.distribute.Strategy) -> bool:
-    """Whether the replica's step is compiled: always on TPUs, by default on one GPU (on CPUs XLA is slower)."""
-    if config.jit_compile != "auto":
-        return config.jit_compile == "true"
-    one_gpu = strategy.num_replicas_in_sync == 1 and bool(tf.config.list_physical_devices("GPU"))
-    return config.use_tpu or one_gpu
-
-
-def dtype_policy(config: Config) -> str:
-    """Keras dtype policy: bfloat16 where the device computes in it, unless told."""
-    if config.mixed_precision != "auto":
-        return "float32" if config.mixed_precision == "float32" else f"mixed_{config.mixed_precision}"
-    gpus = tf.config.list_physical_devices("GPU")
-    ampere = bool(gpus) and all(
-        tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus
-    )
-    return "mixed_bfloat16" if config.use_tpu or ampere else "float32"
-
-
-def steps_a_call(config: Config) -> int:
-    """Steps that the devices run in one go, in the order of a second on a GPU; one step on a CPU.
-
-    Between two calls they stand idle for a few milliseconds, while the host looks at the metrics and starts the next.
-    """
-    if config.steps_per_execution:
-        return config.steps_per_execution
-    if not (config.use_tpu or tf.config.list_physical_devices("GPU")):
-        return 1
-    return 100 if config.image_size <= 32 else 10
+    return strategy.distribute_datasets_from_function(of_worker)
 
 
 class ReplicatedModel(keras.Model):
@@ -206,11 +143,15 @@ class ReplicatedModel(keras.Model):
         by_optimizer = [*self.trained_variables, *slots]
         return Undo(by_optimizer, [*self.network.non_trainable_variables, *memory])
 
-    def collect(self, batches: tf.data.Dataset, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Runs ``pipeline.evaluation_batches`` through the model and brings its endpoints back.
+    def collect(
+        self, make: Callable[[Part], tf.data.Dataset], batch_size: int, names: tuple[str, ...]
+    ) -> dict[str, np.ndarray]:
+        """Runs ``pipeline.evaluation_batches`` through the model and brings its endpoints back, to every worker.
 
         Args:
-            batches: with ``images``, ``labels`` and ``weights``; images of weight 0 are left out.
+            make: from a part to its batches, with ``images``, ``labels`` and ``weights``; images of weight 0 are left
+                out.
+            batch_size: images of a batch, over all parts.
             names: endpoints of ``call``.
 
         Returns:
@@ -223,17 +164,17 @@ class ReplicatedModel(keras.Model):
             self._forward = tf.function(self._endpoints, autograph=False)
         strategy = self.distribute_strategy
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
-        for batch in strategy.experimental_distribute_dataset(batches):
+        for batch in distribute(strategy, batch_size, make):
             values = strategy.run(self._forward, args=(batch["images"], names))
             values |= {name: batch[name] for name in ("labels", "weights")}
             for name, value in values.items():
                 local = strategy.experimental_local_results(value)
                 everywhere = len(local) == strategy.num_replicas_in_sync
                 found[name].append(np.concatenate(local) if everywhere else np.asarray(strategy.gather(value, axis=0)))
-        if not found["labels"]:
-            raise SettingError("--dataset: no image could be read")
         joined = {name: np.concatenate(parts) for name, parts in found.items()}
         kept = joined.pop("weights") > 0
+        if not kept.any():
+            raise SettingError("--dataset: no image could be read")
         return {name: value[kept] for name, value in joined.items()}
 
     def _endpoints(self, images: tf.Tensor, names: tuple[str, ...]) -> dict[str, tf.Tensor]:

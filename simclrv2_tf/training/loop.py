@@ -12,7 +12,7 @@ from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.training.checkpoints import Checkpoints
-from simclrv2_tf.training.distributed import ReplicatedModel
+from simclrv2_tf.training.distributed import ReplicatedModel, distribute
 from simclrv2_tf.training.journal import Journal
 from simclrv2_tf.training.progress import IntervalMeans, Progress
 from simclrv2_tf.training.schedules import Plan
@@ -76,8 +76,9 @@ def _run(
     save: "_Save",
 ) -> None:
     """The steps from ``step`` on; one iterator serves them all, so that an interval builds nothing anew."""
-    batches = data.batches(step, plan.total_steps - step)
-    iterator = iter(model.distribute_strategy.experimental_distribute_dataset(batches))
+    start, count = step, plan.total_steps - step
+    make = lambda part: data.of(part).batches(start, count)  # noqa: E731
+    iterator = iter(distribute(model.distribute_strategy, data.batch_size, make))
     progress = Progress(data.batch_size, plan, step)
     with StopRequest() as stop:
         while step < plan.total_steps:

@@ -186,7 +186,9 @@ class TestCollect:
         model = simclr(replicas(count) if count > 1 else None)
         images = np.random.default_rng(0).integers(0, 256, (9, tiny.SIZE, tiny.SIZE, 3), "uint8")
         source = ArraySource("test", np.array(images), np.arange(9, dtype="int32"), tuple("abcdefghi"))
-        found = model.collect(evaluation_batches(source, 4, tiny.SIZE), ("final_avg_pool", "logits_sup"))
+        found = model.collect(
+            lambda part: evaluation_batches(source, 4, tiny.SIZE, part=part), 4, ("final_avg_pool", "logits_sup")
+        )
         assert found.keys() == {"final_avg_pool", "logits_sup", "labels"}
         np.testing.assert_array_equal(found["labels"], np.arange(9))
         expected = model.network(images.astype("float32") / 255, training=False)
@@ -197,9 +199,9 @@ class TestCollect:
         model, batch = simclr(), tiny.batch(0)
         data = {"images": batch["views"][:, 0], "labels": batch["labels"], "weights": np.ones(tiny.BATCH, "float32")}
         batches = tf.data.Dataset.from_tensors(data)
-        before = model.collect(batches, ("proj_head_output",))["proj_head_output"]
+        before = model.collect(lambda _: batches, tiny.BATCH, ("proj_head_output",))["proj_head_output"]
         trained(model, steps=2)
-        after = model.collect(batches, ("proj_head_output",))["proj_head_output"]
+        after = model.collect(lambda _: batches, tiny.BATCH, ("proj_head_output",))["proj_head_output"]
         expected = model(data["images"], training=False)["proj_head_output"]
         np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
         assert not np.allclose(before, after)

@@ -15,7 +15,7 @@ from simclrv2_tf.config import SettingError
 from simclrv2_tf.nets import Network, ProjectionHead, ResNet, official_names
 from simclrv2_tf.training import official
 from simclrv2_tf.training.checkpoints import load_network, run_of
-from simclrv2_tf.training.distributed import choose_strategy
+from simclrv2_tf.training.strategies import choose_strategy
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 _spec = importlib.util.spec_from_file_location("golden_values", GOLDEN / "values.py")
