@@ -1,6 +1,9 @@
 """From settings to objects: network, views, input, optimizer."""
 
+import atexit
+import functools
 import pathlib
+import tempfile
 
 import keras
 import tensorflow as tf
@@ -17,7 +20,7 @@ from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.distributed import ReplicatedModel
 from simclrv2_tf.training.optimizers import build_optimizer
 from simclrv2_tf.training.schedules import Plan
-from simclrv2_tf.training.strategies import dtype_policy, steps_a_call, use_xla
+from simclrv2_tf.training.strategies import dtype_policy, is_chief, steps_a_call, use_xla
 
 
 def network(config: Config, strategy: tf.distribute.Strategy, num_classes: int, head_input: int = 0) -> Network:
@@ -106,3 +109,17 @@ def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribut
 def model_dir(config: Config) -> pathlib.Path:
     """Where the run lives."""
     return pathlib.Path(config.run_dir)
+
+
+@functools.cache
+def output_dir(model_dir: pathlib.Path, strategy: tf.distribute.Strategy) -> pathlib.Path:
+    """Where this process writes: the model directory.
+
+    Of several workers only the chief writes there. As all run the same program, to meet at the same collectives, the
+    others write to a directory of their own, which goes with them.
+    """
+    if is_chief(strategy):
+        return model_dir
+    scratch = tempfile.TemporaryDirectory(prefix="simclrv2-worker-")
+    atexit.register(scratch.cleanup)
+    return pathlib.Path(scratch.name)

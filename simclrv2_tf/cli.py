@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -10,7 +11,7 @@ import textwrap
 
 from absl import flags
 
-from simclrv2_tf.config import Config, SettingError, check_bounds
+from simclrv2_tf.config import Config, LostWorkerError, SettingError, check_bounds
 from simclrv2_tf.recipes import listing
 from simclrv2_tf.startup import import_tensorflow
 
@@ -19,7 +20,7 @@ HELP = {dashes + name for dashes in ("-", "--") for name in ("help", "helpshort"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of ``run.py``. Exits with 0, with 2 after one line on standard error, with 130 after Ctrl-C."""
+    """Entry point of ``run.py``. Exits with 0, with 2 or 3 after one line on standard error, with 130 after Ctrl-C."""
     argv = list(sys.argv if argv is None else argv)
     if any(argument in HELP for argument in argv[1:]):
         print(help_text())
@@ -39,6 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     except (SettingError, flags.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except LostWorkerError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(3)  # TensorFlow would wait for the other worker to end, too
     except KeyboardInterrupt:
         print(f"Interrupted. To go on: python {shlex.join(argv)}", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -32,6 +32,10 @@ class SettingError(ValueError):
     """A setting or an input that cannot be used. Its text is the one line that the user sees; the exit status is 2."""
 
 
+class LostWorkerError(RuntimeError):
+    """Another worker of the run is gone. Its text is the one line that the user sees; the exit status is 3."""
+
+
 def _setting(
     default: Any,
     group: str,

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from simclrv2_tf import precedence
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.modes.importing import import_checkpoint
 from simclrv2_tf.modes.inspection import embed, evaluate, export
@@ -14,7 +15,7 @@ from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
 from simclrv2_tf.modes.summary import summary
 from simclrv2_tf.modes.training import classify, pretrain
-from simclrv2_tf.training.strategies import choose_strategy
+from simclrv2_tf.training.strategies import choose_strategy, taking_part
 
 
 def run(explicit: dict[str, Any]) -> Result:
@@ -28,14 +29,16 @@ def run(explicit: dict[str, Any]) -> Result:
     """
     _check_backend()
     mode = explicit.get("mode", "pretrain")
-    if mode == "semi_supervised":
-        return semi_supervised(explicit)
     if mode == "summary":
         return summary(explicit)
     if mode == "preview":
         return preview(explicit)
     if mode == "report":
         return report(explicit)
+    if mode == "semi_supervised":
+        strategy = choose_strategy(precedence.resolve(explicit))
+        with taking_part(strategy):
+            return semi_supervised(explicit, strategy)
     functions: dict[str, Callable[[Config, Strategy], Result]] = {
         "pretrain": pretrain,
         "finetune": classify,
@@ -49,9 +52,10 @@ def run(explicit: dict[str, Any]) -> Result:
     }
     config = settle(explicit)
     strategy = choose_strategy(config)
-    if "train_batch_size" not in explicit:
-        config = fit_batch(config, strategy)
-    return finished(config) or functions[mode](config, strategy)
+    with taking_part(strategy):
+        if "train_batch_size" not in explicit:
+            config = fit_batch(config, strategy)
+        return finished(config) or functions[mode](config, strategy)
 
 
 def _check_backend() -> None:

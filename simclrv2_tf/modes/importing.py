@@ -15,7 +15,7 @@ def import_checkpoint(config: Config, strategy: Strategy) -> Result:
         network = build.network(config, strategy, checkpoint.num_classes, config.ft_proj_selector)
     report = official.load(network, checkpoint)
     resolved = {"num_classes": checkpoint.num_classes, "class_names": [], "head_input": config.ft_proj_selector}
-    journal = Journal(build.model_dir(config))
+    journal = Journal(build.output_dir(build.model_dir(config), strategy))
     with journal.locked():
         changed(config, journal.model_dir)
         journal.write_config(config, resolved | {"imported": report.splitlines()})

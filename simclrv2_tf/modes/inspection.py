@@ -40,7 +40,7 @@ def evaluate(config: Config, strategy: Strategy) -> Result:
     if source.class_names:
         train_features = knn_features(model, config, knn_source(source))
         result["knn_top1"] = evaluation.knn_accuracy(*train_features, *features_of(model, config, test))
-    journal = Journal(build.model_dir(config))
+    journal = Journal(build.output_dir(build.model_dir(config), strategy))
     write_atomically(journal.model_dir / "evaluation.json", json.dumps(result, indent=1))
     print(box(f"evaluate: {config.checkpoint}", scores(result)))
     return result
@@ -58,7 +58,7 @@ def embed(config: Config, strategy: Strategy) -> Result:
         arrays[f"x_{split}"], arrays[f"y_{split}"] = features_of(model, config, source)
         if isinstance(source, FileSource):
             arrays[f"path_{split}"] = np.array([path for path in source.paths if path not in source.corrupt])
-    path = Journal(build.model_dir(config)).model_dir / "embeddings.npz"
+    path = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir / "embeddings.npz"
     unfinished = path.with_name(".embeddings.tmp.npz")
     np.savez(unfinished, **arrays)
     os.replace(unfinished, path)
@@ -69,7 +69,7 @@ def embed(config: Config, strategy: Strategy) -> Result:
 def export(config: Config, strategy: Strategy) -> Result:
     """The network in ``MODEL_DIR/FORMAT``, for other programs."""
     model = _trained_model(config.replace(jit_compile="false", mixed_precision="float32", remat=False), strategy)
-    path = Journal(build.model_dir(config)).model_dir / config.format
+    path = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir / config.format
     if config.format == "tf1_checkpoint":
         save_tf1_checkpoint(model.network, step_of(find(config.checkpoint)), path)
         print(f"{path}: for the official code's --checkpoint, or tf.compat.v1.train.Saver")

@@ -7,20 +7,19 @@ from simclrv2_tf.config import STAGES, Config
 from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.modes.preparing import environment
-from simclrv2_tf.modes.starting import Result, finished, fit_batch, settle
+from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
 from simclrv2_tf.modes.training import classify, pretrain
 from simclrv2_tf.recipes import RECIPES
 from simclrv2_tf.report import cell, format_table, write_report
 from simclrv2_tf.training.journal import Journal
-from simclrv2_tf.training.strategies import choose_strategy
+from simclrv2_tf.training.strategies import is_chief
 
 
-def semi_supervised(explicit: dict[str, Any]) -> Result:
+def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:
     """All three steps, and what they are to be compared with, each in a sub-directory of the model directory."""
     if explicit.get("recipe", "auto") == "auto" and explicit.get("dataset") in RECIPES:
         explicit = explicit | {"recipe": explicit["dataset"]}  # named: what it says of a stage wins over the parent's
     config = precedence.resolve(explicit)
-    strategy = choose_strategy(config)
     model_dir = build.model_dir(config)
     counts = _label_counts(explicit, config)
     _check_stages(explicit, counts)
@@ -56,11 +55,11 @@ def semi_supervised(explicit: dict[str, Any]) -> Result:
         "online_top1": pretrained.get("online_top1"),
         "seconds": round(sum(seconds), 1),
     }
-    journal = Journal(model_dir)
+    journal = Journal(build.output_dir(model_dir, strategy))
     journal.write_config(config, environment())
     journal.write_result(result)
     found = {"time": cell("seconds", result["seconds"])}
-    if config.report:
+    if config.report and is_chief(strategy):
         found["report"] = str(write_report(model_dir))
     print(f"\n{format_table(result)}\n\n{box('semi-supervised: done', found)}", flush=True)
     return result

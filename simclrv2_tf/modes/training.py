@@ -32,7 +32,7 @@ def pretrain(config: Config, strategy: Strategy) -> Result:
     """Step 1: contrastive pretraining without labels (labels only train the classifier beside it)."""
     run = ready(config, strategy)
     model, test, source = run.model, run.test, run.data.source
-    pictures = _pictures(config, test)
+    pictures = _pictures(config, strategy, test)
 
     def online_top1() -> dict[str, float]:
         if model.network.classifier is None or test is None:
@@ -63,7 +63,7 @@ def classify(config: Config, strategy: Strategy) -> Result:
     """Fine-tuning and distillation; and their neighbours, linear evaluation and training from scratch."""
     run, prefix = ready(config, strategy), PREFIX[config.mode]
     model, test = run.model, run.test
-    pictures = _pictures(config, test)
+    pictures = _pictures(config, strategy, test)
 
     def accuracies() -> dict[str, float]:
         if test is None:
@@ -82,13 +82,13 @@ def classify(config: Config, strategy: Strategy) -> Result:
     return _train_and_report(config, strategy, run, evaluate, results, pictures)
 
 
-def _pictures(config: Config, test: Source | None) -> Pictures | None:
+def _pictures(config: Config, strategy: Strategy, test: Source | None) -> Pictures | None:
     """The figures of a run that is to have some; SettingError if they cannot be drawn."""
     if not config.report:
         return None
     if config.embedding == "umap" and importlib.util.find_spec("umap") is None:
         raise SettingError("--embedding=umap: needs pip install umap-learn")
-    return Pictures(build.model_dir(config), test, config.image_size, config.embedding)
+    return Pictures(build.output_dir(build.model_dir(config), strategy), test, config.image_size, config.embedding)
 
 
 def _train_and_report(
@@ -102,14 +102,15 @@ def _train_and_report(
     """The common course of every training mode."""
     model, data, plan = run.model, run.data, run.plan
     resolved = what_follows(config, strategy, run)
-    journal = Journal(build.model_dir(config))
+    model_dir = build.model_dir(config)
+    journal = Journal(build.output_dir(model_dir, strategy))
 
     def refresh() -> None:
         if pictures is not None:
             write_report(journal.model_dir)
 
     with journal.locked():
-        changed(config, journal.model_dir, resolved)
+        changed(config, model_dir, resolved)
         journal.write_config(config, resolved)
         print(
             "\n" + box(f"{config.mode}: {journal.model_dir}", facts(vars(config) | {"resolved": resolved})), flush=True

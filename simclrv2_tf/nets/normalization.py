@@ -220,13 +220,9 @@ class BatchNorm(keras.layers.Layer):
         weight = {"shape": shape, "dtype": dtype, "autocast": False}
         self.gamma = self.add_weight(name="gamma", initializer=self.gamma_initializer, **weight)
         self.beta = self.add_weight(name="beta", initializer="zeros", **weight) if self.center else None
-        # Every replica keeps its own copy of the moving statistics, so that updating them costs no communication.
-        # `add_weight` does not pass `synchronization` on.
-        weight |= {
-            "trainable": False,
-            "synchronization": "on_read",
-            "aggregation": "only_first_replica" if self.synchronized else "mean",
-        }
+        # Every replica keeps its own copy of the moving statistics, so that updating and reading them costs no
+        # communication. `add_weight` does not pass `synchronization` on.
+        weight |= {"trainable": False, "synchronization": "on_read", "aggregation": "only_first_replica"}
         self.moving_mean = keras.Variable(keras.initializers.Zeros(), name="moving_mean", **weight)
         self.moving_variance = keras.Variable(keras.initializers.Ones(), name="moving_variance", **weight)
 

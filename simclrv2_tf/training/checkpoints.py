@@ -17,6 +17,7 @@ from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.training.distributed import ReplicatedModel
 from simclrv2_tf.training.journal import write_atomically
+from simclrv2_tf.training.strategies import is_chief
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class Checkpoints:
 
     TensorFlow writes a checkpoint's data first and its index last, and checks the CRC-32C of every tensor and index
     block that it reads: what was cut off, or damaged later, is noticed, and the checkpoint before it is taken.
+    Of several workers all restore and the chief saves, so all must see the same directory.
 
     Args:
         model_dir: where they are; its sub-directory ``checkpoints`` holds them, and ``checkpoints/best`` the best one.
@@ -48,6 +50,7 @@ class Checkpoints:
         self.folder = pathlib.Path(model_dir, "checkpoints")
         self.checkpoint = tf.train.Checkpoint(**parts)
         self.keep = keep
+        self.writing = is_chief(model.distribute_strategy)
 
     def restore(self) -> int:
         """Restores the newest checkpoint that is whole, telling of those that are not; returns its step, 0 for none.
@@ -75,11 +78,13 @@ class Checkpoints:
         Raises:
             OSError, tf.errors.OpError: if that fails; the earlier ones are still there.
         """
-        _write(self.checkpoint, self.folder, step, self.keep)
+        if self.writing:
+            _write(self.checkpoint, self.folder, step, self.keep)
 
     def save_best(self, step: int) -> None:
         """Writes the model once more, where it outlives the others, in the place of the last best one."""
-        _write(self.checkpoint, self.folder / "best", step, 1)
+        if self.writing:
+            _write(self.checkpoint, self.folder / "best", step, 1)
 
 
 def _write(checkpoint: tf.train.Checkpoint, folder: pathlib.Path, step: int, keep: int) -> None:

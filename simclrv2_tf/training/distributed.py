@@ -7,10 +7,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.collectives import all_sum, replica_count
+from simclrv2_tf.collectives import all_gather, all_sum, replica_count
 from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.pipeline import Part
+from simclrv2_tf.nets.normalization import BatchNorm
 from simclrv2_tf.training.finiteness import Undo, all_finite
+from simclrv2_tf.training.strategies import has_workers
 
 Batch = dict[str, tf.Tensor]
 Logs = dict[str, tf.Tensor]
@@ -143,6 +145,17 @@ class ReplicatedModel(keras.Model):
         by_optimizer = [*self.trained_variables, *slots]
         return Undo(by_optimizer, [*self.network.non_trainable_variables, *memory])
 
+    def agree_on_statistics(self) -> None:
+        """Where the replicas have moving statistics of their own (local batch norm), all get the mean of them."""
+        layers = [layer for layer in self._flatten_layers() if isinstance(layer, BatchNorm) and not layer.synchronized]
+
+        def average() -> None:
+            for variable in (v for layer in layers for v in (layer.moving_mean, layer.moving_variance)):
+                variable.assign(all_sum(variable.value) / replica_count())
+
+        if layers and self.distribute_strategy.num_replicas_in_sync > 1:
+            self.distribute_strategy.run(tf.function(average, autograph=False))
+
     def collect(
         self, make: Callable[[Part], tf.data.Dataset], batch_size: int, names: tuple[str, ...]
     ) -> dict[str, np.ndarray]:
@@ -162,26 +175,26 @@ class ReplicatedModel(keras.Model):
         """
         if self._forward is None:
             self._forward = tf.function(self._endpoints, autograph=False)
+        self.agree_on_statistics()
         strategy = self.distribute_strategy
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
         for batch in distribute(strategy, batch_size, make):
-            values = strategy.run(self._forward, args=(batch["images"], names))
-            values |= {name: batch[name] for name in ("labels", "weights")}
-            for name, value in values.items():
+            for name, value in strategy.run(self._forward, args=(batch, names)).items():
                 local = strategy.experimental_local_results(value)
-                everywhere = len(local) == strategy.num_replicas_in_sync
-                found[name].append(np.concatenate(local) if everywhere else np.asarray(strategy.gather(value, axis=0)))
+                found[name].append(local[0].numpy() if has_workers(strategy) else np.concatenate(local))
         joined = {name: np.concatenate(parts) for name, parts in found.items()}
         kept = joined.pop("weights") > 0
         if not kept.any():
             raise SettingError("--dataset: no image could be read")
         return {name: value[kept] for name, value in joined.items()}
 
-    def _endpoints(self, images: tf.Tensor, names: tuple[str, ...]) -> dict[str, tf.Tensor]:
-        """The named endpoints, in a type that numpy has."""
-        endpoints = self(images, training=False)
+    def _endpoints(self, batch: Batch, names: tuple[str, ...]) -> dict[str, tf.Tensor]:
+        """The named endpoints of a batch, in a type that numpy has; of all replicas, where not all are at hand."""
+        endpoints = self(batch["images"], training=False)
         half = (tf.bfloat16, tf.float16)
-        return {n: tf.cast(endpoints[n], tf.float32) if endpoints[n].dtype in half else endpoints[n] for n in names}
+        found = {n: tf.cast(endpoints[n], tf.float32) if endpoints[n].dtype in half else endpoints[n] for n in names}
+        found |= {name: batch[name] for name in ("labels", "weights")}
+        return {n: all_gather(v) for n, v in found.items()} if has_workers(self.distribute_strategy) else found
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Does nothing: our models are built when they are made. Keras would take a batch and average its integers."""

@@ -17,6 +17,7 @@ from simclrv2_tf.training.journal import Journal
 from simclrv2_tf.training.progress import IntervalMeans, Progress
 from simclrv2_tf.training.schedules import Plan
 from simclrv2_tf.training.stopping import StopRequest
+from simclrv2_tf.training.strategies import tell_workers
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,10 @@ def train(
         KeyboardInterrupt: after Ctrl-C, SystemExit after SIGTERM: when the step is done and saved.
     """
     means = IntervalMeans(model.train_metrics)
-    checkpoints = Checkpoints(journal.model_dir, model, config.keep_checkpoint_max, {"interval": means.variables})
+    checkpoints = Checkpoints(config.run_dir, model, config.keep_checkpoint_max, {"interval": means.variables})
     step = checkpoints.restore()
+    if len(set(tell_workers(model.distribute_strategy, step))) > 1:
+        raise SettingError(f"--model_dir={config.run_dir}: the workers find different checkpoints; they must share it")
     journal.rewind(step)
     if isinstance(data.source, FileSource):
         data.source.corrupt.update(journal.corrupt_images())
@@ -63,7 +66,7 @@ def train(
         print(f"Going on at step {step} of {plan.total_steps} (checkpoint in {journal.model_dir}).")
     if model.jit_compile:
         print("Compiling the training step with XLA: about a minute on a GPU.", flush=True)
-    _run(model, data, plan, step, means, evaluate, _Save(journal, checkpoints, data, config, refresh))
+    _run(model, data, plan, step, means, evaluate, _Save(model, journal, checkpoints, data, config, refresh))
 
 
 def _run(
@@ -78,7 +81,8 @@ def _run(
     """The steps from ``step`` on; one iterator serves them all, so that an interval builds nothing anew."""
     start, count = step, plan.total_steps - step
     make = lambda part: data.of(part).batches(start, count)  # noqa: E731
-    iterator = iter(distribute(model.distribute_strategy, data.batch_size, make))
+    strategy = model.distribute_strategy
+    iterator = iter(distribute(strategy, data.batch_size, make))
     progress = Progress(data.batch_size, plan, step)
     with StopRequest() as stop:
         while step < plan.total_steps:
@@ -101,7 +105,7 @@ def _run(
                 row |= evaluate()
                 save(step, row)
                 progress.show(row)
-            if stop.signal and step < plan.total_steps:
+            if any(tell_workers(strategy, bool(stop.signal))) and step < plan.total_steps:
                 if step != end:
                     save(step)
                 print(f"\nStopped at step {step} of {plan.total_steps}.", flush=True)
@@ -124,6 +128,7 @@ def _bad_step(step: int, count: int, loss: float, plan: Plan, config: Config) ->
 class _Save:
     """Writes what a run has come to."""
 
+    model: ReplicatedModel
     journal: Journal
     checkpoints: Checkpoints
     data: TrainingInput
@@ -136,6 +141,7 @@ class _Save:
         Raises:
             SettingError: if that fails and the run is not to go on without.
         """
+        self.model.agree_on_statistics()
         try:
             if isinstance(self.data.source, FileSource):
                 self.journal.write_corrupt_images(self.data.source.corrupt)
@@ -151,6 +157,7 @@ class _Save:
             if self.config.on_checkpoint_error == "stop":
                 raise SettingError(f"{told}; what was saved before is whole: make room, then run it again") from None
             log.warning("%s; going on, as --on_checkpoint_error=continue says", told)
+        tell_workers(self.model.distribute_strategy, step)  # none goes on to look for it before the chief is done
 
 
 # Columns of ``metrics.csv`` that tell which checkpoint is the best, and whether a greater number is better.

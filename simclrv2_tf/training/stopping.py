@@ -36,7 +36,10 @@ class StopRequest:
         print(f"\n{self.signal.name}: stopping after this step, once more stops at once.", file=sys.stderr, flush=True)
 
     def obey(self) -> None:
-        """Ends the program as the signal would have: KeyboardInterrupt, or SystemExit with 128 + SIGTERM."""
-        if self.signal is signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt
+        """Ends the program as the signal would have: KeyboardInterrupt, or SystemExit with 128 + SIGTERM.
+
+        A worker stops so with the one that got the signal.
+        """
+        if self.signal is signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)

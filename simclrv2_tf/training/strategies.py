@@ -4,20 +4,20 @@ import contextlib
 import errno
 import functools
 import os
+import signal
 import socket
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.collectives import all_gather
+from simclrv2_tf.config import Config, LostWorkerError, SettingError
 
 Strategy = tf.distribute.Strategy
 Resolver = tf.distribute.cluster_resolver.ClusterResolver
-
-
-class LostWorkerError(RuntimeError):
-    """Another worker of the run is gone. Its text is the one line that the user sees."""
 
 
 def choose_strategy(config: Config) -> Strategy:
@@ -52,7 +52,10 @@ def _local_strategy(cpu_replicas: int, worker_timeout: int) -> Strategy:
         tf.config.experimental.set_memory_growth(gpu, True)
     if resolver is not None:
         _meet(resolver, worker_timeout)
-        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which TensorFlow has just begun to ignore
+        return strategy
     return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
 
 
@@ -161,28 +164,46 @@ def is_chief(strategy: Strategy) -> bool:
 
 
 @contextlib.contextmanager
-def watching_workers(strategy: Strategy) -> Iterator[None]:
-    """Within it TensorFlow's ways of saying that another worker is gone become one.
+def taking_part(strategy: Strategy) -> Iterator[None]:
+    """What a process does within it, it does as one of the workers: all but the chief keep silent.
 
-    Workers tell each other every few seconds that they live; when one falls silent, TensorFlow ends the collectives
+    Workers tell each other every few seconds that they live. When one falls silent, TensorFlow ends the collectives
     that wait for it.
 
     Raises:
         LostWorkerError: if another worker has gone.
     """
-    try:
+    if not has_workers(strategy):
         yield
+        return
+    try:
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(sys.stdout if is_chief(strategy) else nowhere),
+        ):
+            yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        if not _several_workers(strategy):
-            raise
         raise LostWorkerError(
             f"another worker is gone ({_first_line(error)}). Start the same command again on every worker: it goes on "
             "at the newest checkpoint."
         ) from None
 
 
-def _several_workers(strategy: Strategy) -> bool:
+def has_workers(strategy: Strategy) -> bool:
+    """Whether other processes take part."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def tell_workers(strategy: Strategy, number: int) -> list[int]:
+    """Each worker's ``number``, on every worker, once for each of its replicas; returns when all have told theirs."""
+    if not has_workers(strategy):
+        return [number]
+    return _gather(strategy)(tf.constant([number], tf.int64)).numpy().tolist()
+
+
+@functools.cache
+def _gather(strategy: Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
+    return tf.function(lambda value: strategy.experimental_local_results(strategy.run(all_gather, args=(value,)))[0])
 
 
 def use_xla(config: Config, strategy: Strategy) -> bool:

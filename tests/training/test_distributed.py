@@ -136,6 +136,26 @@ def test_xla_equals_no_xla():
     tiny.assert_close(compiled, one, rtol=1e-8)
 
 
+def test_replicas_with_statistics_of_their_own_agree_on_the_mean(replicas):
+    """Before they are saved or evaluated: else a resumed run, or another replica, would see others."""
+    strategy = replicas(2)
+    model = simclr(strategy)
+    local = model.network.encoder.get_layer("batch_norm0")
+    local.synchronized = False
+    tiny.fit(model, tiny.dataset(0, 1))
+    values = lambda variable: np.stack(strategy.experimental_local_results(variable.value))  # noqa: E731
+    before = {v.path: values(v) for v in model.network.variables}
+    model.agree_on_statistics()
+    for variable in model.network.variables:
+        first, second = before[variable.path]
+        after = values(variable)
+        if variable is local.moving_mean or variable is local.moving_variance:
+            assert np.abs(first - second).min() > 0
+            np.testing.assert_allclose(after, [(first + second) / 2] * 2, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(after, before[variable.path])
+
+
 class TestMixedPrecision:
     @pytest.mark.parametrize(
         ("policy", "count"),
