@@ -253,8 +253,8 @@ class Config:
     mixed_precision: str = _setting(
         "auto",
         DEVICES,
-        "auto: bfloat16 on TPUs and on GPUs that have it.",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        "auto: bfloat16 on TPUs and on GPUs that have it; float64: to compare two runs to the last digit.",
+        choices=("auto", "float32", "bfloat16", "float16", "float64"),
     )
     jit_compile: str = _setting(
         "auto", DEVICES, "XLA for the step; auto: on one GPU and on TPUs.", choices=("auto", "true", "false")

@@ -4,12 +4,15 @@ A fork server imports TensorFlow once, so that a child starts in a moment.
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import pathlib
 import resource
 import signal
+import socket
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import numpy as np
@@ -35,16 +38,37 @@ def run(settings: dict, log: pathlib.Path, fault: Fault = NO_FAULT) -> int:
         log: file for what it writes.
         fault: entered in the child.
     """
-    child = context.Process(target=_main, args=(settings, log, fault))
-    child.start()
+    child = start(log, program, settings, fault)
     child.join()
     return child.exitcode
 
 
-def _main(settings: dict, log: pathlib.Path, fault: Fault) -> None:
+def start(log: pathlib.Path, function: Callable[..., None], *args: object) -> multiprocessing.process.BaseProcess:
+    """Starts a function of an importable module in a child, whose output goes to the log."""
+    child = context.Process(target=_logged, args=(log, function, *args))
+    child.start()
+    return child
+
+
+def workers(count: int) -> list[dict[str, str]]:
+    """Environments of workers on this machine that will find each other."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
+        addresses = [f"localhost:{each.getsockname()[1]}" for each in sockets]
+    tasks = [{"cluster": {"worker": addresses}, "task": {"type": "worker", "index": i}} for i in range(count)]
+    return [{"TF_CONFIG": json.dumps(task)} for task in tasks]
+
+
+def _logged(log: pathlib.Path, function: Callable[..., None], *args: object) -> None:
     with log.open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
+    function(*args)
+
+
+def program(settings: dict, fault: Fault = NO_FAULT, environment: dict[str, str] | None = None) -> None:
+    """``run.py`` with these settings, in the child."""
+    os.environ |= environment or {}
     from simclrv2_tf import cli
 
     with fault:

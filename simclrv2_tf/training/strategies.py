@@ -217,7 +217,7 @@ def use_xla(config: Config, strategy: Strategy) -> bool:
 def dtype_policy(config: Config) -> str:
     """Keras dtype policy: bfloat16 where the device computes in it, unless told."""
     if config.mixed_precision != "auto":
-        return "float32" if config.mixed_precision == "float32" else f"mixed_{config.mixed_precision}"
+        return f"mixed_{config.mixed_precision}" if config.mixed_precision.endswith("16") else config.mixed_precision
     gpus = tf.config.list_physical_devices("GPU")
     ampere = bool(gpus) and all(
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) >= (8, 0) for gpu in gpus

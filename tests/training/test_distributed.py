@@ -6,10 +6,10 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.pipeline import evaluation_batches
 from simclrv2_tf.data.sources import ArraySource
-from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, steps_a_call
+from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel
 from simclrv2_tf.training.optimizers import penalised_variables
 from simclrv2_tf.training.simclr import SimCLR
 
@@ -116,15 +116,6 @@ def test_a_later_fit_traces_nothing(count, replicas):
 def test_a_step_runs_on_the_steps_it_is_given():
     model = count_steps(tf.distribute.get_strategy(), steps_a_call=1)
     assert [logs["number"] for logs in tiny.fit(model, rows(3))] == [1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    ("settings", "steps"),
-    [({}, 1), ({"use_tpu": True}, 10), ({"use_tpu": True, "image_size": 32}, 100), ({"steps_per_execution": 7}, 7)],
-    ids=str,
-)
-def test_an_accelerator_runs_several_steps_a_call(settings, steps):
-    assert steps_a_call(Config(**settings)) == steps
 
 
 def test_xla_equals_no_xla():
