@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_survival import TOY
 
-# Learning from labels is traced in half the time of pretraining, for which see training/test_layouts.py. In float64, for
+# Learning from labels is traced in half the time of pretraining (see training/test_layouts.py). In float64, for
 # comparison with one device; the last batch of an evaluation is short.
 SETTINGS = TOY | {
     "mode": "supervised",
