@@ -65,9 +65,9 @@ def prepare(said: argparse.Namespace):
     from simclrv2_tf import build
     from simclrv2_tf.config import Config
     from simclrv2_tf.data.augment import NUM_DRAWS
-    from simclrv2_tf.training.distributed import choose_strategy
     from simclrv2_tf.training.schedules import Plan
     from simclrv2_tf.training.simclr import SimCLR
+    from simclrv2_tf.training.strategies import choose_strategy
 
     if said.threads:
         tf.config.threading.set_intra_op_parallelism_threads(said.threads)

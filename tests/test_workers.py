@@ -61,6 +61,7 @@ def assert_equal(model_dir, one_device):
             np.testing.assert_allclose(found["variables"][name], value, rtol=0, atol=atol, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_of_workers_that_is_signalled_and_then_loses_one(one_device, tmp_path):
     """SIGTERM to one saves all; kill -9 of one stops the other; the third start runs to the end."""
     status, (chief, other) = run(tmp_path, [children.NO_FAULT, children.SignalAt(CALLS, signal.SIGTERM)])

@@ -16,9 +16,9 @@ from simclrv2_tf.modes.starting import Result, Strategy, fit_batch, settle
 from simclrv2_tf.modes.summary import cost_of, in_bytes, step_memory
 from simclrv2_tf.report import charts, facts, pictures, write_preview
 from simclrv2_tf.report.tables import duration
-from simclrv2_tf.training.distributed import choose_strategy
 from simclrv2_tf.training.journal import Journal
 from simclrv2_tf.training.schedules import Plan
+from simclrv2_tf.training.strategies import choose_strategy
 
 SHOWN = 48  # images of the batch
 CLASSES, OF_A_CLASS = 10, 6  # of the labelled images
