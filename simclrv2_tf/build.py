@@ -58,6 +58,7 @@ def views(config: Config) -> ViewSettings:
         color_jitter_strength=config.color_jitter_strength if pretraining else 0.0,
         blur_probability=0.5 if pretraining and config.use_blur else 0.0,
         resize_method=config.resize_method,
+        jpeg_scaling=config.jpeg_scaling,
     )
 
 

@@ -214,6 +214,12 @@ class Config:
     resize_method: str = _setting(
         "bicubic", AUGMENTATION, "How the crops to train on are resized.", choices=("bicubic", "bilinear")
     )
+    jpeg_scaling: bool = _setting(
+        False,
+        AUGMENTATION,
+        "Decode JPEGs at a half, a quarter or an eighth of their size where no crop falls below image_size: faster for "
+        "photographs of several megapixels, but smoother views than the paper's.",
+    )
     eval_resize: str = _setting(
         "bicubic",
         AUGMENTATION,

@@ -9,7 +9,8 @@ from simclrv2_tf.recipes import RECIPES, Recipe, Settings
 
 # What a run takes from the run it starts from, unless told otherwise.
 SAME_IMAGES = (
-    "dataset", "data_dir", "image_size", "crop_area_min", "use_flip", "resize_method", "eval_resize",
+    "dataset", "data_dir", "image_size", "crop_area_min", "use_flip", "resize_method", "jpeg_scaling",
+    "eval_resize",
 )  # fmt: skip
 ENCODER_SETTINGS = ("resnet_depth", "width_multiplier", "sk_ratio", "se_ratio")
 

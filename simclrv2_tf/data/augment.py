@@ -45,6 +45,8 @@ class ViewSettings:
         grayscale_probability: of dropping the colours.
         blur_probability: of a Gaussian blur with sigma U(0.1, 2) pixels, ``image_size // 10`` wide. 0: none.
         resize_method: "bicubic" or "bilinear".
+        jpeg_scaling: decode a JPEG at a half, a quarter or an eighth of its size, as long as no crop falls below
+            ``image_size``. Cheaper for large photographs, and other pixels.
 
     Raises:
         ValueError: a resize method of another name, an empty range, or a probability outside [0, 1].
@@ -61,6 +63,7 @@ class ViewSettings:
     grayscale_probability: float = 0.2
     blur_probability: float = 0.5
     resize_method: str = "bicubic"
+    jpeg_scaling: bool = False
 
     def __post_init__(self) -> None:
         if self.resize_method not in KERNELS:

@@ -8,21 +8,19 @@ its ``Part`` of every batch.
 """
 
 import dataclasses
-import os
 
 import tensorflow as tf
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.decoding import SUBSTITUTES, cropped_views, decode, graph_code, read_files
 from simclrv2_tf.data.sources import ArraySource, FileSource, RecordSource, Source
 
 Batch = dict[str, tf.Tensor]
 
-# Graph code without tensor-dependent Python: converting it would only take time.
-graph_code = tf.autograph.experimental.do_not_convert
-
-# Other images to try, in turn, in the place of one that cannot be decoded.
-SUBSTITUTES = 3
+# Images that are read together, one after another on one core: enough that what a chunk costs does not count, few
+# enough that a batch occupies all cores.
+CHUNK = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +73,10 @@ class TrainingInput:
         steps = tf.data.Dataset.range(first_step, first_step + num_steps)
         if isinstance(self.source, ArraySource):
             data = steps.map(self._array_batch, tf.data.AUTOTUNE)
+        elif isinstance(self.source, FileSource):
+            data = self._file_batches(steps)
         else:
-            data = self._decoded(first_step, num_steps, steps).batch(self._rows, drop_remainder=True)
+            data = self._record_batches(first_step, num_steps, steps)
         if self.augment_on_host:
             data = data.map(self._with_views, tf.data.AUTOTUNE)
         data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
@@ -130,20 +130,40 @@ class TrainingInput:
             "draws": draws,
         }
 
-    def _decoded(self, first_step: int, num_steps: int, steps: tf.data.Dataset) -> tf.data.Dataset:
-        """Single images, decoded once and cropped into views here; colour and blur are left to the device."""
-        draws = steps.map(self._draws).unbatch()
-        if isinstance(self.source, FileSource):
-            images = steps.map(self._positions).unbatch()
-            images = _read_files(self.source, images, SUBSTITUTES).map(lambda image, label, _: (image, label))
-        else:
-            images = self._records(first_step * self.batch_size, num_steps * self.batch_size)
-        return tf.data.Dataset.zip(images, draws).map(
-            lambda example, draws: self._crop(*example, *draws), tf.data.AUTOTUNE
-        )
+    def _file_batches(self, steps: tf.data.Dataset) -> tf.data.Dataset:
+        """Images decoded once and cropped into views here; colour and blur are left to the device."""
+        size = max(n for n in range(1, CHUNK + 1) if self._rows % n == 0)
+        chunks = self._rows // size
+
+        @graph_code
+        def in_chunks(step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            request = self._positions(step), self._draws(step)[0]
+            return tuple(tf.reshape(rows, [chunks, size, *rows.shape[1:]]) for rows in request)
+
+        @graph_code
+        def whole(read: tuple[tf.Tensor, ...], step: tf.Tensor) -> Batch:
+            views, labels = (tf.reshape(part, [self._rows, *part.shape[2:]]) for part in read[:2])
+            return {"images": views, "labels": labels, "draws": self._draws(step)[1]}
+
+        requests = steps.map(in_chunks, tf.data.AUTOTUNE).unbatch()
+        read = read_files(self.source, requests, self._views, SUBSTITUTES).batch(chunks, drop_remainder=True)
+        return tf.data.Dataset.zip(read, steps).map(whole)
+
+    def _record_batches(self, first_step: int, num_steps: int, steps: tf.data.Dataset) -> tf.data.Dataset:
+        @graph_code
+        def example(record: tuple[tf.Tensor, tf.Tensor], numbers: tuple[tf.Tensor, tf.Tensor]) -> Batch:
+            return {"images": self._views(record[0], numbers[0]), "labels": record[1], "draws": numbers[1]}
+
+        records = self._records(first_step * self.batch_size, num_steps * self.batch_size)
+        examples = tf.data.Dataset.zip(records, steps.map(self._draws, tf.data.AUTOTUNE).unbatch())
+        return examples.map(example, tf.data.AUTOTUNE).batch(self._rows, drop_remainder=True)
+
+    @graph_code
+    def _views(self, encoded: tf.Tensor, crops: tf.Tensor) -> tf.Tensor:
+        return cropped_views(encoded, crops, self.settings)
 
     def _records(self, first: int, count: int) -> tf.data.Dataset:
-        """``count`` decoded records from position ``first`` of the endless stream on; skipped ones are not decoded."""
+        """``count`` encoded records from position ``first`` of the endless stream on."""
         epochs = range(first // self.source.num_examples, (first + count - 1) // self.source.num_examples + 1)
 
         @graph_code
@@ -152,20 +172,7 @@ class TrainingInput:
             return self.source.stream(self.seed * 1_000_003 + epoch)
 
         stream = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(shuffled)
-        encoded = _rows_of(self.part, stream.skip(first % self.source.num_examples).take(count), self.batch_size)
-        return encoded.map(lambda image, label: (decode(image), label), tf.data.AUTOTUNE)
-
-    @graph_code
-    def _crop(self, image: tf.Tensor, label: tf.Tensor, crops: tf.Tensor, draws: tf.Tensor) -> Batch:
-        size = self.settings.image_size
-        shape = tf.shape(image)
-        boxes = augment.random_crop_boxes(crops, shape[0], shape[1], self.settings)
-        views = []
-        for y, x, height, width in (tf.unstack(boxes[v], num=4) for v in range(self.num_views)):
-            crop = image[y : y + height, x : x + width]
-            views.append(tf.image.resize(crop, (size, size), self.settings.resize_method))
-        views = tf.cast(tf.clip_by_value(tf.round(tf.stack(views)), 0, 255), tf.uint8)
-        return {"images": tf.ensure_shape(views, [self.num_views, size, size, 3]), "labels": label, "draws": draws}
+        return _rows_of(self.part, stream.skip(first % self.source.num_examples).take(count), self.batch_size)
 
 
 def make_views(batch: Batch, settings: ViewSettings) -> tf.Tensor:
@@ -219,27 +226,30 @@ def evaluation_batches(
     steps = -(-source.num_examples // batch_size)
     steps = min(steps, max_steps) if max_steps else steps
     count = min(source.num_examples, steps * batch_size)
-    if isinstance(source, RecordSource):
-        data = _rows_of(part, source.stream().take(count), batch_size)
-        data = data.map(graph_code(lambda image, label: (decode(image), label, True)), tf.data.AUTOTUNE)
-    elif isinstance(source, FileSource):
-        data = _read_files(source, _rows_of(part, tf.data.Dataset.range(count), batch_size), substitutes=0)
-    else:
-        images, labels = _tensors(source)
-        data = _rows_of(part, tf.data.Dataset.range(count), batch_size).map(
-            graph_code(lambda index: (images[index], labels[index], True))
-        )
+    wanted = _rows_of(part, tf.data.Dataset.range(count), batch_size)
 
     @graph_code
-    def prepare(image: tf.Tensor, label: tf.Tensor, readable: tf.Tensor) -> Batch:
+    def view(image: tf.Tensor) -> tf.Tensor:
         image = tf.image.convert_image_dtype(image, tf.float32)
-        image = augment.center_crop_and_resize(image, (image_size, image_size), method=resize_method)
+        return augment.center_crop_and_resize(image, (image_size, image_size), method=resize_method)
+
+    if isinstance(source, RecordSource):
+        data = _rows_of(part, source.stream().take(count), batch_size)
+        data = data.map(graph_code(lambda image, label: (view(decode(image)), label, True)), tf.data.AUTOTUNE)
+    elif isinstance(source, FileSource):
+        data = read_files(source, wanted.batch(CHUNK), lambda encoded: view(decode(encoded)), substitutes=0).unbatch()
+    else:
+        images, labels = _tensors(source)
+        data = wanted.map(graph_code(lambda index: (view(images[index]), labels[index], True)), tf.data.AUTOTUNE)
+
+    @graph_code
+    def weighted(image: tf.Tensor, label: tf.Tensor, readable: tf.Tensor) -> Batch:
         return {"images": image, "labels": label, "weights": tf.cast(readable, tf.float32)}
 
     first, end = part.rows(batch_size)
     nothing = {"images": tf.zeros([image_size, image_size, 3]), "labels": 0, "weights": 0.0}
     padding = tf.data.Dataset.from_tensors(nothing).repeat()
-    data = data.map(prepare, tf.data.AUTOTUNE).concatenate(padding).take(steps * (end - first))
+    data = data.map(weighted).concatenate(padding).take(steps * (end - first))
     return data.batch(end - first, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(_options())
 
 
@@ -254,55 +264,6 @@ def _rows_of(part: Part, examples: tf.data.Dataset, batch_size: int) -> tf.data.
         return (number % batch_size >= first) & (number % batch_size < end)
 
     return examples.enumerate().filter(mine).map(lambda _, example: example)
-
-
-def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG, PNG, BMP or the first frame of a GIF, as uint8 ``[height, width, 3]``."""
-    image = tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), [None, None, 3])
-    is_bmp = tf.strings.substr(encoded, 0, 2) == "BM"
-    return tf.cond(is_bmp, lambda: _through_palette(image, encoded), lambda: image)
-
-
-def _through_palette(image: tf.Tensor, bmp: tf.Tensor) -> tf.Tensor:
-    """The colours of an 8-bit BMP: ``decode_image`` takes the indices into its palette for grey values."""
-    header_size = tf.io.decode_raw(tf.strings.substr(bmp, 14, 4), tf.int32)[0]
-    bits = tf.io.decode_raw(tf.strings.substr(bmp, 28, 2), tf.int16)[0]
-    palette = tf.io.decode_raw(tf.strings.substr(bmp, 14 + header_size, 1024), tf.uint8, fixed_length=1024)
-    colours = tf.reshape(palette, [256, 4])[:, 2::-1]  # stored as blue, green, red, 0
-    return tf.where(bits == 8, tf.gather(colours, tf.cast(image[..., 0], tf.int32)), image)
-
-
-def _read_files(source: FileSource, indices: tf.data.Dataset, substitutes: int) -> tf.data.Dataset:
-    """``(image, label, readable)`` for each index, in order; a corrupt file is reported and its neighbour tried.
-
-    Graph code cannot catch an exception, but a data set can leave out the elements that raise one: each index becomes
-    a small data set of candidates, of which the first that decodes is taken. A black image, not readable, stands for
-    an index without any, so that later positions of the stream do not move.
-    """
-    labels = tf.constant(source.labels if source.labels is not None else [-1] * source.num_examples, tf.int32)
-    contents = tf.constant([os.fsencode(path) for path in source.paths] if source.encoded is None else source.encoded)
-
-    @graph_code
-    def read(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        content = contents[index] if source.encoded is not None else tf.io.read_file(contents[index])
-        return decode(content), labels[index], index
-
-    @graph_code
-    def report(image: tf.Tensor, label: tf.Tensor, index: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        def corrupt() -> tf.Tensor:
-            with tf.control_dependencies([tf.py_function(source.report_corrupt, [wanted], [])]):
-                return index >= 0
-
-        return image, label, tf.cond(index == wanted, lambda: True, corrupt)
-
-    @graph_code
-    def first_readable(wanted: tf.Tensor) -> tf.data.Dataset:
-        candidates = tf.stack([(wanted + i) % source.num_examples for i in range(substitutes + 1)])
-        readable = tf.data.Dataset.from_tensor_slices(candidates).map(read).ignore_errors()
-        none = tf.data.Dataset.from_tensors((tf.zeros([1, 1, 3], tf.uint8), labels[wanted], tf.constant(-1, tf.int64)))
-        return readable.concatenate(none).take(1).map(lambda *found: report(*found, wanted))
-
-    return indices.interleave(first_readable, cycle_length=16, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def _tensors(source: ArraySource) -> tuple[tf.Tensor, tf.Tensor]:

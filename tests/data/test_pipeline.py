@@ -12,8 +12,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.data import pipeline
 from simclrv2_tf.data.augment import NUM_DRAWS, ViewSettings, center_crop_and_resize
-from simclrv2_tf.data.pipeline import SUBSTITUTES, Part, TrainingInput, evaluation_batches, make_views
+from simclrv2_tf.data.decoding import SUBSTITUTES
+from simclrv2_tf.data.pipeline import Part, TrainingInput, evaluation_batches, make_views
 from simclrv2_tf.data.sources import ArraySource, FileSource, open_source
 
 tfds.disable_progress_bar()
@@ -394,6 +396,15 @@ def test_another_image_stands_in_for_a_corrupt_one(jpegs, caplog):
         assert sum(message.startswith(f"corrupt image {path} (") for message in messages) == 1
     with pytest.raises(SettingError, match=r"^--max_corrupt_share=0\.4: 5 of 12 images"):
         jpegs.check_corrupt()
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_how_many_images_are_read_together_changes_nothing(jpegs, chunk, monkeypatch):
+    damage(jpegs, 5, 11)
+    expected = take(training(jpegs, batch_size=6).batches(0, 3)), take(evaluation_batches(jpegs, BATCH, SIZE))
+    monkeypatch.setattr(pipeline, "CHUNK", chunk)
+    assert_equal(take(training(jpegs, batch_size=6).batches(0, 3)), expected[0])
+    assert_equal(take(evaluation_batches(jpegs, BATCH, SIZE)), expected[1])
 
 
 def test_evaluation_leaves_corrupt_images_out(jpegs):

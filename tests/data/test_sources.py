@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from simclrv2_tf.config import Config, SettingError
-from simclrv2_tf.data import pipeline, sources
+from simclrv2_tf.data import decoding, pipeline, sources
 from simclrv2_tf.data.sources import ArraySource, FileSource, RecordSource, label_subset, open_labelled, open_source
 
 tfds.disable_progress_bar()
@@ -142,7 +142,7 @@ def test_every_format_and_name_is_read(tmp_path):
     (tmp_path / ".hidden").mkdir()
     source = open_source(settings(f"folder:{tmp_path}"), "all")
     assert sorted(pathlib.Path(path).name for path in source.paths) == sorted(FORMATS)
-    images = {path: pipeline.decode(pathlib.Path(path).read_bytes()).numpy() for path in source.paths}
+    images = {path: decoding.decode(pathlib.Path(path).read_bytes()).numpy() for path in source.paths}
     for path, image in images.items():
         expected = np.asarray(Image.open(path).convert("RGB"))
         # JPEG decoders differ by a few grey levels where colour is upsampled
@@ -155,7 +155,7 @@ def test_every_format_and_name_is_read(tmp_path):
 def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (200, 0)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    image = pipeline.decode((tmp_path / "moving.gif").read_bytes())
+    image = decoding.decode((tmp_path / "moving.gif").read_bytes())
     np.testing.assert_array_equal(image, np.full((8, 8, 3), 200, np.uint8))
 
 
@@ -416,7 +416,7 @@ def test_images_of_several_sizes_are_streamed(data_dir):
     source = open_source(settings("tiny_photos", data_dir=data_dir), "")
     assert isinstance(source, RecordSource) and source.name == "tiny_photos/test"
     assert source.num_examples == 6 and len(source.class_names) == 3
-    read = [(pipeline.decode(image).shape[0], int(label)) for image, label in source.stream()]
+    read = [(decoding.decode(image).shape[0], int(label)) for image, label in source.stream()]
     assert sorted(read) == [(8, 0), (8, 0), (9, 1), (9, 1), (10, 2), (10, 2)]
 
 

@@ -1,0 +1,159 @@
+"""From encoded images to views on the host: decode once, crop and resize each view; what stands in for a corrupt one.
+
+All of it is graph code of one thread; `tf.data` runs it for several chunks of images at a time.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from simclrv2_tf.data import augment
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.sources import FileSource
+
+# Graph code without tensor-dependent Python: converting it would only take time.
+graph_code = tf.autograph.experimental.do_not_convert
+
+# Other images to try, in turn, in the place of one that cannot be decoded.
+SUBSTITUTES = 3
+
+# A JPEG can be decoded at 1/ratio of its size: the transform of each 8 × 8 block then yields fewer pixels.
+RATIOS = (1, 2, 4, 8)
+
+Make = Callable[..., tf.Tensor]
+
+
+def decode(encoded: tf.Tensor) -> tf.Tensor:
+    """JPEG, PNG, BMP or the first frame of a GIF, as uint8 ``[height, width, 3]``."""
+    image = tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), [None, None, 3])
+    is_bmp = tf.strings.substr(encoded, 0, 2) == "BM"
+    return tf.cond(is_bmp, lambda: _through_palette(image, encoded), lambda: image)
+
+
+def _through_palette(image: tf.Tensor, bmp: tf.Tensor) -> tf.Tensor:
+    """The colours of an 8-bit BMP: ``decode_image`` takes the indices into its palette for grey values."""
+    header_size = tf.io.decode_raw(tf.strings.substr(bmp, 14, 4), tf.int32)[0]
+    bits = tf.io.decode_raw(tf.strings.substr(bmp, 28, 2), tf.int16)[0]
+    palette = tf.io.decode_raw(tf.strings.substr(bmp, 14 + header_size, 1024), tf.uint8, fixed_length=1024)
+    colours = tf.reshape(palette, [256, 4])[:, 2::-1]  # stored as blue, green, red, 0
+    return tf.where(bits == 8, tf.gather(colours, tf.cast(image[..., 0], tf.int32)), image)
+
+
+def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
+    """Random crops of one image, resized.
+
+    Args:
+        encoded: what `decode` takes.
+        crops: float32 ``[views, CROP_DRAWS]``, the random numbers of ``augment.random_crop_boxes``.
+        settings: ranges of the crops, size and method of resizing.
+
+    Returns:
+        uint8 ``[views, size, size, 3]``.
+    """
+
+    if settings.jpeg_scaling:
+        return tf.cond(
+            tf.io.is_jpeg(encoded),
+            lambda: _views_of_scaled_jpeg(encoded, crops, settings),
+            lambda: _views_of_image(decode(encoded), crops, settings),
+        )
+    return _views_of_image(decode(encoded), crops, settings)
+
+
+def _views_of_image(image: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
+    shape = tf.shape(image)
+    return _views(image, augment.random_crop_boxes(crops, shape[0], shape[1], settings), settings)
+
+
+def _views_of_scaled_jpeg(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
+    """At the smallest of `RATIOS` at which the smallest crop still has as many pixels as a view."""
+    shape = tf.io.extract_jpeg_shape(encoded)
+    boxes = augment.random_crop_boxes(crops, shape[0], shape[1], settings)
+    smallest = tf.reduce_min(boxes[:, 2:])
+    choice = tf.add_n([tf.cast(smallest >= ratio * settings.image_size, tf.int32) for ratio in RATIOS[1:]])
+
+    def at(ratio: int) -> tf.Tensor:
+        return _views(tf.io.decode_jpeg(encoded, channels=3, ratio=ratio), boxes // ratio, settings)
+
+    return tf.switch_case(choice, [functools.partial(at, ratio) for ratio in RATIOS])
+
+
+def _views(image: tf.Tensor, boxes: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
+    # TensorFlow resizes floats faster than bytes; but it reads few pixels of a large crop, and a cast all of them.
+    small = tf.size(image) <= 3 * 8 * settings.image_size**2
+    in_floats, in_bytes = (functools.partial(_resized, image, boxes, settings, kind) for kind in (tf.float32, tf.uint8))
+    return tf.cond(small, in_floats, in_bytes)
+
+
+def _resized(image: tf.Tensor, boxes: tf.Tensor, settings: ViewSettings, kind: tf.DType) -> tf.Tensor:
+    size, method = (settings.image_size, settings.image_size), settings.resize_method
+    views = []
+    for y, x, height, width in (tf.unstack(box) for box in tf.unstack(boxes)):
+        crop = tf.cast(image[y : y + height, x : x + width], kind)
+        view = tf.image.resize(crop, size, method) + 0.5
+        if method == "bicubic":  # which overshoots
+            view = tf.clip_by_value(view, 0, 255)
+        views.append(tf.cast(view, tf.uint8))
+    return tf.stack(views)
+
+
+def read_files(source: FileSource, requests: tf.data.Dataset, make: Make, substitutes: int) -> tf.data.Dataset:
+    """Makes something of each file, chunk by chunk, in order; a corrupt one is reported and its neighbours are tried.
+
+    Graph code cannot catch an exception, but a data set can leave out the elements that raise one. To set one up for
+    each image would take a third of the time of decoding it, so there is one for each chunk, and only the images of a
+    chunk from which something is missing get their own.
+
+    Args:
+        source: the files.
+        requests: tuples of chunks: int64 indices ``[c]`` of files, and further arguments of ``make``, ``[c, ...]``.
+        make: from an encoded image and its further arguments to a tensor of static shape.
+        substitutes: how many of the files that follow a corrupt one may stand in for it.
+
+    Returns:
+        Of each chunk what was made ``[c, ...]``, int32 labels ``[c]`` (−1: unknown) and whether it is of a file, bool
+        ``[c]``: zeros stand for an image without any substitute, so that later positions do not move.
+    """
+    labels = tf.constant(source.labels if source.labels is not None else [-1] * source.num_examples, tf.int32)
+    contents = tf.constant([os.fsencode(path) for path in source.paths] if source.encoded is None else source.encoded)
+
+    @tf.function(autograph=False)  # traced once for its two uses
+    def read(index: tf.Tensor, *arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        content = contents[index] if source.encoded is not None else tf.io.read_file(contents[index])
+        return make(content, *arguments), index
+
+    def readable(indices: tf.Tensor, *arguments: tf.Tensor) -> tf.data.Dataset:
+        """Those that can be read; then zeros, of index −1."""
+        found = tf.data.Dataset.from_tensor_slices((indices, *arguments)).map(read).ignore_errors()
+        nothing = tf.zeros(found.element_spec[0].shape, found.element_spec[0].dtype), tf.constant(-1, tf.int64)
+        return found.concatenate(tf.data.Dataset.from_tensors(nothing))
+
+    @graph_code
+    def first_readable(wanted: tf.Tensor, *arguments: tf.Tensor) -> tf.data.Dataset:
+        candidates = tf.stack([(wanted + i) % source.num_examples for i in range(substitutes + 1)])
+        repeated = [tf.repeat(argument[tf.newaxis], substitutes + 1, axis=0) for argument in arguments]
+        return readable(candidates, *repeated).take(1).map(lambda *found: report(*found, wanted))
+
+    @graph_code
+    def report(made: tf.Tensor, index: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def corrupt() -> tf.Tensor:
+            with tf.control_dependencies([tf.py_function(source.report_corrupt, [wanted], [])]):
+                return tf.identity(index)
+
+        return made, tf.cond(index == wanted, lambda: index, corrupt)
+
+    @graph_code
+    def read_chunk(*request: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        size = tf.size(request[0], tf.int64)
+
+        def one_by_one() -> tuple[tf.Tensor, tf.Tensor]:
+            each = tf.data.Dataset.from_tensor_slices(request).flat_map(first_readable)
+            return each.batch(size).get_single_element()
+
+        made, found = readable(*request).batch(size + 1).get_single_element()
+        made, found = tf.cond(tf.size(found, tf.int64) > size, lambda: (made[:-1], found[:-1]), one_by_one)
+        return made, tf.gather(labels, tf.where(found < 0, request[0], found)), found >= 0
+
+    return requests.map(read_chunk, tf.data.AUTOTUNE)
