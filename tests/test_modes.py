@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from simclrv2_tf import cli, modes, precedence
 from simclrv2_tf.config import SettingError
-from simclrv2_tf.modes import previewing, training
+from simclrv2_tf.modes import costs, previewing, training
 from simclrv2_tf.training.journal import Journal
 
 TOY = {
@@ -341,3 +341,26 @@ class TestSummary:
         model_dir, _ = whole_run
         with pytest.raises(SettingError, match="resnet_depth=50"):
             modes.run({"mode": "summary", "checkpoint": str(model_dir / "pretrain"), "resnet_depth": 50})
+
+
+class TestMemory:
+    def test_what_a_step_will_need_is_told_before_it_and_what_helps_if_that_is_too_much(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "fits")})
+        out = capsys.readouterr().out
+        assert re.search(r"memory +about [\d.]+ MB of [\d.,]+ GB, by .*activations [\d.]+ MB", out)
+        assert "--grad_cache_micro_batch" not in out
+        monkeypatch.setattr(costs, "device_memory", lambda: 1_000_000)
+        modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "not")})
+        assert re.search(r"of 1.00 MB.* MORE THAN THERE IS; .*--remat", capsys.readouterr().out)
+
+    def test_running_out_of_it_names_the_flags_that_help(self, tmp_path):
+        """A queue beyond any address space."""
+        settings = TOY | {"memory_size": 2**40, "model_dir": str(tmp_path / "run")}
+        with pytest.raises(SettingError, match=r"out of memory \(OOM .*--grad_cache_micro_batch.*--loss_tile.*--remat"):
+            modes.run(settings | {"mode": "pretrain"})
+
+    def test_a_full_disk_is_not_mistaken_for_it(self):
+        with pytest.raises(tf.errors.ResourceExhaustedError, match="No space"), costs.out_of_memory_explained():
+            tf.io.write_file("/dev/full", "x" * 100_000)

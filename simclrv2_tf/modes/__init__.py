@@ -7,6 +7,7 @@ import keras
 
 from simclrv2_tf import precedence
 from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.modes.costs import out_of_memory_explained
 from simclrv2_tf.modes.importing import import_checkpoint
 from simclrv2_tf.modes.inspection import embed, evaluate, export
 from simclrv2_tf.modes.previewing import preview
@@ -18,6 +19,7 @@ from simclrv2_tf.modes.training import classify, pretrain
 from simclrv2_tf.training.strategies import choose_strategy, taking_part
 
 
+@out_of_memory_explained()
 def run(explicit: dict[str, Any]) -> Result:
     """Runs the mode that the settings name.
 

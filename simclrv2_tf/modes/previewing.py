@@ -11,9 +11,9 @@ from simclrv2_tf.config import Config
 from simclrv2_tf.console import box
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.modes.costs import cost_of, memory_in_words, step_memory
 from simclrv2_tf.modes.preparing import Ready, ready, what_follows
 from simclrv2_tf.modes.starting import Result, Strategy, fit_batch, settle
-from simclrv2_tf.modes.summary import cost_of, in_bytes, step_memory
 from simclrv2_tf.report import charts, facts, pictures, write_preview
 from simclrv2_tf.report.tables import duration
 from simclrv2_tf.training.journal import Journal
@@ -65,15 +65,12 @@ def _timed(config: Config, strategy: Strategy) -> Config:
 
 def _estimate(config: Config, strategy: Strategy, run: Ready, plan: Plan) -> dict[str, str]:
     """Time and memory in words."""
-    replicas, network, timed = strategy.num_replicas_in_sync, run.model.network, run.data.batch_size
+    timed = run.data.batch_size
     seconds = _seconds_a_step(run) * config.train_batch_size / timed
-    memory = step_memory(cost_of(config, network.num_classes, network.head_input), config, replicas)
-    parts = ", ".join(f"{name} {in_bytes(size)}" for name, size in memory.items())
     return {
         "time": f"about {duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
         f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
-        "memory": f"about {in_bytes(sum(memory.values()))} on each of {replicas} replica(s), by the shapes of the "
-        f"layers: {parts}; what the libraries need for themselves comes on top",
+        "memory": memory_in_words(run.model.network, config, strategy.num_replicas_in_sync),
     }
 
 

@@ -2,16 +2,12 @@
 
 from typing import Any
 
-import tensorflow as tf
-
-from simclrv2_tf import build, precedence
+from simclrv2_tf import precedence
 from simclrv2_tf.config import Config
-from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.modes.costs import cost_of, in_bytes, similarities
 from simclrv2_tf.modes.starting import Result
-from simclrv2_tf.nets import Network, Summary, summarize
+from simclrv2_tf.nets import Summary
 from simclrv2_tf.training.checkpoints import run_of
-from simclrv2_tf.training.classifier import ClassificationModel
-from simclrv2_tf.training.losses import tile_rows
 
 IMAGENET_CLASSES = 1000
 
@@ -32,41 +28,6 @@ def summary(explicit: dict[str, Any]) -> Result:
     print(format_summary(found, config, classes))
     total = found.total
     return {"mode": "summary", "parameters": total.parameters, "multiply_adds": total.multiply_adds}
-
-
-def cost_of(config: Config, classes: int, tap: int) -> Summary:
-    """What the network of a run costs; nothing is allocated."""
-
-    def make_network() -> Network:
-        network = build.network(config, tf.distribute.get_strategy(), classes, tap)
-        if config.mode in ("finetune", "linear_eval", "supervised"):
-            build.freeze(ClassificationModel(network, ViewSettings(config.image_size)), config)
-        return network
-
-    return summarize(make_network, config.image_size, whole_head=config.mode == "pretrain")
-
-
-def step_memory(found: Summary, config: Config, replicas: int) -> dict[str, int]:
-    """Bytes that a training step needs on each replica, by what for; what the libraries need for themselves is more."""
-    total, images = found.total, config.train_batch_size // replicas
-    at_once = min(images, config.grad_cache_micro_batch or images) * (2 if config.mode == "pretrain" else 1)
-    slots = 2 if config.optimizer == "adam" else 1
-    memory = {
-        "weights": 4 * total.parameters,
-        "gradients and optimizer": 4 * (1 + slots) * total.trained,
-        "activations": total.activations * at_once * found.itemsize,
-    }
-    if config.mode == "pretrain":
-        memory["similarities of NT-Xent"] = 4 * _similarities(config)[1] * _similarities(config)[2] // replicas
-    if config.memory_size:
-        memory["averages of --memory_size"] = 4 * total.trained
-    return memory
-
-
-def _similarities(config: Config) -> tuple[int, int, int]:
-    """Rows and columns of NT-Xent's matrix, and how many of its rows are in memory at a time."""
-    rows, columns = 2 * config.train_batch_size, 2 * config.train_batch_size + config.memory_size
-    return rows, columns, min(tile_rows(columns, config.loss_tile), rows)
 
 
 def format_summary(found: Summary, config: Config, classes: int) -> str:
@@ -92,14 +53,9 @@ def format_summary(found: Summary, config: Config, classes: int) -> str:
         "Activations: what the backward pass reads of the forward pass, each number once, over all replicas.",
     ]
     if config.mode == "pretrain":
-        rows, columns, held = _similarities(config)
+        rows, columns, held = similarities(config)
         lines.append(
             f"NT-Xent: {rows:,} x {columns:,} similarities, {held:,} rows at a time (--loss_tile): "
             f"{in_bytes(4 * held * columns)} in float32."
         )
     return "\n".join(lines)
-
-
-def in_bytes(count: int) -> str:
-    """Such as 1.25 GB."""
-    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"

@@ -11,6 +11,7 @@ from simclrv2_tf import build, evaluation
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import FileSource, Source
+from simclrv2_tf.modes.costs import memory_in_words
 from simclrv2_tf.modes.measuring import (
     features_of,
     knn_features,
@@ -112,9 +113,9 @@ def _train_and_report(
     with journal.locked():
         changed(config, model_dir, resolved)
         journal.write_config(config, resolved)
-        print(
-            "\n" + box(f"{config.mode}: {journal.model_dir}", facts(vars(config) | {"resolved": resolved})), flush=True
-        )
+        memory = {"memory": memory_in_words(model.network, config, strategy.num_replicas_in_sync)}
+        found = facts(vars(config) | {"resolved": resolved}) | memory
+        print("\n" + box(f"{config.mode}: {journal.model_dir}", found), flush=True)
         started = time.perf_counter()
         if pictures is not None:
             pictures.draw_views(data)
