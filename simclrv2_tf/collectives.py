@@ -51,4 +51,5 @@ def loops_can_communicate() -> bool:
 
     Those of the mirrored strategies meet in Python while the step is traced, and cannot meet in the graph of a loop.
     """
-    return replica_count() == 1 or isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+    mirrored = tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy
+    return replica_count() == 1 or not isinstance(tf.distribute.get_strategy(), mirrored)

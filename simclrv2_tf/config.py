@@ -21,6 +21,7 @@ MODES = (
     "export",
     "summary",
     "preview",
+    "tpu_preflight",
     "report",
     "import_checkpoint",
     "semi_supervised",
@@ -304,6 +305,11 @@ class Config:
     tpu_name: str = _setting("", DEVICES, "Name or grpc address of the TPU; local on a TPU VM.")
     tpu_zone: str = _setting("", DEVICES, "Zone of the TPU.")
     gcp_project: str = _setting("", DEVICES, "Project of the TPU.")
+    tpu_topology: str = _setting(
+        "v4:2x2x1",
+        DEVICES,
+        "For tpu_preflight, the chips to compile for: v4:2x2x4 is a v4-32; also v5e:4x4, v5p:2x2x2, v6e:2x4 …",
+    )
     master: str = _setting("", DEVICES, "Address of the TPU, instead of its name.")
 
     def __post_init__(self) -> None:

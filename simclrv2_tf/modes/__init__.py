@@ -10,6 +10,7 @@ from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.modes.costs import out_of_memory_explained
 from simclrv2_tf.modes.importing import import_checkpoint
 from simclrv2_tf.modes.inspection import embed, evaluate, export
+from simclrv2_tf.modes.preflight import tpu_preflight
 from simclrv2_tf.modes.previewing import preview
 from simclrv2_tf.modes.reporting import report
 from simclrv2_tf.modes.semi_supervised import semi_supervised
@@ -35,6 +36,8 @@ def run(explicit: dict[str, Any]) -> Result:
         return summary(explicit)
     if mode == "preview":
         return preview(explicit)
+    if mode == "tpu_preflight":
+        return tpu_preflight(explicit)
     if mode == "report":
         return report(explicit)
     if mode == "semi_supervised":

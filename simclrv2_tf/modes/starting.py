@@ -25,7 +25,7 @@ FREE = {
     "model_dir", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoint_max", "keep_best", "on_checkpoint_error",
     "on_nan", "override_config", "deterministic", "report", "compare", "embedding", "cache_dataset", "data_dir",
     "max_corrupt_share", "recipe", "stage", "augment_on", "steps_per_execution", "loss_tile", "remat", "cpu_replicas",
-    "worker_timeout", "use_tpu", "tpu_name", "tpu_zone", "gcp_project", "master",
+    "worker_timeout", "use_tpu", "tpu_name", "tpu_zone", "gcp_project", "master", "tpu_topology",
 }  # fmt: skip
 
 

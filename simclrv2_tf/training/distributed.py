@@ -50,7 +50,6 @@ class ReplicatedModel(keras.Model):
 
     train_metrics: tuple[str, ...] = ("loss",)
     skip_bad_steps = False
-    _forward = None
     _run_steps = None
 
     @property
@@ -104,8 +103,8 @@ class ReplicatedModel(keras.Model):
 
     def _make_run_steps(self) -> Any:
         # Nothing in a step needs autograph, whose conversion takes longer than the tracing.
-        replica_step = tf.autograph.experimental.do_not_convert(self._guarded_step)
-        if self.jit_compile:
+        replica_step = tf.autograph.experimental.do_not_convert(self.guarded_step)
+        if self.jit_compile and not isinstance(self.distribute_strategy, tf.distribute.TPUStrategy):
             replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
         @tf.function(reduce_retracing=True)
@@ -125,7 +124,7 @@ class ReplicatedModel(keras.Model):
 
         return run_steps
 
-    def _guarded_step(self, batch: Batch) -> tf.Tensor:
+    def guarded_step(self, batch: Batch) -> tf.Tensor:
         """One step on a replica: its ``train_metrics``, over all replicas, and 1 if all was finite, else 0."""
         undo = self._undo() if self.skip_bad_steps else None
         logs = self.train_step(batch)
@@ -173,13 +172,14 @@ class ReplicatedModel(keras.Model):
         Raises:
             SettingError: if there are no images.
         """
-        if self._forward is None:
-            self._forward = tf.function(self._endpoints, autograph=False)
+        # The names are not an argument, which a TPU would be sent; and each function is traced once.
+        forward = tf.function(lambda batch: self._endpoints(batch, names), autograph=False)
+        forward = vars(self).setdefault(f"_forward{names}", forward)
         self.agree_on_statistics()
         strategy = self.distribute_strategy
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
         for batch in distribute(strategy, batch_size, make):
-            for name, value in strategy.run(self._forward, args=(batch, names)).items():
+            for name, value in strategy.run(forward, args=(batch,)).items():
                 local = strategy.experimental_local_results(value)
                 found[name].append(local[0].numpy() if has_workers(strategy) else np.concatenate(local))
         joined = {name: np.concatenate(parts) for name, parts in found.items()}
