@@ -133,8 +133,9 @@ def profile(said: argparse.Namespace) -> None:
             for line in plane.lines:
                 for name, picoseconds in _own_time(line.events):
                     _, colon, operation = plane.event_metadata[name].name.rpartition(":")
-                    if colon or said.device == "gpu":  # else it is the executor, which waits for the operations
-                        kind = re.sub(r"[_.\d]+$", "", operation)
+                    kind = re.sub(r"[_.\d]+$", "", operation)
+                    # The others are the executor, which waits for the operations.
+                    if said.device == "gpu" or (colon and kind not in ("Run", "Process")):
                         spent[kind] += picoseconds
                         count[kind] += 1
     for kind, picoseconds in spent.most_common(20):
