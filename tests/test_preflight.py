@@ -3,11 +3,13 @@
 import importlib.util
 import resource
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from simclrv2_tf import modes
+from simclrv2_tf import build, modes
 from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.modes import preflight
 
 TOY = {
@@ -70,3 +72,12 @@ def test_libtpu_compiles_the_step(topology, capsys):
     found = modes.run(TOY | {"tpu_topology": topology})
     assert found["fits"] and found["replicas"] == 4 and found["operations"] > 1e9 and found["all-reduces"] > 20
     assert "fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("augment_on", ["device", "host"])
+def test_the_batch_is_what_the_input_makes_and_static(augment_on):
+    source = ArraySource("toy", np.zeros([40, 32, 32, 3], np.uint8), np.zeros([40], np.int32), ("one",))
+    config = Config(**TOY | {"mode": "pretrain", "augment_on": augment_on})
+    spec = build.training_input(config, source).batches(0, 1).element_spec
+    assert spec == preflight.batch_spec(config, config.train_batch_size)
+    assert all(tensor.shape.is_fully_defined() for tensor in spec.values())
