@@ -21,6 +21,7 @@ MODES = (
     "export",
     "summary",
     "preview",
+    "benchmark",
     "tpu_preflight",
     "report",
     "import_checkpoint",

@@ -7,6 +7,7 @@ import keras
 
 from simclrv2_tf import precedence
 from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.modes.benchmarking import benchmark
 from simclrv2_tf.modes.costs import out_of_memory_explained
 from simclrv2_tf.modes.importing import import_checkpoint
 from simclrv2_tf.modes.inspection import embed, evaluate, export
@@ -38,6 +39,8 @@ def run(explicit: dict[str, Any]) -> Result:
         return preview(explicit)
     if mode == "tpu_preflight":
         return tpu_preflight(explicit)
+    if mode == "benchmark":
+        return benchmark(explicit)
     if mode == "report":
         return report(explicit)
     if mode == "semi_supervised":

@@ -13,12 +13,11 @@ from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.modes.costs import cost_of, memory_in_words, step_memory
 from simclrv2_tf.modes.preparing import Ready, ready, what_follows
-from simclrv2_tf.modes.starting import Result, Strategy, fit_batch, settle
+from simclrv2_tf.modes.starting import Result, Strategy, planned
 from simclrv2_tf.report import charts, facts, pictures, write_preview
 from simclrv2_tf.report.tables import duration
 from simclrv2_tf.training.journal import Journal
 from simclrv2_tf.training.schedules import Plan
-from simclrv2_tf.training.strategies import choose_strategy
 
 SHOWN = 48  # images of the batch
 CLASSES, OF_A_CLASS = 10, 6  # of the labelled images
@@ -32,11 +31,7 @@ def preview(explicit: dict[str, Any]) -> Result:
     That run is distillation with ``--teacher``, fine-tuning with ``--checkpoint``, else pretraining. Its time is that
     of some steps on this machine; its memory follows from the shapes of its layers.
     """
-    mode = "distill" if explicit.get("teacher") else "finetune" if explicit.get("checkpoint") else "pretrain"
-    config = settle(explicit | {"mode": mode}, mode)
-    strategy = choose_strategy(config)
-    if "train_batch_size" not in explicit:
-        config = fit_batch(config, strategy)
+    config, strategy = planned(explicit)
     run = ready(_timed(config, strategy), strategy)
     data = build.training_input(config, run.data.source)
     plan = Plan.of(config, data.source.num_examples)
@@ -46,7 +41,7 @@ def preview(explicit: dict[str, Any]) -> Result:
     model_dir = Journal(build.model_dir(config)).model_dir
     described = vars(config) | {"resolved": resolved}
     page = write_preview(model_dir, described, estimate, figures)
-    print(box(f"before {mode}: {model_dir}", facts(described) | estimate | {"preview": str(page)}))
+    print(box(f"before {config.mode}: {model_dir}", facts(described) | estimate | {"preview": str(page)}))
     return {"mode": "preview", "path": str(page), **estimate}
 
 

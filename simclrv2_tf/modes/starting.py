@@ -14,6 +14,7 @@ from simclrv2_tf.report import write_report
 from simclrv2_tf.training import official
 from simclrv2_tf.training.checkpoints import find, run_of
 from simclrv2_tf.training.journal import Journal
+from simclrv2_tf.training.strategies import choose_strategy
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,17 @@ def settle(explicit: dict[str, Any], stage: str = "") -> Config:
     flag = "teacher" if mode == "distill" else "checkpoint"
     parent = run_of(explicit[flag], flag)[0] if explicit.get(flag) else None
     return precedence.resolve(explicit, stage, parent)
+
+
+def planned(explicit: dict[str, Any]) -> tuple[Config, Strategy]:
+    """The training run that settings without its mode describe, and its devices.
+
+    It is distillation with ``--teacher``, fine-tuning with ``--checkpoint``, else pretraining.
+    """
+    mode = "distill" if explicit.get("teacher") else "finetune" if explicit.get("checkpoint") else "pretrain"
+    config = settle(explicit | {"mode": mode}, mode)
+    strategy = choose_strategy(config)
+    return config if "train_batch_size" in explicit else fit_batch(config, strategy), strategy
 
 
 def fit_batch(config: Config, strategy: Strategy) -> Config:
