@@ -121,6 +121,7 @@ def what_follows(config: Config, strategy: Strategy, run: Ready) -> dict[str, An
         "dtype_policy": keras.config.dtype_policy().name,
         "xla": bool(model.jit_compile),
         **environment(),
+        "strategy": type(strategy).__name__ if strategy.num_replicas_in_sync > 1 else "one device",
     }
 
 

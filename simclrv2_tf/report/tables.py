@@ -31,6 +31,7 @@ FACTS = {
     "training": "{steps:,} steps of {train_batch_size:,} images, {optimizer}, learning rate up to "
     "{peak_learning_rate:g}, {warmup_steps:,} warm-up steps",
     "device": "{device}, {replicas} replica(s), {dtype_policy}, XLA {xla}",
+    "replicas": "{strategy}, {batch_per_replica:,} images a replica",
     "versions": "{versions}",
     "revision": "{revision}",
 }

@@ -77,6 +77,9 @@ class ReplicatedModel(keras.Model):
         if scaling and self.distribute_strategy.num_replicas_in_sync > 1:
             raise SettingError("--mixed_precision=float16: works on one replica only; take bfloat16 or float32")
         self.optimizer.build(self.trained_variables)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            # Each replica counts the steps. Keras would broadcast the first one's count, which XLA cannot compile.
+            self.optimizer.iterations.value._aggregation = tf.VariableAggregation.NONE
         self.skip_bad_steps = skip_bad_steps
 
     def make_train_function(self, force: bool = False) -> Any:

@@ -38,7 +38,9 @@ class Undo:
         variables = [*self.by_optimizer, *self.by_replica]
         values = [tf.where(keep, v.value, old) for v, old in zip(variables, self.before, strict=True)]
         count = len(self.by_optimizer)
-        tf.distribute.get_replica_context().merge_call(self._assign, args=values[:count])
+        strategy = tf.distribute.get_strategy()
+        # As Keras's optimizers do: on GPUs under XLA each replica updates its copy, and must not merge with the others.
+        tf.__internal__.distribute.interim.maybe_merge_call(self._assign, strategy, *values[:count])
         for variable, value in zip(self.by_replica, values[count:], strict=True):
             variable.assign(value)
 

@@ -27,8 +27,7 @@ class Memory(keras.layers.Layer):
     def __init__(self, network: Network, size: int, decay: float):
         super().__init__(name="memory", dtype=statistics_dtype(network.variable_dtype).name)
         self.decay = decay
-        # Every replica computes the same new values, so the first one's are as good as any.
-        shared = dict(trainable=False, aggregation="only_first_replica")
+        shared = dict(trainable=False, aggregation="none")  # every replica computes the same new values
         self.averages = [
             self.add_weight(shape=weight.shape, name=f"average_{i}", **shared)
             for i, weight in enumerate(network.trainable_variables)

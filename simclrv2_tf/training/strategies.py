@@ -207,11 +207,17 @@ def _gather(strategy: Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def use_xla(config: Config, strategy: Strategy) -> bool:
-    """Whether the replica's step is compiled: always on TPUs, by default on one GPU (on CPUs XLA is slower)."""
-    if config.jit_compile != "auto":
-        return config.jit_compile == "true"
-    one_gpu = strategy.num_replicas_in_sync == 1 and bool(tf.config.list_physical_devices("GPU"))
-    return config.use_tpu or one_gpu
+    """Whether the replica's step is compiled: always on TPUs, by default on one GPU (on CPUs XLA is slower).
+
+    Raises:
+        SettingError: if it is to be on several CPU replicas, whose collectives XLA does not have.
+    """
+    several, gpus = strategy.num_replicas_in_sync > 1, bool(tf.config.list_physical_devices("GPU"))
+    if config.jit_compile == "auto":
+        return config.use_tpu or (gpus and not several)
+    if config.jit_compile == "true" and several and not (gpus or config.use_tpu):
+        raise SettingError("--jit_compile=true: XLA has no collectives on CPUs; several replicas there need false")
+    return config.jit_compile == "true"
 
 
 def dtype_policy(config: Config) -> str:

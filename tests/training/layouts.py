@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import keras
 import numpy as np
 import tensorflow as tf
 import tiny
@@ -32,9 +33,10 @@ def make(kind: str) -> ReplicatedModel:
     return tiny.compiled(Distiller(network, tiny.network(seed=1), tiny.VIEWS, 0.5, 0.5, 1e-3))
 
 
-def train(kind: str, strategy: tf.distribute.Strategy) -> Numbers:
+def train(kind: str, strategy: tf.distribute.Strategy, precision: str = "float64") -> Numbers:
     """Losses and other metrics of each call; every variable after the last; logits of an evaluation."""
-    tiny.use_float64()
+    keras.config.set_floatx(precision)
+    keras.config.set_dtype_policy(precision)
     with strategy.scope():
         model = make(kind)
     # One replica has no label at all in any batch, others have some.
@@ -63,9 +65,9 @@ def evaluate(model: ReplicatedModel) -> Numbers:
     return {f"evaluated/{name}": values for name, values in found.items()}
 
 
-def work(environment: dict[str, str], folder: pathlib.Path, index: int) -> None:
+def work(environment: dict[str, str], folder: pathlib.Path, index: int, precision: str = "float64") -> None:
     """One worker's process: leaves ``KIND-INDEX.npz``."""
     os.environ |= environment
     strategy = choose_strategy(Config(train_batch_size=BATCH, eval_batch_size=BATCH))
     for kind in KINDS:
-        np.savez(folder / f"{kind}-{index}.npz", **train(kind, strategy))
+        np.savez(folder / f"{kind}-{index}.npz", **train(kind, strategy, precision))

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from tensorflow.python.distribute import mirrored_run, mirrored_strategy
 
 from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.pipeline import evaluation_batches
 from simclrv2_tf.data.sources import ArraySource
+from simclrv2_tf.nets import BatchNorm
 from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel
 from simclrv2_tf.training.optimizers import penalised_variables
-from simclrv2_tf.training.simclr import SimCLR
+from simclrv2_tf.training.simclr import Memory, SimCLR
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -125,6 +127,30 @@ def test_xla_equals_no_xla():
     expected = {name: np.mean([call[name] for call in one_logs]) for name in one_logs[0]}
     assert logs == [pytest.approx(expected, rel=1e-6)]
     tiny.assert_close(compiled, one, rtol=1e-8)
+
+
+@pytest.mark.parametrize("skip_bad_steps", [False, True])
+def test_xla_on_several_gpus_has_the_collectives_inside_the_step(skip_bad_steps, replicas, monkeypatch):
+    """Traced, not compiled: XLA has no collectives on CPUs. One message for all gradients, two for each batch norm."""
+    for module in (mirrored_run, mirrored_strategy):
+        monkeypatch.setattr(module, "_is_gpu_device", lambda device: True)
+    strategy = replicas(2)
+    with strategy.scope():
+        network = tiny.network()
+        memory = Memory(network, 20, 0.9)
+        model = SimCLR(network, tiny.VIEWS, memory=memory)
+        tiny.compiled(model, jit_compile=True, skip_bad_steps=skip_bad_steps)
+    iterator = iter(strategy.experimental_distribute_dataset(tiny.dataset(0, 1)))
+    traced = model._make_run_steps().get_concrete_function(iterator, tf.constant(1))
+    counts = [
+        sum(node.op == "CollectiveReduceV2" for node in function.node_def)
+        for function in traced.graph.as_graph_def().library.function
+        if function.attr["_XlaMustCompile"].b
+    ]
+    norms = sum(isinstance(layer, BatchNorm) for layer in network._flatten_layers())
+    embeddings, similarities, keys, labelled, metrics, gradients = 1, 1, 1, 2, 1, 1
+    others = embeddings + similarities + keys + labelled + metrics + gradients
+    assert counts == [2 * norms + norms + others] * 2  # the memory's network only runs forward
 
 
 def test_replicas_with_statistics_of_their_own_agree_on_the_mean(replicas):

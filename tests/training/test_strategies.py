@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf.config import Config, SettingError
-from simclrv2_tf.training.strategies import choose_strategy, is_chief, steps_a_call, tell_workers
+from simclrv2_tf.training.strategies import choose_strategy, is_chief, steps_a_call, tell_workers, use_xla
 
 IMPATIENT = Config(worker_timeout=1)
 
@@ -97,6 +97,11 @@ def test_logical_devices_are_not_for_workers(port, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{port}", "localhost:1"]))
     with pytest.raises(SettingError, match="--cpu_replicas=2: a worker on a CPU is one replica"):
         choose_strategy(Config(cpu_replicas=2, worker_timeout=1))
+
+
+def test_xla_has_no_collectives_on_cpus(replicas):
+    with pytest.raises(SettingError, match="--jit_compile=true: XLA has no collectives on CPUs"):
+        use_xla(Config(jit_compile="true"), replicas(2))
 
 
 def test_a_tpu_that_is_not_there():

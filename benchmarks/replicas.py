@@ -1,0 +1,229 @@
+"""Replicas and workers on this machine: that they give the same, what they cost, what a kill does.
+
+    python benchmarks/replicas.py [equality] [cost] [kill]
+
+Writes these sections of ``docs/devices.md``. Workers are processes that talk over loopback.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+sys.path.extend(str(pathlib.Path(__file__).parents[1] / folder) for folder in (".", "tests", "tests/training"))
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the children
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import children
+import keras
+import layouts
+import numpy as np
+import tensorflow as tf
+import test_workers
+
+from benchmarks.page import origin, write
+from simclrv2_tf.config import Config
+from simclrv2_tf.modes.preparing import ready
+from simclrv2_tf.nets import BatchNorm
+from simclrv2_tf.training.distributed import distribute
+from simclrv2_tf.training.strategies import choose_strategy
+
+STEPS, TRIES = 5, 5
+TRAINING = dict(dataset="digits", resnet_depth=18, width_multiplier=0.25, image_size=32, train_batch_size=128)
+LAYERS, ACTIVATIONS = 20, (32, 8, 8, 64)
+NORMS = {"ours": BatchNorm, "Keras's": lambda: keras.layers.BatchNormalization(synchronized=True)}
+
+
+def together(count: int, function: Callable, *args: object) -> dict[str, layouts.Numbers]:
+    """Runs ``function(environment, folder, index, *args)`` in so many workers; the ``.npz`` files that each leaves."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = pathlib.Path(folder)
+        environments = children.workers(count) if count > 1 else [{}]
+        logs = [place / f"log{index}" for index in range(count)]
+        workers = [
+            children.start(log, function, environment, place, index, *args)
+            for index, (log, environment) in enumerate(zip(logs, environments, strict=True))
+        ]
+        for worker, log in zip(workers, logs, strict=True):
+            worker.join()
+            if worker.exitcode:
+                sys.exit(log.read_text()[-3000:])
+        return {path.stem: dict(np.load(path)) for path in sorted(place.glob("*.npz"))}
+
+
+def replicas(count: int, kind: str, precision: str) -> layouts.Numbers:
+    """On logical devices of this process."""
+    tf.distribute.MirroredStrategy._collective_key_base += 1000  # else a strategy joins the one before it
+    keras.backend.clear_session()
+    return layouts.train(kind, tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)]), precision)
+
+
+def equality() -> str:
+    """Largest difference of each layout from one device."""
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
+    lines = ["| layout | mode | metrics | weights, slots, statistics, memory | evaluation | … in float32 |"]
+    lines += ["|" + "---|" * 6]
+    for layout in ("2 replicas", "4 replicas", "2 workers", "3 workers"):
+        count, what = int(layout[0]), layout[2:]
+        found = {}
+        for precision in ("float64", "float32"):
+            made = together(count, layouts.work, precision) if what == "workers" else {}
+            for kind in layouts.KINDS:
+                keras.backend.clear_session()
+                one = layouts.train(kind, tf.distribute.get_strategy(), precision)
+                each = [made[f"{kind}-{i}"] for i in range(count)] if made else [replicas(count, kind, precision)]
+                found[kind, precision] = largest(each, one)
+        for kind in layouts.KINDS:
+            wide = found[kind, "float64"]
+            narrow = " / ".join(f"{value:.0e}" for value in found[kind, "float32"].values())
+            lines.append(f"| {layout} | {kind} | {' | '.join(f'{v:.0e}' for v in wide.values())} | {narrow} |")
+    return "\n".join(lines)
+
+
+def largest(found: list[layouts.Numbers], expected: layouts.Numbers) -> dict[str, float]:
+    """Differences of tensors, each relative to its greatest number; of metrics, variables and evaluation."""
+    worst = dict.fromkeys(("metrics", "variables", "evaluation"), 0.0)
+    for name, value in expected.items():
+        group = "evaluation" if name.startswith("evaluated/") else "variables" if "/" in name else "metrics"
+        for one in found:
+            difference = np.abs(np.asarray(one[name], "float64") - value).max() / max(np.abs(value).max(), 1e-3)
+            worst[group] = max(worst[group], float(difference))
+    return worst
+
+
+def messages(function: tf.types.experimental.ConcreteFunction) -> int:
+    """All-reduces in a function of a worker and in those that it calls."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(node for called in graph.library.function for node in called.node_def)]
+    return sum(node.op.startswith("CollectiveReduce") for node in nodes)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Of one call: the least of several."""
+    run()
+    found = []
+    for _ in range(TRIES):
+        before = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - before)
+    return min(found)
+
+
+def norms(environment: dict[str, str], folder: pathlib.Path, index: int) -> None:
+    """A worker's part of a tower of batch norms, forward and backward."""
+    os.environ |= environment
+    strategy = choose_strategy(Config(train_batch_size=64, eval_batch_size=64))
+    found = {}
+    for name, make in NORMS.items():
+        with strategy.scope():
+            tower = [make() for _ in range(LAYERS)]
+            for layer in tower:
+                layer.build(ACTIVATIONS)
+        x = tf.random.stateless_normal(ACTIVATIONS, [0, index])
+
+        def step(x: tf.Tensor = x, tower: list = tower) -> tf.Tensor:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = x
+                for layer in tower:
+                    y = layer(y, training=True)
+                loss = tf.reduce_sum(y**3)
+            return tape.gradient(loss, x)
+
+        run = tf.function(lambda step=step: strategy.run(step), autograph=False)
+        concrete = run.get_concrete_function()
+        found[name] = [messages(concrete) / LAYERS, 1000 * seconds(lambda run=run: run().numpy())]
+    np.savez(folder / f"norms-{index}.npz", **found)
+
+
+def steps(environment: dict[str, str], folder: pathlib.Path, index: int, replicas: int, threads: int) -> None:
+    """A worker's part of pretraining steps: leaves seconds a step, and all-reduces of each."""
+    os.environ |= environment
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    config = Config(mode="pretrain", model_dir=str(folder), recipe="none", cpu_replicas=replicas, **TRAINING)
+    strategy = choose_strategy(config)
+    run = ready(config, strategy)
+    count = (TRIES + 2) * STEPS
+    iterator = iter(distribute(strategy, run.data.batch_size, lambda part: run.data.of(part).batches(0, count)))
+    took = seconds(lambda: float(run.model.run_steps(iterator, STEPS)["loss"])) / STEPS
+    concrete = run.model._run_steps.get_concrete_function(iterator, tf.constant(1))
+    np.savez(folder / f"steps-{index}.npz", seconds=took, sent=messages(concrete))
+
+
+def cost() -> str:
+    """Batch norm beside Keras's; a step on workers and replicas beside that of one process."""
+    found = together(2, norms)["norms-0"]
+    lines = ["| batch norm, 2 workers | all-reduces a layer, both ways | ms a layer | |", "|---|---|---|---|"]
+    for name, (count, milliseconds) in found.items():
+        ratio = milliseconds / found["ours"][1]
+        lines.append(f"| {name} | {count:g} | {milliseconds / LAYERS:.2f} | {ratio:.2f}x |")
+    lines += ["", "| pretraining step, 128 images | ms | images/s | | all-reduces |", "|" + "---|" * 5]
+    whole = None
+    for name, (workers, replicas, threads) in {
+        "1 process, both cores": (1, 0, 2),
+        "1 process, one core": (1, 0, 1),
+        "2 replicas of one process": (1, 2, 2),
+        "2 workers, one core each": (2, 0, 1),
+    }.items():
+        one = together(workers, steps, replicas, threads)["steps-0"]
+        took = float(one["seconds"])
+        whole = whole or took
+        sent = int(one["sent"]) or "none"
+        lines.append(f"| {name} | {1000 * took:.0f} | {128 / took:.0f} | {whole / took:.2f}x | {sent} |")
+    return "\n".join(lines)
+
+
+def kill() -> str:
+    """A run of two workers, of which one is killed; what both say; the same command again; beside a run of one."""
+    place = pathlib.Path(tempfile.mkdtemp())
+    settings = test_workers.SETTINGS
+    assert children.run(settings | {"model_dir": place / "one"}, place / "log") == 0
+    told = []
+    for what, fault in {
+        "worker 1 gets SIGTERM": children.SignalAt(test_workers.CALLS, signal.SIGTERM),
+        "worker 1 gets SIGKILL": children.SignalAt(test_workers.CALLS // 2),
+        "the same command again": children.NO_FAULT,
+    }.items():
+        logs = [place / f"log{index}" for index in range(2)]
+        for log in logs:
+            log.unlink(missing_ok=True)
+        chief, other = (
+            children.start(log, children.program, settings | {"model_dir": place / "run"}, each, environment)
+            for log, each, environment in zip(logs, (children.NO_FAULT, fault), children.workers(2), strict=True)
+        )
+        other.join()
+        gone = time.monotonic()
+        chief.join()
+        told.append(f"# {what}")
+        for name, worker, log in (("chief", chief, logs[0]), ("other", other, logs[1])):
+            lines = [line for line in log.read_text().splitlines() if re.search(r"^(Going|Stopped|error|SIG)", line)]
+            ended = f"exit status {worker.exitcode}"
+            if name == "chief":
+                ended += f", {time.monotonic() - gone:.1f} s after the other"
+            told += [f"{name}: {line}" for line in [*lines, ended]]
+    one, run = (children.records(place / name)["variables"] for name in ("one", "run"))
+    wide = {name: value for name, value in one.items() if isinstance(value, np.ndarray) and value.dtype == "float64"}
+    worst = largest([run], wide)
+    told.append(f"# {len(wide)} tensors of the last checkpoint beside those of one device that was never stopped")
+    told.append(f"largest difference, of a tensor's greatest number: {max(worst.values()):.0e}")
+    shutil.rmtree(place)
+    return "```\n" + "\n".join(told).replace(str(place), "runs") + "\n```"
+
+
+def main() -> None:
+    """Measures and writes."""
+    sections = {"equality": equality, "cost": cost, "kill": kill}
+    for name in sys.argv[1:] or sections:
+        text = f"{origin(f'python benchmarks/replicas.py {name}')}\n\n{sections[name]()}"
+        print(text, flush=True)
+        write("devices.md", name, text)
+
+
+if __name__ == "__main__":
+    main()
