@@ -331,6 +331,8 @@ class Config:
             refuse("ft_proj_selector", f"the projection head has only {self.head_layers} layers")
         if self.labels_per_class and self.label_fraction < 1:
             refuse("label_fraction", f"give either this or --labels_per_class={self.labels_per_class}, not both")
+        if self.mode == "pretrain" and self.train_batch_size == 1 and not self.memory_size:
+            refuse("train_batch_size", "pretrain compares images with each other: give 2 or more, or --memory_size")
         if not self.train_epochs and not self.train_steps:
             refuse("train_epochs", "give --train_epochs or --train_steps above 0")
         if self.mode == "distill" and not self.teacher:
@@ -372,9 +374,12 @@ class Config:
         known = {field.name: field for field in dataclasses.fields(cls)}
         try:
             values = {name: value for name, value in json.loads(text).items() if name in known}
-        except ValueError:
+            values["stage"] = tuple(values.get("stage", ()))
+            for name, value in values.items():
+                if type(value) is not type(known[name].default) and (type(value), known[name].type) != (int, float):
+                    raise ValueError(name)
+        except (ValueError, AttributeError, TypeError):
             raise SettingError("config.json: is damaged; delete the model directory or restore the file") from None
-        values["stage"] = tuple(values.get("stage", ()))
         return cls(**values)
 
 
@@ -420,6 +425,8 @@ def _check_bounds(field: dataclasses.Field, value: Any) -> None:
     bounds = field.metadata
     if bounds["choices"] and value not in bounds["choices"]:
         raise SettingError(f"--{field.name}={value}: must be one of {', '.join(bounds['choices'])}")
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise SettingError(f"--{field.name}={value!r}: must be UTF-8")  # as the files must that a run writes
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingError(f"--{field.name}={value}: must be a finite number")
     if bounds["minimum"] is not None and value < bounds["minimum"]:

@@ -1,10 +1,13 @@
 """Settings out of bounds or at odds with each other are refused in one line that names the flag and the value."""
 
+import contextlib
 import dataclasses
 import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simclrv2_tf.config import NETWORK_SETTINGS, STAGES, Config, SettingError, check_bounds, parse_value
 
@@ -60,7 +63,12 @@ def test_values_outside_their_bounds_are_refused(name, value, why):
 
 @pytest.mark.parametrize("name, value", ON_BOUNDS)
 def test_values_on_their_bounds_are_taken(name, value):
-    needs = {"teacher": "run", "checkpoint": "run", "train_steps": 1}  # what another mode or no epochs would ask for
+    needs = {
+        "teacher": "run",
+        "checkpoint": "run",
+        "train_steps": 1,
+        "memory_size": 1,
+    }  # what another mode or no epochs would ask for
     assert getattr(Config(**needs | {name: value}), name) == value
 
 
@@ -84,6 +92,8 @@ def test_every_number_has_a_lower_bound():
             dict(labels_per_class=5, label_fraction=0.1),
             "--label_fraction=0.1: give either this or --labels",
         ),
+        (dict(train_batch_size=1), "--train_batch_size=1: pretrain compares"),
+        (dict(dataset="folder:caf\udce9"), "--dataset='folder:caf\\udce9': must be UTF-8"),
         (dict(train_epochs=0), "--train_epochs=0: give --train_epochs or --train_steps above 0"),
         (dict(mode="distill"), "--teacher=: distill needs"),
         (dict(mode="evaluate"), "--checkpoint=: evaluate needs"),
@@ -167,3 +177,36 @@ def test_lists_of_settings_name_settings():
     assert set(NETWORK_SETTINGS) < set(FIELDS)
     assert set(STAGES) < set(FIELDS["mode"].metadata["choices"])
     assert all(field.metadata["help"].strip() and field.metadata["group"] for field in FIELDS.values())
+
+
+def values_of(field):
+    """Anything that a setting may be, and some that it may not."""
+    if field.metadata["choices"]:
+        return st.sampled_from(field.metadata["choices"])
+    kinds = {bool: st.booleans(), int: st.integers(-2, 5000), float: st.floats(-0.1, 1.1), str: st.text(max_size=5)}
+    return kinds.get(type(field.default), st.tuples(st.text(max_size=5)))
+
+
+@given(st.data())
+def test_any_settings_are_refused_by_name_or_survive_json(data):
+    names = data.draw(st.lists(st.sampled_from(list(FIELDS)), max_size=4, unique=True))
+    values = {name: data.draw(values_of(FIELDS[name])) for name in names}
+    try:
+        config = Config(**values)
+    except SettingError as error:
+        assert str(error).startswith("--")
+    else:
+        assert Config.from_json(config.to_json()) == config
+        check_bounds(values)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), st.lists, max_leaves=3
+)
+
+
+@given(JSON | st.dictionaries(st.sampled_from(list(FIELDS)), JSON, max_size=3), st.integers(0, 5))
+def test_damaged_json_is_refused(found, cut):
+    text = json.dumps(found)
+    with contextlib.suppress(SettingError):
+        Config.from_json(text[: len(text) - cut])

@@ -4,20 +4,26 @@ All of it is graph code of one thread; `tf.data` runs it for several chunks of i
 """
 
 import functools
+import io
 import os
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.sources import FileSource
+from simclrv2_tf.data.sources import FileSource, RecordSource
 
 # Graph code without tensor-dependent Python: converting it would only take time.
 graph_code = tf.autograph.experimental.do_not_convert
 
 # Other images to try, in turn, in the place of one that cannot be decoded.
 SUBSTITUTES = 3
+
+# Of one image; what Pillow allows, 179 million. Decoded they take 537 MB.
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 # A JPEG can be decoded at 1/ratio of its size: the transform of each 8 × 8 block then yields fewer pixels.
 RATIOS = (1, 2, 4, 8)
@@ -26,19 +32,43 @@ Make = Callable[..., tf.Tensor]
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG, PNG, BMP or the first frame of a GIF, as uint8 ``[height, width, 3]``."""
-    image = tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), [None, None, 3])
-    is_bmp = tf.strings.substr(encoded, 0, 2) == "BM"
-    return tf.cond(is_bmp, lambda: _through_palette(image, encoded), lambda: image)
+    """JPEG, PNG, BMP, WebP or GIF, of an animation the first frame, as uint8 ``[height, width, 3]``.
+
+    tf.errors.OpError for what is none of them, damaged, or of more than `MAX_PIXELS`.
+    """
+    with tf.control_dependencies([_check_size(encoded)]):
+        encoded = tf.identity(encoded)
+    by_tensorflow = tf.io.is_jpeg(encoded) | _is_png(encoded)
+    image = tf.cond(
+        by_tensorflow,
+        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+        lambda: tf.py_function(_by_pillow, [encoded], tf.uint8),
+    )
+    return tf.ensure_shape(image, [None, None, 3])
 
 
-def _through_palette(image: tf.Tensor, bmp: tf.Tensor) -> tf.Tensor:
-    """The colours of an 8-bit BMP: ``decode_image`` takes the indices into its palette for grey values."""
-    header_size = tf.io.decode_raw(tf.strings.substr(bmp, 14, 4), tf.int32)[0]
-    bits = tf.io.decode_raw(tf.strings.substr(bmp, 28, 2), tf.int16)[0]
-    palette = tf.io.decode_raw(tf.strings.substr(bmp, 14 + header_size, 1024), tf.uint8, fixed_length=1024)
-    colours = tf.reshape(palette, [256, 4])[:, 2::-1]  # stored as blue, green, red, 0
-    return tf.where(bits == 8, tf.gather(colours, tf.cast(image[..., 0], tf.int32)), image)
+def _check_size(encoded: tf.Tensor) -> tf.Operation | None:
+    """An error for a JPEG or PNG of more than `MAX_PIXELS`, from its header: a small file can fill the memory."""
+    size = tf.case(
+        [
+            (tf.io.is_jpeg(encoded), lambda: tf.io.extract_jpeg_shape(encoded)[:2]),
+            (_is_png(encoded), lambda: tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False)),
+        ],
+        default=lambda: tf.ones([2], tf.int32),
+    )
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    return tf.debugging.assert_less_equal(pixels, tf.constant(MAX_PIXELS, tf.int64), "too many pixels")
+
+
+def _is_png(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+
+
+def _by_pillow(encoded: tf.Tensor) -> np.ndarray:
+    with Image.open(
+        io.BytesIO(encoded.numpy()), formats=("BMP", "GIF", "WEBP")
+    ) as image:  # it refuses too many pixels itself
+        return np.asarray(image.convert("RGB"))
 
 
 def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
@@ -69,7 +99,8 @@ def _views_of_image(image: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) 
 
 def _views_of_scaled_jpeg(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
     """At the smallest of `RATIOS` at which the smallest crop still has as many pixels as a view."""
-    shape = tf.io.extract_jpeg_shape(encoded)
+    with tf.control_dependencies([_check_size(encoded)]):
+        shape = tf.io.extract_jpeg_shape(encoded)
     boxes = augment.random_crop_boxes(crops, shape[0], shape[1], settings)
     smallest = tf.reduce_min(boxes[:, 2:])
     choice = tf.add_n([tf.cast(smallest >= ratio * settings.image_size, tf.int32) for ratio in RATIOS[1:]])
@@ -102,10 +133,6 @@ def _resized(image: tf.Tensor, boxes: tf.Tensor, settings: ViewSettings, kind: t
 def read_files(source: FileSource, requests: tf.data.Dataset, make: Make, substitutes: int) -> tf.data.Dataset:
     """Makes something of each file, chunk by chunk, in order; a corrupt one is reported and its neighbours are tried.
 
-    Graph code cannot catch an exception, but a data set can leave out the elements that raise one. To set one up for
-    each image would take a third of the time of decoding it, so there is one for each chunk, and only the images of a
-    chunk from which something is missing get their own.
-
     Args:
         source: the files.
         requests: tuples of chunks: int64 indices ``[c]`` of files, and further arguments of ``make``, ``[c, ...]``.
@@ -124,6 +151,64 @@ def read_files(source: FileSource, requests: tf.data.Dataset, make: Make, substi
         content = contents[index] if source.encoded is not None else tf.io.read_file(contents[index])
         return make(content, *arguments), index
 
+    def report(index: tf.Tensor) -> tf.Operation:
+        return tf.py_function(lambda i: source.report_corrupt(source.paths[int(i)]), [index], [])
+
+    @graph_code
+    def read_chunk(*request: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        made, found = _read_chunk(read, report, request, source.num_examples, substitutes)
+        return made, tf.gather(labels, tf.where(found < 0, request[0], found)), found >= 0
+
+    return requests.map(read_chunk, tf.data.AUTOTUNE)
+
+
+def read_records(source: RecordSource, requests: tf.data.Dataset, make: Make, substitutes: int) -> tf.data.Dataset:
+    """As `read_files`, of chunks of encoded images ``[c]``, labels ``[c]`` and further arguments of ``make``.
+
+    The neighbours of a corrupt record are those of its chunk, as others would have to be read first.
+    """
+
+    def report(content: tf.Tensor) -> tf.Operation:
+        return tf.py_function(lambda encoded: source.report_corrupt_record(encoded.numpy()), [content], [])
+
+    @graph_code
+    def read_chunk(
+        contents: tf.Tensor, labels: tf.Tensor, *arguments: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        size = tf.size(contents, tf.int64)
+
+        @tf.function(autograph=False)
+        def read(index: tf.Tensor, *arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return make(contents[index], *arguments), index
+
+        request = (tf.range(size), *arguments)
+        made, found = _read_chunk(read, lambda i: report(contents[i]), request, size, substitutes)
+        return made, tf.gather(labels, tf.where(found < 0, request[0], found)), found >= 0
+
+    return requests.map(read_chunk, tf.data.AUTOTUNE)
+
+
+def _read_chunk(
+    read: Callable[..., tuple[tf.Tensor, tf.Tensor]],
+    report: Callable[[tf.Tensor], tf.Operation],
+    request: tuple[tf.Tensor, ...],
+    total: int | tf.Tensor,
+    substitutes: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What was made of a chunk ``[c, ...]``, and of which indices ``[c]``: −1 where there is nothing.
+
+    Graph code cannot catch an exception, but a data set can leave out the elements that raise one. To set one up for
+    each image would take a third of the time of decoding it, so there is one for each chunk, and only the images of a
+    chunk from which something is missing get their own.
+
+    Args:
+        read: from an index and further arguments to what is made of it, and the index.
+        report: an index that cannot be read.
+        request: indices ``[c]``, and further arguments ``[c, ...]``.
+        total: of all indices; the substitutes of the last one are the first ones.
+        substitutes: how many may be tried.
+    """
+
     def readable(indices: tf.Tensor, *arguments: tf.Tensor) -> tf.data.Dataset:
         """Those that can be read; then zeros, of index −1."""
         found = tf.data.Dataset.from_tensor_slices((indices, *arguments)).map(read).ignore_errors()
@@ -132,28 +217,23 @@ def read_files(source: FileSource, requests: tf.data.Dataset, make: Make, substi
 
     @graph_code
     def first_readable(wanted: tf.Tensor, *arguments: tf.Tensor) -> tf.data.Dataset:
-        candidates = tf.stack([(wanted + i) % source.num_examples for i in range(substitutes + 1)])
+        candidates = tf.stack([(wanted + i) % total for i in range(substitutes + 1)])
         repeated = [tf.repeat(argument[tf.newaxis], substitutes + 1, axis=0) for argument in arguments]
-        return readable(candidates, *repeated).take(1).map(lambda *found: report(*found, wanted))
+        return readable(candidates, *repeated).take(1).map(lambda *found: reported(*found, wanted))
 
     @graph_code
-    def report(made: tf.Tensor, index: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def reported(made: tf.Tensor, index: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         def corrupt() -> tf.Tensor:
-            with tf.control_dependencies([tf.py_function(source.report_corrupt, [wanted], [])]):
+            with tf.control_dependencies([report(wanted)]):
                 return tf.identity(index)
 
         return made, tf.cond(index == wanted, lambda: index, corrupt)
 
-    @graph_code
-    def read_chunk(*request: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        size = tf.size(request[0], tf.int64)
+    size = tf.size(request[0], tf.int64)
 
-        def one_by_one() -> tuple[tf.Tensor, tf.Tensor]:
-            each = tf.data.Dataset.from_tensor_slices(request).flat_map(first_readable)
-            return each.batch(size).get_single_element()
+    def one_by_one() -> tuple[tf.Tensor, tf.Tensor]:
+        each = tf.data.Dataset.from_tensor_slices(request).flat_map(first_readable)
+        return each.batch(size).get_single_element()
 
-        made, found = readable(*request).batch(size + 1).get_single_element()
-        made, found = tf.cond(tf.size(found, tf.int64) > size, lambda: (made[:-1], found[:-1]), one_by_one)
-        return made, tf.gather(labels, tf.where(found < 0, request[0], found)), found >= 0
-
-    return requests.map(read_chunk, tf.data.AUTOTUNE)
+    made, found = readable(*request).batch(size + 1).get_single_element()
+    return tf.cond(tf.size(found, tf.int64) > size, lambda: (made[:-1], found[:-1]), one_by_one)

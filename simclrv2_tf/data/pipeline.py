@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.decoding import SUBSTITUTES, cropped_views, decode, graph_code, read_files
+from simclrv2_tf.data.decoding import SUBSTITUTES, cropped_views, decode, graph_code, read_files, read_records
 from simclrv2_tf.data.sources import ArraySource, FileSource, RecordSource, Source
 
 Batch = dict[str, tf.Tensor]
@@ -73,10 +73,8 @@ class TrainingInput:
         steps = tf.data.Dataset.range(first_step, first_step + num_steps)
         if isinstance(self.source, ArraySource):
             data = steps.map(self._array_batch, tf.data.AUTOTUNE)
-        elif isinstance(self.source, FileSource):
-            data = self._file_batches(steps)
         else:
-            data = self._record_batches(first_step, num_steps, steps)
+            data = self._encoded_batches(first_step, num_steps, steps)
         if self.augment_on_host:
             data = data.map(self._with_views, tf.data.AUTOTUNE)
         data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
@@ -130,7 +128,7 @@ class TrainingInput:
             "draws": draws,
         }
 
-    def _file_batches(self, steps: tf.data.Dataset) -> tf.data.Dataset:
+    def _encoded_batches(self, first_step: int, num_steps: int, steps: tf.data.Dataset) -> tf.data.Dataset:
         """Images decoded once and cropped into views here; colour and blur are left to the device."""
         size = max(n for n in range(1, CHUNK + 1) if self._rows % n == 0)
         chunks = self._rows // size
@@ -146,17 +144,13 @@ class TrainingInput:
             return {"images": views, "labels": labels, "draws": self._draws(step)[1]}
 
         requests = steps.map(in_chunks, tf.data.AUTOTUNE).unbatch()
-        read = read_files(self.source, requests, self._views, SUBSTITUTES).batch(chunks, drop_remainder=True)
-        return tf.data.Dataset.zip(read, steps).map(whole)
-
-    def _record_batches(self, first_step: int, num_steps: int, steps: tf.data.Dataset) -> tf.data.Dataset:
-        @graph_code
-        def example(record: tuple[tf.Tensor, tf.Tensor], numbers: tuple[tf.Tensor, tf.Tensor]) -> Batch:
-            return {"images": self._views(record[0], numbers[0]), "labels": record[1], "draws": numbers[1]}
-
-        records = self._records(first_step * self.batch_size, num_steps * self.batch_size)
-        examples = tf.data.Dataset.zip(records, steps.map(self._draws, tf.data.AUTOTUNE).unbatch())
-        return examples.map(example, tf.data.AUTOTUNE).batch(self._rows, drop_remainder=True)
+        if isinstance(self.source, FileSource):
+            read = read_files(self.source, requests, self._views, SUBSTITUTES)
+        else:
+            records = self._records(first_step * self.batch_size, num_steps * self.batch_size).batch(size)
+            requests = tf.data.Dataset.zip(records, requests).map(lambda record, request: (*record, request[1]))
+            read = read_records(self.source, requests, self._views, SUBSTITUTES)
+        return tf.data.Dataset.zip(read.batch(chunks, drop_remainder=True), steps).map(whole)
 
     @graph_code
     def _views(self, encoded: tf.Tensor, crops: tf.Tensor) -> tf.Tensor:
@@ -233,11 +227,14 @@ def evaluation_batches(
         image = tf.image.convert_image_dtype(image, tf.float32)
         return augment.center_crop_and_resize(image, (image_size, image_size), method=resize_method)
 
+    def decoded(encoded: tf.Tensor) -> tf.Tensor:
+        return view(decode(encoded))
+
     if isinstance(source, RecordSource):
-        data = _rows_of(part, source.stream().take(count), batch_size)
-        data = data.map(graph_code(lambda image, label: (view(decode(image)), label, True)), tf.data.AUTOTUNE)
+        records = _rows_of(part, source.stream().take(count), batch_size).batch(CHUNK)
+        data = read_records(source, records, decoded, substitutes=0).unbatch()
     elif isinstance(source, FileSource):
-        data = read_files(source, wanted.batch(CHUNK), lambda encoded: view(decode(encoded)), substitutes=0).unbatch()
+        data = read_files(source, wanted.batch(CHUNK), decoded, substitutes=0).unbatch()
     else:
         images, labels = _tensors(source)
         data = wanted.map(graph_code(lambda index: (view(images[index]), labels[index], True)), tf.data.AUTOTUNE)

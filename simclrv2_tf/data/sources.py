@@ -19,7 +19,7 @@ from simclrv2_tf.config import Config, SettingError
 
 log = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 EVALUATION_SPLITS = ("validation", "test", "val")  # ImageNet's test split has no labels
 # TFDS data sets whose images are all of one size are held in memory up to this many bytes.
 IN_MEMORY_BYTES = 4 * 2**30
@@ -65,15 +65,41 @@ class ArraySource:
         return dataclasses.replace(self, images=self.images[indices], labels=_some(self.labels, indices))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodedSource:
+    """Images that are decoded when they are needed, of which some may turn out corrupt.
+
+    Attributes:
+        max_corrupt_share: how many may, of all.
+        corrupt: the names of those that could not be decoded.
+    """
+
+    max_corrupt_share: float = 1.0
+    corrupt: set[str] = dataclasses.field(default_factory=set, compare=False)
+
+    def report_corrupt(self, name: str) -> None:
+        """Counts and logs an image that could not be decoded, once."""
+        if name not in self.corrupt:
+            self.corrupt.add(name)
+            log.warning("corrupt image %s (%d so far), skipped", name, len(self.corrupt))
+
+    def check_corrupt(self) -> None:
+        """Raises SettingError if more than ``max_corrupt_share`` of the images turned out corrupt."""
+        if len(self.corrupt) > self.max_corrupt_share * self.num_examples:
+            raise SettingError(
+                f"--max_corrupt_share={self.max_corrupt_share}: {len(self.corrupt)} of {self.num_examples} images of "
+                f"{self.name} are corrupt, the last one {sorted(self.corrupt)[-1]}"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
-class FileSource:
+class FileSource(EncodedSource):
     """Image files, decoded when they are needed.
 
     Attributes:
         paths: one an image.
         labels: int32 ``[n]``; None if unlabelled.
         encoded: the files' bytes, where they are kept in memory.
-        corrupt: counts the files that could not be decoded.
     """
 
     name: str
@@ -81,8 +107,6 @@ class FileSource:
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     encoded: np.ndarray | None = None
-    max_corrupt_share: float = 1.0
-    corrupt: set[str] = dataclasses.field(default_factory=set, compare=False)
 
     @property
     def num_examples(self) -> int:
@@ -112,28 +136,11 @@ class FileSource:
 
     def cached(self) -> "FileSource":
         """The same source with every file's bytes in memory."""
-        return dataclasses.replace(
-            self, encoded=np.array([pathlib.Path(path).read_bytes() for path in self.paths], dtype=object)
-        )
-
-    def report_corrupt(self, index: int) -> None:
-        """Counts and logs a file that could not be decoded, once."""
-        path = self.paths[int(index)]
-        if path not in self.corrupt:
-            self.corrupt.add(path)
-            log.warning("corrupt image %s (%d so far), skipped", path, len(self.corrupt))
-
-    def check_corrupt(self) -> None:
-        """Raises SettingError if more than ``max_corrupt_share`` of the files turned out corrupt."""
-        if len(self.corrupt) > self.max_corrupt_share * self.num_examples:
-            raise SettingError(
-                f"--max_corrupt_share={self.max_corrupt_share}: {len(self.corrupt)} of {self.num_examples} images of "
-                f"{self.name} are corrupt, the last one {sorted(self.corrupt)[-1]}"
-            )
+        return dataclasses.replace(self, encoded=np.array([_bytes_of(path) for path in self.paths], dtype=object))
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordSource:
+class RecordSource(EncodedSource):
     """Encoded images that can only be read in sequence (TFDS), with the official shuffling: files, then a buffer."""
 
     name: str
@@ -196,6 +203,10 @@ class RecordSource:
         labels = _some(self.labels, np.unique(indices))
         return dataclasses.replace(self, keep=keep, labels=labels, num_examples=int(keep.sum()))
 
+    def report_corrupt_record(self, encoded: bytes) -> None:
+        """As ``report_corrupt``; a record has no name, so that it goes by its content."""
+        self.report_corrupt(f"{self.name} {hashlib.blake2b(encoded, digest_size=8).hexdigest()}, {len(encoded)} bytes")
+
     def with_labels(self) -> "RecordSource":
         """Reads every label once (the images stay encoded), which a label subset needs."""
         labels = [int(label) for _, label in self.stream().prefetch(64)]
@@ -203,6 +214,14 @@ class RecordSource:
 
 
 Source = ArraySource | FileSource | RecordSource
+
+
+def _bytes_of(path: str) -> bytes:
+    """Nothing where the file cannot be read: it is then found corrupt as any other."""
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError:
+        return b""
 
 
 def _some(values: np.ndarray | None, indices: np.ndarray) -> np.ndarray | None:
@@ -428,8 +447,9 @@ def _list_images(folder: pathlib.Path, where: str) -> tuple[list[pathlib.Path], 
     """Sorted image files; labels and class names from the sub-folders."""
 
     def images_in(place: pathlib.Path) -> list[pathlib.Path]:
-        files = (path for path in place.rglob("*") if path.is_file() and not path.name.startswith("."))
-        return sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = (path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != ".")
+        # broken links too, to be counted as corrupt
+        return sorted(path for path in found if path.is_file() or (path.is_symlink() and not path.exists()))
 
     class_folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not class_folders:
@@ -444,7 +464,12 @@ def _list_images(folder: pathlib.Path, where: str) -> tuple[list[pathlib.Path], 
             raise SettingError(f"{where}: class {class_folder.name} has no images")
         paths += found
         labels += [label] * len(found)
-    return paths, np.array(labels, np.int32), tuple(path.name for path in class_folders)
+    # what is not UTF-8 in a name could not be shown
+    return (
+        paths,
+        np.array(labels, np.int32),
+        tuple(os.fsencode(path.name).decode(errors="replace") for path in class_folders),
+    )
 
 
 def _tfds(config: Config, split: str) -> Source:
@@ -475,12 +500,23 @@ def _tfds(config: Config, split: str) -> Source:
     names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
     shape = builder.info.features["image"].shape
     if None not in shape and num_examples * int(np.prod(shape)) <= IN_MEMORY_BYTES:
-        data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        try:
+            data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        except tf.errors.OpError as error:
+            raise SettingError(f"{where}: cannot be read from {builder.data_dir} ({_first_line(error)})") from None
         labels = data["label"].astype(np.int32) if names else None
         if names and (labels < 0).all():  # as of STL-10's unlabelled split
             labels, names = None, ()
         return ArraySource(f"{config.dataset}/{split}", _as_images(data["image"], where), labels, names)
-    return RecordSource(f"{config.dataset}/{split}", builder, split, num_examples, names, cache=config.cache_dataset)
+    return RecordSource(
+        f"{config.dataset}/{split}",
+        builder,
+        split,
+        num_examples,
+        names,
+        cache=config.cache_dataset,
+        max_corrupt_share=config.max_corrupt_share,
+    )
 
 
 def _first_line(error: Exception) -> str:

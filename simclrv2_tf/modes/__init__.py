@@ -1,9 +1,12 @@
 """What each ``--mode`` does, one function each: from settings to a trained, evaluated and reported run."""
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from simclrv2_tf import precedence
 from simclrv2_tf.config import Config, SettingError
@@ -21,6 +24,17 @@ from simclrv2_tf.modes.training import classify, pretrain
 from simclrv2_tf.training.strategies import choose_strategy, taking_part
 
 
+@contextlib.contextmanager
+def _damage_explained() -> Iterator[None]:
+    """Data whose checksum is wrong, or that are cut off, end a run in one line; where they go on nobody knows."""
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        place = re.search(r"\w+ record at \d+|$", str(error))[0]
+        raise SettingError(f"--dataset: one of its files is damaged ({place}); prepare it anew") from None
+
+
+@_damage_explained()
 @out_of_memory_explained()
 def run(explicit: dict[str, Any]) -> Result:
     """Runs the mode that the settings name.

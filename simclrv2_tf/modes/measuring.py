@@ -6,7 +6,7 @@ import tensorflow as tf
 from simclrv2_tf import evaluation
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.pipeline import Part, evaluation_batches
-from simclrv2_tf.data.sources import FileSource, NoSuchSplitError, RecordSource, Source, open_source
+from simclrv2_tf.data.sources import EncodedSource, NoSuchSplitError, RecordSource, Source, open_source
 from simclrv2_tf.training.distributed import ReplicatedModel
 
 Features = tuple[np.ndarray, np.ndarray]
@@ -77,7 +77,7 @@ def _collect(model: ReplicatedModel, config: Config, source: Source, name: str, 
     try:
         found = model.collect(batches, size, (name,))
     finally:
-        if isinstance(source, FileSource):
+        if isinstance(source, EncodedSource):
             source.check_corrupt()
     return found[name], found["labels"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from simclrv2_tf import build, evaluation
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.console import box
-from simclrv2_tf.data.sources import FileSource, Source
+from simclrv2_tf.data.sources import EncodedSource, Source
 from simclrv2_tf.modes.costs import memory_in_words
 from simclrv2_tf.modes.measuring import (
     features_of,
@@ -122,7 +122,7 @@ def _train_and_report(
         train(model, data, plan, journal, config, evaluate, refresh)
         result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(journal)}
         result["seconds"] = round(time.perf_counter() - started, 1)
-        if isinstance(data.source, FileSource):
+        if isinstance(data.source, EncodedSource):
             result["corrupt_images"] = sorted(data.source.corrupt)
         journal.write_result(result)
         refresh()
@@ -133,6 +133,8 @@ def _train_and_report(
 def _told(result: Result, model_dir: pathlib.Path) -> dict[str, str]:
     """What the end of a run says."""
     told = scores(result) | {"time": cell("seconds", result["seconds"])}
+    if result.get("corrupt_images"):
+        told["corrupt images"] = f"{len(result['corrupt_images']):,} skipped, named in result.json"
     page = model_dir / "report.html"
     return told | ({"report": str(page)} if page.is_file() else {})
 

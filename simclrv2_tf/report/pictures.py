@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 import pathlib
@@ -12,7 +13,7 @@ import numpy as np
 
 from simclrv2_tf import evaluation
 from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches, make_views
-from simclrv2_tf.data.sources import FileSource, Source
+from simclrv2_tf.data.sources import FileSource, RecordSource, Source
 from simclrv2_tf.report import charts
 from simclrv2_tf.report.tables import Row
 
@@ -23,6 +24,7 @@ QUERIES = 6
 NEIGHBOURS = 5
 POINTS = 1000
 MISTAKES = 12
+CONFUSION_CLASSES = 5000  # whose matrix takes 200 MB
 THUMBNAIL = 32  # pixels
 
 Features = tuple[np.ndarray, np.ndarray]  # [n, d] and labels [n]
@@ -75,11 +77,11 @@ class Pictures:
         self._write("neighbours", neighbours_figure(asked, found, *labels, self.test.class_names))
 
     def draw_classification(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Confusion matrix and the most confident mistakes."""
+        """Confusion matrix, unless it would be huge, and the most confident mistakes."""
         predicted, names = logits.argmax(axis=1), self.test.class_names
-        self._write(
-            "confusion", charts.confusion(evaluation.confusion_matrix(labels, predicted, logits.shape[1]), names)
-        )
+        if len(names) <= CONFUSION_CLASSES:
+            matrix = evaluation.confusion_matrix(labels, predicted, logits.shape[1])
+            self._write("confusion", charts.confusion(matrix, names))
         worst = evaluation.most_confident_mistakes(logits, labels, MISTAKES)
         images = images_at(self.test, worst, self.image_size)
         sure = evaluation.confidence(logits[worst])
@@ -187,7 +189,7 @@ def write_projector(pictures: Pictures, features: Features) -> None:
     folder = pictures.model_dir / "tensorboard"
     folder.mkdir(exist_ok=True)
     np.savetxt(folder / "features.tsv", features[0], fmt="%.5g", delimiter="\t")
-    names = [pictures.test.class_names[label] if label >= 0 else "?" for label in features[1]]
+    names = [" ".join(pictures.test.class_names[label].split()) if label >= 0 else "?" for label in features[1]]
     (folder / "labels.tsv").write_text("\n".join(names) + "\n", encoding="utf-8")
     images = pictures.thumbnails
     side, columns = images.shape[1], math.ceil(math.sqrt(len(images)))
@@ -213,6 +215,11 @@ def images_at(source: Source, indices: np.ndarray, image_size: int) -> np.ndarra
     Records are read from the first one on.
     """
     wanted, places = np.unique(indices, return_inverse=True)
+    if isinstance(source, RecordSource) and source.corrupt:  # which ones, only reading them tells
+        batches = evaluation_batches(source, 64, image_size).as_numpy_iterator()
+        sound = (image for batch in batches for image in batch["images"][batch["weights"] > 0])
+        found = [image for i, image in enumerate(itertools.islice(sound, wanted[-1] + 1)) if i in wanted]
+        return np.stack(found)[places]
     if isinstance(source, FileSource) and source.corrupt:
         wanted = np.flatnonzero([path not in source.corrupt for path in source.paths])[wanted]
     return images_of(source.subset(wanted), image_size)[places]

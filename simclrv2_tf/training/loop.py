@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput
-from simclrv2_tf.data.sources import FileSource
+from simclrv2_tf.data.sources import EncodedSource
 from simclrv2_tf.training.checkpoints import Checkpoints
 from simclrv2_tf.training.distributed import ReplicatedModel, distribute
 from simclrv2_tf.training.journal import Journal
@@ -57,7 +57,7 @@ def train(
     if len(set(tell_workers(model.distribute_strategy, step))) > 1:
         raise SettingError(f"--model_dir={config.run_dir}: the workers find different checkpoints; they must share it")
     journal.rewind(step)
-    if isinstance(data.source, FileSource):
+    if isinstance(data.source, EncodedSource):
         data.source.corrupt.update(journal.corrupt_images())
     if step >= plan.total_steps:
         print(f"Nothing left to train: {journal.model_dir} is at step {step} of {plan.total_steps}.")
@@ -93,7 +93,7 @@ def _run(
             bad = int(logs.pop("bad_steps"))
             if bad:
                 _bad_step(step + int(logs["first_bad_step"]) + 1, bad, logs["loss"], plan, save.config)
-            if isinstance(data.source, FileSource):
+            if isinstance(data.source, EncodedSource):
                 data.source.check_corrupt()
             step += steps
             means.add(logs, steps - bad, bad)
@@ -143,7 +143,7 @@ class _Save:
         """
         self.model.agree_on_statistics()
         try:
-            if isinstance(self.data.source, FileSource):
+            if isinstance(self.data.source, EncodedSource):
                 self.journal.write_corrupt_images(self.data.source.corrupt)
             if row is not None:
                 self.journal.write_row(row)

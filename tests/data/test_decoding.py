@@ -1,12 +1,16 @@
 """Views of encoded images: decoded once, cropped and resized; JPEGs at a part of their size where that is enough."""
 
+import io
+import struct
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import CROP_DRAWS, ViewSettings
-from simclrv2_tf.data.decoding import cropped_views
+from simclrv2_tf.data.decoding import cropped_views, decode
 
 SIZE = 16
 
@@ -81,3 +85,49 @@ def test_a_scaled_jpeg_differs_by_less_than_a_pixel_of_a_view():
         )
         difference = np.abs(exact - scaled)
         assert 0 < difference.mean() < slope / 4 and difference.max() < slope
+
+
+def saved(format, size=(5, 4), **options):
+    frames = [Image.fromarray(np.full((*size, 3), value, np.uint8)) for value in (200, 0)]
+    file = io.BytesIO()
+    frames[0].save(file, format, append_images=frames[1:], **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format, options", [("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True})])
+def test_an_animation_gives_its_first_frame(format, options):
+    image = decode(saved(format, save_all=True, **options))
+    np.testing.assert_array_equal(image, np.full((5, 4, 3), 200, np.uint8))
+
+
+def test_16_bits_a_channel_lose_the_lower_8():
+    pixels = np.random.default_rng(0).integers(0, 2**16, (5, 4, 3), np.uint16)
+    np.testing.assert_array_equal(decode(tf.io.encode_png(pixels)), pixels >> 8)
+
+
+def patched(data, at, *sides):
+    return data[:at] + struct.pack(*sides) + data[at + struct.calcsize(sides[0]) :]
+
+
+PNG, JPEG, GIF = (saved(format) for format in ("PNG", "JPEG", "GIF"))
+BOMBS = {  # each claims more pixels than it should
+    "png": patched(PNG, 16, ">II", 50_000, 50_000),
+    "small_png": patched(PNG, 16, ">II", 14_000, 14_000),
+    "jpeg": patched(JPEG, JPEG.index(b"\xff\xc0") + 5, ">HH", 65_000, 65_000),
+    "gif": patched(GIF, 6, "<HH", 65_000, 65_000),
+}
+
+
+@pytest.mark.parametrize("scaling", [False, True])
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_header_of_too_many_pixels_is_refused_before_it_takes_memory(kind, scaling):
+    settings = ViewSettings(SIZE, jpeg_scaling=scaling)
+    for make in (decode, lambda encoded: cropped_views(encoded, crops_of(1)[0], settings)):
+        with pytest.raises(tf.errors.OpError, match=r"too many pixels|DecompressionBombError"):
+            make(tf.constant(BOMBS[kind]))
+
+
+def test_only_image_formats_are_read_that_run_nothing():
+    """Pillow would start Ghostscript for this one."""
+    with pytest.raises(tf.errors.OpError, match="cannot identify"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 4\n%%EndComments\nshowpage\n")

@@ -430,3 +430,57 @@ def test_batches_stay_full_where_all_neighbours_are_corrupt(jpegs):
     assert [len(batch["labels"]) for batch in batches] == [BATCH] * 3
     assert all(np.isfinite(batch["views"]).all() for batch in batches)
     assert jpegs.corrupt == {jpegs.paths[i] for i in run}
+
+
+def test_what_cannot_be_read_is_corrupt_cached_or_not(jpegs):
+    (gone, unreadable), names = (pathlib.Path(path) for path in jpegs.paths[:2]), set(jpegs.paths[:2])
+    gone.unlink()
+    unreadable.unlink()
+    gone.symlink_to("nowhere")
+    unreadable.symlink_to("/proc/self/mem")  # not even root can read its beginning
+    for source in (photos(gone.parent), photos(gone.parent).cached()):
+        batches = take(evaluation_batches(source, COUNT, SIZE))
+        np.testing.assert_array_equal(batches[0]["weights"], [0, 0] + [1] * (COUNT - 2))
+        assert source.corrupt == names
+
+
+@pytest.fixture
+def records(tmp_path):
+    """``records(3)``: records of which the image of label 3 is cut off."""
+    NumberedPhotos(data_dir=str(tmp_path)).download_and_prepare()
+    (path,) = map(str, tmp_path.rglob("*.tfrecord*"))
+
+    def damaged(*labels):
+        examples = [tf.train.Example.FromString(record) for record in tf.data.TFRecordDataset(path).as_numpy_iterator()]
+        with tf.io.TFRecordWriter(path) as writer:
+            for example in examples:
+                features = example.features.feature
+                if features["label"].int64_list.value[0] in labels:
+                    image = features["image"].bytes_list.value
+                    image[0] = image[0][:-50]
+                writer.write(example.SerializeToString())
+        config = Config(dataset="numbered_photos", data_dir=str(tmp_path), max_corrupt_share=0.2)
+        return open_source(config, "train")
+
+    return damaged
+
+
+def test_a_neighbour_stands_in_for_a_corrupt_record(records, caplog):
+    sound = take(training(records()).batches(0, 4))
+    source = records(3, 5)
+    for ours, theirs in zip(take(training(source).batches(0, 4)), sound, strict=True):
+        bad = np.isin(theirs["labels"], [3, 5])
+        assert not np.isin(ours["labels"], [3, 5]).any() and np.isin(ours["labels"], theirs["labels"]).all()
+        for name in ("labels", "images", "draws"):
+            np.testing.assert_array_equal(ours[name][~bad], theirs[name][~bad])
+    assert len(source.corrupt) == len(caplog.records) == 2
+    source.check_corrupt()
+
+
+def test_evaluation_leaves_corrupt_records_out(records):
+    source = records(0, 4, 11)
+    batches = take(evaluation_batches(source, 4, SIZE))
+    weights = np.concatenate([batch["weights"] for batch in batches])
+    assert sorted(labels_of(batches)[weights > 0]) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    with pytest.raises(SettingError, match=r"^--max_corrupt_share=0\.2: 3 of 12 images of numbered_photos/train"):
+        source.check_corrupt()

@@ -9,6 +9,8 @@ import struct
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from simclrv2_tf.config import Config, SettingError
@@ -129,7 +131,9 @@ FORMATS = {
     "plain.bmp": "RGB",
     "grey.bmp": "L",
     "palette.BMP": "P",
+    "bits.bmp": "1",
     "palette.gif": "P",
+    "plain.webp": "RGB",
     "grün, 雪.Gif": "L",
 }
 
@@ -152,19 +156,18 @@ def test_every_format_and_name_is_read(tmp_path):
     assert batch["weights"].numpy().sum() == len(FORMATS) and not source.corrupt
 
 
-def test_an_animation_gives_its_first_frame(tmp_path):
-    frames = [Image.fromarray(np.full((8, 8), value, np.uint8)) for value in (200, 0)]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    image = decoding.decode((tmp_path / "moving.gif").read_bytes())
-    np.testing.assert_array_equal(image, np.full((8, 8, 3), 200, np.uint8))
-
-
 def test_links_to_files_and_class_folders_are_followed(tmp_path, folder):
     (tmp_path / "linked" / "cat").mkdir(parents=True)
     (tmp_path / "linked" / "cat" / "one.jpg").symlink_to(folder / "cat" / "0.jpg")
     (tmp_path / "linked" / "dog").symlink_to(folder / "dog")
     source = open_source(settings(f"folder:{tmp_path / 'linked'}"), "all")
     np.testing.assert_array_equal(np.bincount(source.labels), [1, 10])
+
+
+def test_class_names_can_be_shown(tmp_path):
+    save(tmp_path / "class" / "a.png", picture(0))
+    os.rename(tmp_path / "class", os.fsencode(tmp_path) + b"/caf\xe9")
+    assert open_source(settings(f"folder:{tmp_path}"), "all").class_names == ("caf\ufffd",)
 
 
 def test_names_that_are_not_utf8_are_read(tmp_path):
@@ -555,10 +558,25 @@ def test_all_labels_are_the_source_itself():
 def test_a_corrupt_file_is_logged_and_counted_once(caplog):
     source = FileSource("some", ("a.jpg", "b.jpg", "c.jpg", "d.jpg"), None, (), max_corrupt_share=0.25)
     source.check_corrupt()
-    source.report_corrupt(1)
-    source.report_corrupt(1)
+    source.report_corrupt("b.jpg")
+    source.report_corrupt("b.jpg")
     source.check_corrupt()
     assert [record.getMessage() for record in caplog.records] == ["corrupt image b.jpg (1 so far), skipped"]
-    source.report_corrupt(3)
+    source.report_corrupt("d.jpg")
     with pytest.raises(SettingError, match=r"^--max_corrupt_share=0\.25: 2 of 4 images of some are corrupt, .*d\.jpg$"):
         source.check_corrupt()
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    fraction=st.floats(0.001, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_label_subset_is_balanced_and_the_same_each_time(counts, fraction, seed):
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(counts)), counts))
+    chosen = label_subset(labels, 0, fraction, seed)
+    np.testing.assert_array_equal(np.bincount(labels[chosen]), [max(1, round(fraction * n)) for n in counts])
+    np.testing.assert_array_equal(chosen, label_subset(labels, 0, fraction, seed))
+    balanced = label_subset(labels, min(counts), 1, seed)
+    assert (np.bincount(labels[balanced]) == min(counts)).all() and len(set(balanced)) == len(balanced)
+    assert set(label_subset(labels, 1, 1, seed)) <= set(balanced)
