@@ -1,1 +1,42 @@
-"""SimCLRv2 in Keras 3 / TensorFlow."""
+"""SimCLRv2 in Keras 3 / TensorFlow: the public names.
+
+Each is imported when it is first asked for, so that ``import simclrv2_tf`` and ``--help`` need not wait for TensorFlow.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "data.augment": ("ViewSettings", "augment_views", "center_crop_and_resize"),
+    "data.datasets": ("view_batches",),
+    "data.pipeline": ("make_views",),
+    "evaluation": ("knn_accuracy", "linear_probe"),
+    "export": ("save_saved_model",),
+    "nets": ("BatchNorm", "BatchNormSettings", "Classifier", "Network", "ProjectionHead", "ResNet", "summarize"),
+    "training.checkpoints": ("load_network",),
+    "training.classifier": ("ClassificationModel",),
+    "training.distiller": ("Distiller",),
+    "training.lars": ("LARS",),
+    "training.losses": ("NTXent", "distillation_loss", "nt_xent"),
+    "training.schedules": ("WarmUpCosine",),
+    "training.simclr": ("Memory", "SimCLR"),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -96,11 +96,8 @@ def freeze(model: ClassificationModel, config: Config) -> None:
 
 def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribute.Strategy, plan: Plan) -> None:
     """Gives the model its optimizer and its way of running. Call it in the strategy's scope."""
-    optimizer = build_optimizer(
-        config.optimizer, plan.schedule, config.momentum, config.weight_decay, model.network.classifier_variables
-    )
     model.compile(
-        optimizer=optimizer,
+        optimizer=build_optimizer(config.optimizer, plan.schedule, config.momentum, config.weight_decay),
         jit_compile=use_xla(config, strategy),
         steps_per_execution=min(steps_a_call(config), plan.interval_steps),
         skip_bad_steps=config.on_nan == "skip",

@@ -8,6 +8,7 @@ or many, first run or resumed.
 import dataclasses
 import itertools
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -26,6 +27,7 @@ UNCROPPED_SIZE = 32  # evaluation images of this size or less are not cropped
 ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
 
 
+@keras.saving.register_keras_serializable(package="simclrv2_tf")
 @dataclasses.dataclass(frozen=True)
 class ViewSettings:
     """What makes a view; the defaults are those of pretraining on ImageNet (SimCLR, appendix A).
@@ -82,6 +84,15 @@ class ViewSettings:
     def crop_and_flip(cls, image_size: int, **changes: object) -> "ViewSettings":
         """Views for training on labels: neither colour nor blur."""
         return cls(image_size, **{"color_jitter_strength": 0.0, "blur_probability": 0.0, **changes})
+
+    def get_config(self) -> dict[str, object]:
+        """For a model that is saved with its views."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, object]) -> "ViewSettings":
+        """The inverse of ``get_config``."""
+        return cls(**config)
 
 
 def random_crop_boxes(

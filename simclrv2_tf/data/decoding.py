@@ -87,12 +87,13 @@ def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) 
         return tf.cond(
             tf.io.is_jpeg(encoded),
             lambda: _views_of_scaled_jpeg(encoded, crops, settings),
-            lambda: _views_of_image(decode(encoded), crops, settings),
+            lambda: views_of_image(decode(encoded), crops, settings),
         )
-    return _views_of_image(decode(encoded), crops, settings)
+    return views_of_image(decode(encoded), crops, settings)
 
 
-def _views_of_image(image: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
+def views_of_image(image: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
+    """As `cropped_views`, of a decoded image, uint8 ``[h, w, 3]``."""
     shape = tf.shape(image)
     return _views(image, augment.random_crop_boxes(crops, shape[0], shape[1], settings), settings)
 

@@ -130,6 +130,14 @@ class Network(keras.Model):
         return cls(**(config | parts))
 
 
+def built_network(model: keras.Model, image_size: int) -> Network:
+    """The network itself, built for square images; any other Keras model under a projection head of three layers."""
+    network = model if isinstance(model, Network) else Network(model, name="network")
+    if not network.built:
+        network.build((None, image_size, image_size, 3))
+    return network
+
+
 def _feature_dim(encoder: keras.Model, input_shape: tuple[int | None, ...]) -> int:
     """Builds the encoder and tells how wide its features are."""
     if not encoder.built:
@@ -140,5 +148,8 @@ def _feature_dim(encoder: keras.Model, input_shape: tuple[int | None, ...]) -> i
     features = encoder.compute_output_spec(images)
     features = features["final_avg_pool"] if isinstance(features, dict) else features
     if len(features.shape) != 2 or features.shape[-1] is None:
-        raise ValueError(f"the encoder's features must be [n, d] with d known, not {tuple(features.shape)}")
+        raise ValueError(
+            f"the encoder's features must be [n, d] with d known, not {tuple(features.shape)}; "
+            'models of keras.applications take include_top=False, pooling="avg"'
+        )
     return features.shape[-1]

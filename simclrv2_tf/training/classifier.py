@@ -6,12 +6,13 @@ import tensorflow as tf
 from simclrv2_tf.collectives import replica_count
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import make_views
-from simclrv2_tf.nets.network import Network
+from simclrv2_tf.nets.network import Network, built_network
 from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel
 from simclrv2_tf.training.losses import l2_penalty, supervised_loss
 from simclrv2_tf.training.optimizers import penalised_variables
 
 
+@keras.saving.register_keras_serializable(package="simclrv2_tf")
 class ClassificationModel(ReplicatedModel):
     """Softmax classification by a network with a classifier.
 
@@ -29,7 +30,7 @@ class ClassificationModel(ReplicatedModel):
 
     def __init__(self, network: Network, views: ViewSettings, weight_decay: float = 0.0, name: str = "classification"):
         super().__init__(name=name)
-        self.network = network
+        self.network = built_network(network, views.image_size)
         self.views = views
         self.weight_decay = weight_decay
         self.built = True

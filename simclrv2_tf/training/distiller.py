@@ -1,5 +1,6 @@
 """Distillation: a fine-tuned teacher labels the unlabelled images softly for a student (paper §2, step 3)."""
 
+import keras
 import tensorflow as tf
 
 from simclrv2_tf.collectives import replica_count
@@ -12,6 +13,7 @@ from simclrv2_tf.training.losses import distillation_loss, l2_penalty, labelled_
 from simclrv2_tf.training.optimizers import penalised_variables
 
 
+@keras.saving.register_keras_serializable(package="simclrv2_tf")
 class Distiller(ClassificationModel):
     """Teacher to student: ``(1 − α) · supervised + α · distillation`` (paper §2, equations 2 and 3).
 

@@ -1,5 +1,6 @@
 """The base of every model that is trained: a step on every replica, each with its share of the batch."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.pipeline import Part
 from simclrv2_tf.nets.normalization import BatchNorm
 from simclrv2_tf.training.finiteness import Undo, all_finite
+from simclrv2_tf.training.lars import LARS
 from simclrv2_tf.training.strategies import has_workers
 
 Batch = dict[str, tf.Tensor]
@@ -64,6 +66,8 @@ class ReplicatedModel(keras.Model):
     def compile(self, *args: Any, skip_bad_steps: bool = False, **kwargs: Any) -> None:
         """As Keras's; and builds the optimizer, whose variables belong to the strategy's scope and to checkpoints.
 
+        LARS neither decays nor adapts the classifier.
+
         Args:
             *args: as Keras's.
             skip_bad_steps: a step whose loss or gradient is not finite changes nothing.
@@ -76,11 +80,35 @@ class ReplicatedModel(keras.Model):
         scaling = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         if scaling and self.distribute_strategy.num_replicas_in_sync > 1:
             raise SettingError("--mixed_precision=float16: works on one replica only; take bfloat16 or float32")
+        inner = self.optimizer.inner_optimizer if scaling else self.optimizer
+        if isinstance(inner, LARS) and not inner.built:
+            inner.exclude(self.network.classifier_variables)
         self.optimizer.build(self.trained_variables)
         if self.distribute_strategy.num_replicas_in_sync > 1:
             # Each replica counts the steps. Keras would broadcast the first one's count, which XLA cannot compile.
             self.optimizer.iterations.value._aggregation = tf.VariableAggregation.NONE
         self.skip_bad_steps = skip_bad_steps
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """What a saved model is compiled with when it is loaded."""
+        names = ("optimizer", "jit_compile", "steps_per_execution", "skip_bad_steps")
+        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names if self.compiled}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model as it was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that the model was made with, which are its attributes."""
+        return {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in inspect.signature(type(self)).parameters
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "ReplicatedModel":
+        """The inverse of ``get_config``."""
+        return cls(**{k: keras.saving.deserialize_keras_object(v, custom_objects) for k, v in config.items()})
 
     def make_train_function(self, force: bool = False) -> Any:
         """The function of an iterator that ``fit`` calls: ``steps_per_execution`` steps, then their mean metrics."""

@@ -1,7 +1,5 @@
 """An optimizer by its name in the settings."""
 
-from collections.abc import Iterable
-
 import keras
 
 from simclrv2_tf.training.lars import LARS
@@ -12,7 +10,6 @@ def build_optimizer(
     schedule: float | keras.optimizers.schedules.LearningRateSchedule,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
-    exclude: Iterable[keras.Variable] = (),
 ) -> keras.optimizers.Optimizer:
     """LARS, SGD with Nesterov momentum, or Adam.
 
@@ -22,15 +19,12 @@ def build_optimizer(
         momentum: of "lars" and "momentum".
         weight_decay: L2 of "lars" alone. The others take theirs from the loss, by ``losses.l2_penalty``, since Keras's
             own ``weight_decay`` is decoupled from the gradient.
-        exclude: variables that "lars" neither decays nor adapts, beside the vectors it leaves out anyway.
 
     Raises:
         ValueError: for another name.
     """
     if name == "lars":
-        optimizer = LARS(schedule, momentum=momentum, weight_decay=weight_decay)
-        optimizer.exclude(exclude)
-        return optimizer
+        return LARS(schedule, momentum=momentum, weight_decay=weight_decay)
     if name == "momentum":
         return keras.optimizers.SGD(schedule, momentum=momentum, nesterov=True, name="momentum")
     if name == "adam":

@@ -1,12 +1,14 @@
 """Pretraining: two views of each image are told from all others (paper §2, step 1)."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from simclrv2_tf.collectives import all_gather, replica_count
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import make_views
-from simclrv2_tf.nets.network import Network
+from simclrv2_tf.nets.network import Network, built_network
 from simclrv2_tf.nets.normalization import statistics_dtype
 from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel
 from simclrv2_tf.training.grad_cache import cached_gradients
@@ -56,13 +58,19 @@ class Memory(keras.layers.Layer):
         queue = tf.concat([all_gather(keys), self.queue.value], axis=0)
         self.queue.assign(queue[: self.queue.shape[0]])
 
+    def get_config(self) -> dict[str, Any]:
+        """Without the network: ``SimCLR.from_config`` knows it."""
+        return {"size": self.queue.shape[0], "decay": self.decay}
 
+
+@keras.saving.register_keras_serializable(package="simclrv2_tf")
 class SimCLR(ReplicatedModel):
     """Pretraining with NT-Xent.
 
     Args:
         network: with a projection head; with a classifier, that is trained beside the encoder on its features, behind
-            a stopped gradient (online linear evaluation).
+            a stopped gradient (online linear evaluation). Any other Keras model from images to features ``[n, d]``
+            gets a head of three layers.
         views: how views are made from a batch's images.
         temperature: of NT-Xent.
         hidden_norm: L2-normalise the projections.
@@ -76,7 +84,7 @@ class SimCLR(ReplicatedModel):
 
     def __init__(
         self,
-        network: Network,
+        network: Network | keras.Model,
         views: ViewSettings,
         temperature: float = 0.1,
         hidden_norm: bool = True,
@@ -86,7 +94,7 @@ class SimCLR(ReplicatedModel):
         micro_batch: int = 0,
     ):
         super().__init__(name="simclr")
-        self.network = network
+        self.network = network = built_network(network, views.image_size)
         self.views = views
         self.temperature = temperature
         self.hidden_norm = hidden_norm
@@ -133,6 +141,15 @@ class SimCLR(ReplicatedModel):
             keys = map_rows(embed, batch, self.micro_batch, self.memory.queue.dtype, communicates=True)
             self.memory.push(keys)
         return logs
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"memory": self.memory and self.memory.get_config()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "SimCLR":
+        model = super().from_config(config | {"memory": None}, custom_objects)
+        model.memory = Memory(model.network, **config["memory"]) if config["memory"] else None
+        return model
 
     @property
     def _output_dtypes(self) -> dict[str, tf.DType]:

@@ -60,9 +60,7 @@ def recorded_network(dtype: str = "float64", classes: int = CLASSES, tap: int = 
 
 
 def compiled(model, optimizer: str = "lars", weight_decay: float = DECAY):
-    optimizer = build_optimizer(optimizer, 0.0, 0.9, weight_decay, model.network.classifier_variables)
-    optimizer.build(model.trained_variables)
-    model.compile(optimizer=optimizer)
+    model.compile(optimizer=build_optimizer(optimizer, 0.0, 0.9, weight_decay))
     return model
 
 

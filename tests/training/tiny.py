@@ -57,9 +57,7 @@ def network(
 
 def compiled(model: ReplicatedModel, optimizer: str = "lars", rate: float = 0.1, decay: float = 1e-3, **how):
     """The model as ``build.compile_model`` leaves it."""
-    optimizer = build_optimizer(optimizer, rate, 0.9, decay, model.network.classifier_variables)
-    optimizer.build(model.trained_variables)
-    model.compile(optimizer=optimizer, **{"jit_compile": False, **how})
+    model.compile(optimizer=build_optimizer(optimizer, rate, 0.9, decay), **{"jit_compile": False, **how})
     return model
 
 

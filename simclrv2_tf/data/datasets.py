@@ -1,0 +1,75 @@
+"""From any ``tf.data.Dataset`` of images to batches to train on, for those who bring their own data."""
+
+import tensorflow as tf
+
+from simclrv2_tf.data import augment
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.decoding import views_of_image
+
+
+def view_batches(
+    dataset: tf.data.Dataset, batch_size: int, settings: ViewSettings, seed: int = 0, num_views: int = 2
+) -> tf.data.Dataset:
+    """Batches of randomly cropped views, for ``fit`` of ``SimCLR`` and, with one view, of ``ClassificationModel``.
+
+    Each pass over the result draws other crops and other augmentations, the same ones in every program.
+
+    Args:
+        dataset: images, pairs ``(image, label)``, or dicts with ``image`` and maybe ``label``, shuffled, one by one or
+            in batches. Images are ``[h, w, 3]`` or grey ``[h, w, 1]``, of any sizes, uint8, uint16 or floats in [0, 1];
+            labels are integers, −1 where unknown.
+        batch_size: images a batch, over all replicas; the last ones of a pass that fill no batch are left out.
+        settings: what happens to a view. Crops are made here, flip, colour and blur in the model's step.
+        seed: of the random numbers.
+        num_views: 2 to pretrain, 1 to train on labels.
+
+    Returns:
+        Dicts of uint8 ``images [b, num_views, size, size, 3]``, int32 ``labels [b]`` and float32 ``draws``, as
+        ``pipeline.make_views`` takes them.
+
+    Raises:
+        ValueError: for a data set of fewer images than a batch, or of anything else than images and integer labels.
+        tf.errors.InvalidArgumentError: while iterating, for floats that are not in [0, 1].
+    """
+    if _image_and_label(dataset.element_spec)[0].shape.rank == 4:
+        dataset = dataset.unbatch()
+    image, label = _image_and_label(dataset.element_spec)
+    is_image = image.shape.rank == 3 and (image.dtype.is_floating or image.dtype in (tf.uint8, tf.uint16))
+    if not is_image or label.shape.rank != 0 or not label.dtype.is_integer:
+        raise ValueError(f"images [h, w, channels] and integer labels are needed, not {dataset.element_spec}")
+    if 0 <= dataset.cardinality() < batch_size:
+        raise ValueError(f"a batch of {batch_size} needs more than the {dataset.cardinality()} images there are")
+
+    def example(element: tuple, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        image, label = _image_and_label(element)
+        sizes = [augment.CROP_DRAWS, augment.NUM_DRAWS]
+        uniforms = tf.random.stateless_uniform([num_views, sum(sizes)], seed, alg="philox")
+        crops, draws = tf.split(uniforms, sizes, axis=-1)
+        views = views_of_image(_as_uint8_rgb(image), crops, settings)
+        views = tf.ensure_shape(views, [num_views, settings.image_size, settings.image_size, 3])
+        return {"images": views, "labels": tf.cast(label, tf.int32), "draws": draws}
+
+    seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
+    examples = tf.data.Dataset.zip(dataset, seeds).map(example, tf.data.AUTOTUNE)
+    return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _image_and_label(element):
+    if isinstance(element, dict):
+        element = element["image"], element.get("label", tf.constant(-1))
+    return element if isinstance(element, tuple) else (element, tf.constant(-1))
+
+
+def _as_uint8_rgb(image: tf.Tensor) -> tf.Tensor:
+    if image.dtype.is_floating:
+        in_range = tf.debugging.Assert(
+            tf.reduce_all((image > -1) & (image < 2)),  # resizing overshoots a little
+            [
+                "Images of floats must be in [0, 1]: divide by 255, or cast to uint8. The greatest is",
+                tf.reduce_max(image),
+            ],
+        )
+        with tf.control_dependencies([in_range]):
+            image = tf.identity(image)
+    image = tf.image.convert_image_dtype(image, tf.uint8, saturate=True)
+    return tf.broadcast_to(image, tf.concat([tf.shape(image)[:2], [3]], axis=0))

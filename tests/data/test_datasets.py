@@ -1,0 +1,94 @@
+"""Batches of views from any data set of images."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.datasets import view_batches
+from simclrv2_tf.data.pipeline import make_views
+
+SIZE = 8
+SETTINGS = ViewSettings(SIZE)
+RAMP = np.arange(12 * 14 * 3, dtype="uint8").reshape(12, 14, 3)
+
+
+def single(element, **kwargs) -> dict[str, np.ndarray]:
+    batches = view_batches(tf.data.Dataset.from_tensors(element), 1, SETTINGS, **kwargs)
+    return next(batches.as_numpy_iterator())
+
+
+def test_images_of_mixed_sizes_are_batches_for_a_step():
+    sizes = [(9, 30), (12, 14), (40, 8), (8, 8)]
+    images = [np.full((height, width, 3), 40 * i, "uint8") for i, (height, width) in enumerate(sizes)]
+    dataset = tf.data.Dataset.from_generator(
+        lambda: zip(images, range(4), strict=True),
+        output_signature=(tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.int64)),
+    )
+    batches = view_batches(dataset, 2, SETTINGS)
+    assert batches.element_spec["images"].shape == (2, 2, SIZE, SIZE, 3)
+    first, second = batches
+    np.testing.assert_array_equal(tf.concat([first["labels"], second["labels"]], 0), range(4))
+    np.testing.assert_array_equal(second["images"], np.broadcast_to([[[[[80]]]], [[[[120]]]]], (2, 2, SIZE, SIZE, 3)))
+    views = make_views(second, SETTINGS)
+    assert views.shape == (2, 2, SIZE, SIZE, 3) and views.dtype == tf.float32
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        {"image": RAMP, "label": 3, "id": "a"},
+        (RAMP / np.float32(255), np.int64(3)),
+        (RAMP.astype("uint16") * 257, np.uint8(3)),
+    ],
+)
+def test_other_forms_of_the_same_image_give_the_same_views(element):
+    plain = single((RAMP, 3))
+    for name, value in single(element).items():
+        np.testing.assert_array_equal(value, plain[name], err_msg=name)
+
+
+def test_without_labels_and_colours():
+    found = single(RAMP[..., :1])
+    assert found["labels"] == [-1]
+    np.testing.assert_array_equal(found["images"], single(np.repeat(RAMP[..., :1], 3, axis=-1))["images"])
+
+
+def test_every_pass_draws_anew_and_every_program_the_same():
+    images = tf.data.Dataset.from_tensors(RAMP).repeat(4)
+
+    def passes(seed: int) -> list[np.ndarray]:
+        batches = view_batches(images, 2, SETTINGS, seed)
+        return [np.concatenate([batch["draws"] for batch in batches]) for _ in range(2)]
+
+    first, second = passes(1)
+    draws = np.concatenate([first, second]).reshape(-1, first.shape[-1])
+    assert len(np.unique(draws, axis=0)) == len(draws) == 2 * 4 * 2
+    np.testing.assert_array_equal(passes(1), [first, second])
+    assert not np.any(passes(2)[0] == first)
+
+
+def test_batches_of_a_data_set_are_taken_apart():
+    labelled = tf.data.Dataset.from_tensor_slices((np.stack([RAMP] * 6), np.arange(6))).batch(4)
+    (batch,) = view_batches(labelled, 5, SETTINGS, num_views=1).as_numpy_iterator()
+    assert batch["images"].shape == (5, 1, SIZE, SIZE, 3)
+    np.testing.assert_array_equal(batch["labels"], range(5))
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [
+        (np.zeros((8, 8), "uint8"), "channels"),
+        (np.zeros((8, 8, 3), "int32"), "channels"),
+        ((RAMP, np.zeros(10, "float32")), "labels"),
+        (RAMP, "a batch of 2"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(element, message):
+    with pytest.raises(ValueError, match=message):
+        view_batches(tf.data.Dataset.from_tensors(element), 2, SETTINGS)
+
+
+def test_floats_up_to_255_are_refused():
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"must be in \[0, 1\].*255"):
+        single(RAMP[:7].astype("float32"))
