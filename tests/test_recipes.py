@@ -21,6 +21,8 @@ from simclrv2_tf.training.schedules import Plan
 DEFAULT = Config()
 IMAGES = {"imagenet2012": 1_281_167, "imagenet2012_subset/1pct": 12_811, "imagenet2012_subset/10pct": 128_116}
 IMAGES |= {"cifar10": 50_000}
+QUICK = ("digits", "cifar10", "imagenet")
+QUICK_AND_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -152,7 +154,7 @@ def check(model_dir, own):
 
 
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config")
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", QUICK_AND_SLOW)
 def test_every_stage_runs(run, name):
     recipe = RECIPES[name]
     pretrained = run(name, "pretrain")
