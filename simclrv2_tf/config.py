@@ -7,6 +7,7 @@ so an official command line needs only its ``--mode`` / ``--train_mode`` changed
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ MODES = (
     "semi_supervised",
 )
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
+FORMATS = {"export": ("saved_model", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet")}
 
 
 class SettingError(ValueError):
@@ -113,10 +115,11 @@ class Config:
         False, RUN, "Go on in a model directory although settings or images have changed since."
     )
     format: str = _setting(
-        "saved_model",
+        "auto",
         RUN,
-        "For export: a SavedModel, or a TF1 checkpoint with the official names.",
-        choices=("saved_model", "tf1_checkpoint"),
+        "For export: saved_model, onnx (needs the packages of requirements-onnx.txt) or tf1_checkpoint, with the "
+        "official names. For embed: npz or parquet. auto: the first of these.",
+        choices=("auto", *(name for names in FORMATS.values() for name in names)),
     )
     report: bool = _setting(True, RUN, "Draw the figures and report.html at each evaluation and at the end.")
     compare: str = _setting(
@@ -128,6 +131,12 @@ class Config:
         "How the report shows features in two dimensions; umap needs the package umap-learn.",
         choices=("pca", "tsne", "umap"),
     )
+    profile_steps: str = _setting(
+        "",
+        RUN,
+        "First and last step to profile, as 10,20; the trace is for TensorBoard's profiler (pip install xprof).",
+    )
+    histograms: bool = _setting(False, RUN, "Histograms of all weights for TensorBoard, at each evaluation.")
 
     dataset: str = _setting(
         "imagenet2012",
@@ -341,6 +350,24 @@ class Config:
             refuse("checkpoint", f"{self.mode} needs the model directory of a trained run")
         if self.mode == "import_checkpoint" and not self.checkpoint:
             refuse("checkpoint", "import_checkpoint needs a checkpoint of the official code")
+        if self.profile_steps and not re.fullmatch(r"\d+,\d+", self.profile_steps):
+            refuse("profile_steps", "must look like 10,20")
+        if self.profile_steps and not 0 < self.profiled[0] <= self.profiled[1]:
+            refuse("profile_steps", "must be two steps from 1 on, the first one first")
+        formats = FORMATS.get(self.mode, ())
+        if formats and self.format not in ("auto", *formats):
+            refuse("format", f"{self.mode} writes {', '.join(formats)}")
+
+    @property
+    def output_format(self) -> str:
+        """``format``, with ``auto`` resolved."""
+        return FORMATS[self.mode][0] if self.format == "auto" else self.format
+
+    @property
+    def profiled(self) -> tuple[int, int]:
+        """First and last step to profile, counted from 1; (0, 0) for none."""
+        first, _, last = self.profile_steps.partition(",")
+        return int(first or 0), int(last or 0)
 
     @property
     def head_layers(self) -> int:

@@ -1,15 +1,21 @@
-"""A trained network for other programs: a SavedModel that needs only TensorFlow, a checkpoint for the official code."""
+"""A trained network for other programs: a SavedModel that needs only TensorFlow, ONNX, an official checkpoint."""
 
 import contextlib
+import importlib.util
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
 import tensorflow as tf
 
+from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.augment import center_crop_and_resize
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.official_names import official_names
+
+ONNX_BYTES = 2**31  # protobuf's limit
+ONNX_OPSET = 17
 
 
 class Exported(tf.Module):
@@ -62,6 +68,43 @@ def save_saved_model(network: Network, image_size: int, path: pathlib.Path, resi
     signatures = {"serve": module.serve, "serving_default": module.serve, "train": module.train}
     with _replacing(path) as unfinished:
         tf.saved_model.save(module, str(unfinished), signatures)
+
+
+def check_onnx_packages() -> None:
+    """Raises SettingError where ONNX files cannot be written."""
+    if not all(map(importlib.util.find_spec, ("tf2onnx", "onnx"))):
+        raise SettingError("--format=onnx: needs pip install tf2onnx onnx")
+
+
+def save_onnx(network: Network, image_size: int, path: pathlib.Path) -> None:
+    """Writes ONNX for inference, whole or not at all: every endpoint of views as they come out of the evaluation crop.
+
+    Its input is ``images``, float32 ``[n, image_size, image_size, 3]`` in [0, 1]; cropping and resizing are the
+    caller's, as no two runtimes resize alike. (Keras's own ``export(format="onnx")`` goes the same way, but
+    calls the network with its default arguments, which leave the head out where there is a classifier.)
+
+    Args:
+        network: built without XLA's batch norm.
+        image_size: pixels a side.
+        path: the file.
+
+    Raises:
+        SettingError: for a network that is larger than an ONNX file can be.
+    """
+    import tf2onnx
+
+    size = sum(variable.value.dtype.size * variable.value.shape.num_elements() for variable in network.variables)
+    if size >= ONNX_BYTES:
+        raise SettingError(f"--format=onnx: the network's {size / 1e9:.1f} GB do not fit into an ONNX file of 2 GB")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="images")])
+    def infer(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return network(images, training=False, whole_head=True)
+
+    model, _ = tf2onnx.convert.from_function(infer, infer.input_signature, opset=ONNX_OPSET)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_bytes(model.SerializeToString())
+    os.replace(unfinished, path)
 
 
 def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None:

@@ -12,6 +12,8 @@ SAME_IMAGES = (
     "dataset", "data_dir", "image_size", "crop_area_min", "use_flip", "resize_method", "jpeg_scaling",
     "eval_resize",
 )  # fmt: skip
+# What a mode that looks at a run does not take from it.
+ITS_OWN = ("mode", "model_dir", "checkpoint", "recipe", "stage", "format")
 ENCODER_SETTINGS = ("resnet_depth", "width_multiplier", "sk_ratio", "se_ratio")
 
 
@@ -84,7 +86,7 @@ def _inherited(parent: Config | None, mode: str) -> dict[str, Any]:
         return {}
     settings = dataclasses.asdict(parent)
     if mode in ("evaluate", "embed", "export", "summary"):
-        return {k: v for k, v in settings.items() if k not in ("mode", "model_dir", "checkpoint", "recipe", "stage")}
+        return {k: v for k, v in settings.items() if k not in ITS_OWN}
     return {name: settings[name] for name in SAME_IMAGES}
 
 

@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 import tensorflow as tf
 
 from simclrv2_tf import export
+from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.augment import center_crop_and_resize
 from simclrv2_tf.nets.heads import ProjectionHead
 from simclrv2_tf.nets.network import Network
@@ -44,11 +46,15 @@ print(json.dumps({"losses": losses, "missing": sorted(missing), "trainable": len
 """
 
 
-@pytest.mark.parametrize("image_size, resize_method", [(16, "tf1"), (48, "bicubic")])
-def test_saved_model_serves_and_trains_with_tensorflow_alone(image_size, resize_method, tmp_path):
-    encoder = ResNet(18, 0.125, stem="cifar", name="encoder")
+def network_of(encoder: ResNet) -> Network:
     network = Network(encoder, ProjectionHead(out_dim=16, name="projection_head"), num_classes=3, name="network")
     network.build((None, None, None, 3))
+    return network
+
+
+@pytest.mark.parametrize("image_size, resize_method", [(16, "tf1"), (48, "bicubic")])
+def test_saved_model_serves_and_trains_with_tensorflow_alone(image_size, resize_method, tmp_path):
+    network = network_of(ResNet(18, 0.125, stem="cifar", name="encoder"))
     export.save_saved_model(network, image_size, tmp_path / "model", resize_method)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 37, 51, 3), dtype=np.uint8)
@@ -77,3 +83,32 @@ def test_a_failed_export_leaves_the_earlier_one(tmp_path):
     with pytest.raises(AttributeError):
         export.save_saved_model(None, 16, tmp_path / "model")
     assert (tmp_path / "model/saved_model.pb").read_bytes() == b"earlier"
+
+
+SELECTIVE = pytest.param({"depth": 50, "sk_ratio": 0.0625}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("architecture", [{"depth": 18, "se_ratio": 0.25}, SELECTIVE])
+def test_onnx_gives_every_endpoint_as_keras_does(architecture, tmp_path):
+    network = network_of(ResNet(width_multiplier=1 / 16, name="encoder", **architecture))
+    views = np.random.default_rng(0).uniform(size=(5, 32, 32, 3)).astype(np.float32)
+    for _ in range(3):  # moving statistics that are not those of the start
+        expected = network(views, training=True, whole_head=True)
+    expected = network(views, training=False, whole_head=True)
+    export.save_onnx(network, 32, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert set(names) == set(expected)
+    for name, value in zip(names, session.run(None, {"images": views}), strict=True):
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5 * np.abs(expected[name]).max())
+
+
+def test_what_onnx_cannot_be_written_for_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "ONNX_BYTES", 1000)
+    with pytest.raises(SettingError, match=r"^--format=onnx: the network's 0\.0 GB do not fit"):
+        export.save_onnx(network_of(ResNet(18, 1 / 16)), 32, tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "tf2onnx", None)
+    with pytest.raises(SettingError, match=r"^--format=onnx: needs pip install tf2onnx onnx$"):
+        export.check_onnx_packages()
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
@@ -186,10 +187,14 @@ def test_embed_writes_both_splits(whole_run, tmp_path):
     model_dir, _ = whole_run
     settings = {"mode": "embed", "checkpoint": str(model_dir / "pretrain")}
     modes.run(settings | {"model_dir": str(tmp_path)})
-    modes.run(settings | {"model_dir": str(tmp_path / "tf1"), "eval_resize": "tf1"})
-    with np.load(tmp_path / "embeddings.npz") as arrays, np.load(tmp_path / "tf1/embeddings.npz") as others:
-        assert np.abs(arrays["x_test"] - others["x_test"]).max() > 1e-3  # the same network sees other views
+    modes.run(settings | {"model_dir": str(tmp_path / "tf1"), "eval_resize": "tf1", "format": "parquet"})
+    others = pq.read_table(tmp_path / "tf1/embeddings.parquet").to_pydict()
+    with np.load(tmp_path / "embeddings.npz") as arrays:
+        features = np.array(others["features"][1297:])
+        assert features.shape == (500, 32) and others["split"] == ["train"] * 1297 + ["test"] * 500
+        assert np.abs(arrays["x_test"] - features).max() > 1e-3  # the same network sees other views
         assert arrays["x_train"].shape == (1297, 32) and arrays["x_test"].shape == (500, 32)
+        assert list(arrays["class_names"]) == [str(digit) for digit in range(10)]
         assert set(arrays["y_test"]) == set(range(10))
         assert np.isfinite(arrays["x_test"]).all() and arrays["x_test"].std() > 0
 
@@ -208,7 +213,10 @@ def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(tmp_path, ca
         patch.setattr("simclrv2_tf.training.loop.Progress.show", stop_after_two_steps)
         modes.run(settings | {"model_dir": str(tmp_path / "parts"), "steps_per_execution": 2})
     assert "step-2" not in str(list((tmp_path / "parts").rglob("*.index")))
-    modes.run(settings | {"model_dir": str(tmp_path / "parts"), "steps_per_execution": 2})
+    looked_at = {"profile_steps": "2,3", "histograms": True}
+    modes.run(settings | looked_at | {"model_dir": str(tmp_path / "parts"), "steps_per_execution": 2})
+    (trace,) = (tmp_path / "parts/tensorboard").glob("plugins/profile/*/*.xplane.pb")
+    assert b"run_steps" in trace.read_bytes()
     capsys.readouterr()
     np.testing.assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
 

@@ -3,13 +3,12 @@
 import json
 import os
 
-import numpy as np
-
 from simclrv2_tf import build, evaluation
 from simclrv2_tf.config import Config
 from simclrv2_tf.console import box
-from simclrv2_tf.data.sources import FileSource, open_source
-from simclrv2_tf.export import save_saved_model, save_tf1_checkpoint
+from simclrv2_tf.data.sources import open_source
+from simclrv2_tf.embeddings import Embedded, write_npz, write_parquet
+from simclrv2_tf.export import check_onnx_packages, save_onnx, save_saved_model, save_tf1_checkpoint
 from simclrv2_tf.modes.measuring import (
     check_classes,
     evaluation_source,
@@ -47,32 +46,32 @@ def evaluate(config: Config, strategy: Strategy) -> Result:
 
 
 def embed(config: Config, strategy: Strategy) -> Result:
-    """Features of both splits as ``embeddings.npz``: ``x_SPLIT [n, d]``, ``y_SPLIT [n]``, for files ``path_SPLIT``."""
+    """Features of both splits in ``embeddings.npz`` or ``.parquet``; see ``write_npz`` and ``write_parquet``."""
     sources = [open_source(config, config.train_split), evaluation_source(config)]
     model = _trained_model(config, strategy)
-    arrays: dict[str, np.ndarray] = {}
-    for source in sources:
-        if source is None:
-            continue
-        split = source.name.rpartition("/")[2]
-        arrays[f"x_{split}"], arrays[f"y_{split}"] = features_of(model, config, source)
-        if isinstance(source, FileSource):
-            arrays[f"path_{split}"] = np.array([path for path in source.paths if path not in source.corrupt])
-    path = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir / "embeddings.npz"
-    unfinished = path.with_name(".embeddings.tmp.npz")
-    np.savez(unfinished, **arrays)
+    splits = [Embedded(source, *features_of(model, config, source)) for source in sources if source is not None]
+    model_dir = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir
+    path = model_dir / f"embeddings.{config.output_format}"
+    unfinished = model_dir / f".embeddings.tmp.{config.output_format}"
+    {"npz": write_npz, "parquet": write_parquet}[config.output_format](splits, unfinished)
     os.replace(unfinished, path)
-    print(f"{path}: " + ", ".join(f"{name} {array.shape}" for name, array in arrays.items()))
+    print(f"{path}: " + ", ".join(f"{split.name} {split.features.shape}" for split in splits))
     return {"mode": "embed", "path": str(path)}
 
 
 def export(config: Config, strategy: Strategy) -> Result:
-    """The network in ``MODEL_DIR/FORMAT``, for other programs."""
+    """The network in ``MODEL_DIR/FORMAT``, or ``MODEL_DIR/model.onnx``, for other programs."""
+    if config.format == "onnx":
+        check_onnx_packages()
     model = _trained_model(config.replace(jit_compile="false", mixed_precision="float32", remat=False), strategy)
-    path = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir / config.format
+    path = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir / config.output_format
     if config.format == "tf1_checkpoint":
         save_tf1_checkpoint(model.network, step_of(find(config.checkpoint)), path)
         print(f"{path}: for the official code's --checkpoint, or tf.compat.v1.train.Saver")
+    elif config.format == "onnx":
+        path = path.with_name("model.onnx")
+        save_onnx(model.network, config.image_size, path)
+        print(f"{path}: images float32 [n, {config.image_size}, {config.image_size}, 3] in [0, 1] to every endpoint")
     else:
         save_saved_model(model.network, config.image_size, path, config.eval_resize)
         print(f"{path}: signatures serve (uint8 images of any size) and train ({config.image_size} px)")

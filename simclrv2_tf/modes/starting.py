@@ -24,9 +24,10 @@ Strategy = tf.distribute.Strategy
 # Settings that may differ when a run goes on.
 FREE = {
     "model_dir", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoint_max", "keep_best", "on_checkpoint_error",
-    "on_nan", "override_config", "deterministic", "report", "compare", "embedding", "cache_dataset", "data_dir",
-    "max_corrupt_share", "recipe", "stage", "augment_on", "steps_per_execution", "loss_tile", "remat", "cpu_replicas",
-    "worker_timeout", "use_tpu", "tpu_name", "tpu_zone", "gcp_project", "master", "tpu_topology",
+    "on_nan", "override_config", "deterministic", "format", "report", "compare", "embedding", "profile_steps",
+    "histograms", "cache_dataset", "data_dir", "max_corrupt_share", "recipe", "stage", "augment_on",
+    "steps_per_execution", "loss_tile", "remat", "cpu_replicas", "worker_timeout", "use_tpu", "tpu_name", "tpu_zone",
+    "gcp_project", "master", "tpu_topology",
 }  # fmt: skip
 
 

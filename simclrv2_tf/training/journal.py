@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -139,6 +140,13 @@ class Journal:
             tf.summary.image(name, images, max_outputs=len(images))
         self._writer.flush()
 
+    def write_histograms(self, variables: Iterable[keras.Variable], step: int) -> None:
+        """A histogram of each variable for TensorBoard, by its path."""
+        with self._writer.as_default(step=step):
+            for variable in variables:
+                tf.summary.histogram(variable.path, tf.cast(variable.value, tf.float32))
+        self._writer.flush()
+
     def write_result(self, result: dict[str, Any]) -> None:
         """``result.json``: the final numbers."""
         write_atomically(self.model_dir / "result.json", json.dumps(result, indent=1))
@@ -150,7 +158,7 @@ class Journal:
 
 
 def _rewind_events(folder: pathlib.Path, step: int) -> None:
-    """Makes one of TensorBoard's files, of the scalars up to ``step`` only: pictures come after the last step."""
+    """Makes one of TensorBoard's files, of what came up to ``step`` but pictures, which come after the last step."""
     files = sorted(folder.glob("events.out.tfevents.*"))
     if not files:
         return
@@ -159,8 +167,8 @@ def _rewind_events(folder: pathlib.Path, step: int) -> None:
         with contextlib.suppress(tf.errors.OpError):  # the last record of a killed run may be cut off
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
                 event = tf.compat.v1.Event.FromString(record)
-                scalars = all(value.metadata.plugin_data.plugin_name == "scalars" for value in event.summary.value)
-                if event.HasField("file_version") or (event.step <= step and scalars):
+                pictures = any(value.metadata.plugin_data.plugin_name == "images" for value in event.summary.value)
+                if event.HasField("file_version") or (event.step <= step and not pictures):
                     events["version" if event.HasField("file_version") else record] = record
     merged = folder / ".merged.tmp"
     with tf.io.TFRecordWriter(str(merged)) as writer:

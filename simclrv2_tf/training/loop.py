@@ -14,6 +14,7 @@ from simclrv2_tf.data.sources import EncodedSource
 from simclrv2_tf.training.checkpoints import Checkpoints
 from simclrv2_tf.training.distributed import ReplicatedModel, distribute
 from simclrv2_tf.training.journal import Journal
+from simclrv2_tf.training.profiling import Profile
 from simclrv2_tf.training.progress import IntervalMeans, Progress
 from simclrv2_tf.training.schedules import Plan
 from simclrv2_tf.training.stopping import StopRequest
@@ -84,10 +85,10 @@ def _run(
     strategy = model.distribute_strategy
     iterator = iter(distribute(strategy, data.batch_size, make))
     progress = Progress(data.batch_size, plan, step)
-    with StopRequest() as stop:
+    with StopRequest() as stop, Profile(save.config.profiled, save.journal.model_dir / "tensorboard") as profile:
         while step < plan.total_steps:
             end = plan.interval_end(step)
-            steps = min(model.steps_per_execution, end - step)
+            steps = profile.before(step, min(model.steps_per_execution, end - step))
             started = time.perf_counter()
             logs = {name: float(value) for name, value in model.run_steps(iterator, steps).items()}
             bad = int(logs.pop("bad_steps"))
@@ -96,6 +97,7 @@ def _run(
             if isinstance(data.source, EncodedSource):
                 data.source.check_corrupt()
             step += steps
+            profile.after(step)
             means.add(logs, steps - bad, bad)
             progress.add(logs, steps, time.perf_counter() - started)
             if step == end:
@@ -147,6 +149,8 @@ class _Save:
                 self.journal.write_corrupt_images(self.data.source.corrupt)
             if row is not None:
                 self.journal.write_row(row)
+                if self.config.histograms:
+                    self.journal.write_histograms(self.model.network.weights, step)
                 if self.config.keep_best != "none" and self.journal.last_row_is_best(BEST[self.config.keep_best]):
                     self.checkpoints.save_best(step)
             self.checkpoints.save(step)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -69,6 +70,14 @@ class TestRewind:
         assert scalars(tmp_path) == [(1, "loss"), (1, "views")]
         Journal(tmp_path).rewind(1)
         assert scalars(tmp_path) == [(1, "loss")]
+
+    def test_keeps_the_histograms_of_steps_before(self, tmp_path):
+        journal = Journal(tmp_path)
+        for step in (1, 2):
+            journal.write_histograms([keras.Variable([0.5, 1.5], name="kernel")], step)
+        assert scalars(tmp_path) == [(1, "kernel"), (2, "kernel")]
+        Journal(tmp_path).rewind(1)
+        assert scalars(tmp_path) == [(1, "kernel")]
 
     def test_a_last_event_that_was_cut_off(self, tmp_path):
         journal = Journal(tmp_path)
