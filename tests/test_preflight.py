@@ -37,7 +37,13 @@ def test_without_libtpu_one_line_says_what_to_install():
         modes.run(TOY)
 
 
-@pytest.mark.parametrize("changes", [{}, {"augment_on": "host", "memory_size": 64, "grad_cache_micro_batch": 4}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"augment_on": "host", "memory_size": 64, "grad_cache_micro_batch": 4}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_step_is_one_static_program_with_its_collectives_and_no_host(changes):
     config = Config(**TOY | {"mode": "pretrain", "use_tpu": True, "on_nan": "skip"} | changes)
     program = preflight.lower(config, replicas=4)

@@ -44,7 +44,10 @@ def trained(model: SimCLR, steps: int = 3) -> tuple[list[dict[str, float]], dict
     return logs, tiny.numbers(model.network.variables + model.optimizer.variables)
 
 
-@pytest.mark.parametrize(("count", "steps_a_call"), [pytest.param(2, 1, marks=pytest.mark.slow), (2, 3), (4, 1)])
+@pytest.mark.parametrize(
+    ("count", "steps_a_call"),
+    [pytest.param(2, 1, marks=pytest.mark.slow), (2, 3), pytest.param(4, 1, marks=pytest.mark.slow)],
+)
 def test_fit_on_replicas_equals_one_device(count, steps_a_call, replicas):
     """Losses, weights, statistics and momenta, in float64; the unlabelled rows are all on the first replica."""
     tiny.use_float64()

@@ -13,8 +13,14 @@ def one_device():
     return {kind: layouts.train(kind, tf.distribute.get_strategy()) for kind in layouts.KINDS}
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("kind", layouts.KINDS)
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        *((kind, 2) for kind in layouts.KINDS),
+        ("pretrain", 4),
+        *(pytest.param(kind, 4, marks=pytest.mark.slow) for kind in layouts.KINDS[1:]),
+    ],
+)
 def test_replicas_equal_one_device(kind, count, replicas, one_device):
     assert_equal(layouts.train(kind, replicas(count)), one_device[kind])
 
