@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         with contextlib.redirect_stdout(None if values["quiet"].value else sys.stdout):
             modes.run(explicit)
     except (SettingError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", *str(error).split("\n"), file=sys.stderr)  # a value or a name may hold several lines
         sys.exit(2)
     except LostWorkerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

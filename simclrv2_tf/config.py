@@ -405,7 +405,7 @@ class Config:
             for name, value in values.items():
                 if type(value) is not type(known[name].default) and (type(value), known[name].type) != (int, float):
                     raise ValueError(name)
-        except (ValueError, AttributeError, TypeError):
+        except (ValueError, AttributeError, TypeError, RecursionError):
             raise SettingError("config.json: is damaged; delete the model directory or restore the file") from None
         return cls(**values)
 
@@ -452,8 +452,8 @@ def _check_bounds(field: dataclasses.Field, value: Any) -> None:
     bounds = field.metadata
     if bounds["choices"] and value not in bounds["choices"]:
         raise SettingError(f"--{field.name}={value}: must be one of {', '.join(bounds['choices'])}")
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise SettingError(f"--{field.name}={value!r}: must be UTF-8")  # as the files must that a run writes
+    if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        raise SettingError(f"--{field.name}={value!r}: must be UTF-8")  # as names of files must, and what they hold
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingError(f"--{field.name}={value}: must be a finite number")
     if bounds["minimum"] is not None and value < bounds["minimum"]:

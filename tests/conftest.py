@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # a t-SNE took twenty times its CPU.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,6 +22,14 @@ tf.config.set_logical_device_configuration(
 )
 
 import keras  # noqa: E402
+
+# The same examples each time; `make soak` tries many more, and others each time.
+SHARED = [hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile(
+    "same", derandomize=True, deadline=None, max_examples=25, suppress_health_check=SHARED
+)
+hypothesis.settings.register_profile("soak", deadline=None, max_examples=2000, suppress_health_check=SHARED)
+hypothesis.settings.load_profile("same")
 
 
 def pytest_collection_finish(session):

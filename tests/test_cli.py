@@ -7,12 +7,16 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simclrv2_tf import cli
 from simclrv2_tf.config import Config, SettingError
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(Config)
+NAMES = [field.name for field in FIELDS]
 
 # The flags of the official code that mean the same here.
 OFFICIAL = (
@@ -91,6 +95,24 @@ def test_a_flagfile_that_is_no_text_is_refused(empty_directory, capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["run.py", "--flagfile=flags"])
     assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: --flagfile: not a text in UTF-8")
+
+
+VALUES = st.integers().map(str) | st.floats().map(str) | st.sampled_from(["", "true", "none", "lars"]) | st.text()
+
+
+@given(st.lists(st.tuples(st.sampled_from([*NAMES, "nosuch"]), VALUES), max_size=4))
+def test_any_command_line_makes_a_config_or_is_refused_by_name(said):
+    flags_said = [f"--{name}={value}" for name, value in said if (name, value) != ("recipe", "help")]
+    try:
+        Config(**cli.parse(["run.py", *flags_said]))
+    except (SettingError, flags.Error) as error:
+        assert any(name in str(error) for name in (*dict(said), "teacher", "checkpoint"))  # some modes need these
+
+
+def test_a_refusal_is_one_line_whatever_it_quotes(empty_directory, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run.py", "--optimizer=two\nlines"])
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def run(*arguments, place):

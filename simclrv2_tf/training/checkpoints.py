@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.data.sources import MAX_CLASSES
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.training.distributed import ReplicatedModel
 from simclrv2_tf.training.journal import write_atomically
@@ -157,7 +158,7 @@ def find(path: str, flag: str = "checkpoint") -> str:
     """
     for folder in (path, f"{path.rstrip('/')}/checkpoints"):
         latest = tf.train.latest_checkpoint(folder) if tf.io.gfile.isdir(folder) else None
-        if latest:
+        if latest and posixpath.dirname(latest) == folder.rstrip("/"):  # a stranger's may name any other place
             return latest
     if tf.io.gfile.exists(f"{path}.index"):
         return path
@@ -174,8 +175,15 @@ def run_of(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]
     file = pathlib.Path(run, "config.json")
     if not run or not file.is_file():
         raise SettingError(f"--{flag}={path}: its config.json is missing")
-    text = file.read_text(encoding="utf-8")
-    return Config.from_json(text), json.loads(text).get("resolved", {})
+    try:
+        text = file.read_text(encoding="utf-8")
+        config, resolved = Config.from_json(text), json.loads(text).get("resolved", {})
+        known = {name: resolved.get(name, 0) for name in ("num_classes", "head_input")}
+        if not (0 <= known["num_classes"] <= MAX_CLASSES and 0 <= known["head_input"] <= config.head_layers):
+            raise ValueError
+    except (SettingError, OSError, ValueError, AttributeError, TypeError):
+        raise SettingError(f"--{flag}={path}: its config.json is damaged") from None
+    return config, resolved | known
 
 
 def load_network(network: Network, path: str, *, with_classifier: bool, flag: str = "checkpoint") -> str:

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simclrv2_tf.data import augment
@@ -125,7 +125,6 @@ def test_crops_are_those_of_tf_image_resize(method, size):
     np.testing.assert_allclose(in_floats, crops, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=50, derandomize=True)
 @given(
     height=st.integers(1, 700),
     width=st.integers(1, 700),

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from simclrv2_tf.config import Config, SettingError
@@ -112,6 +114,17 @@ def test_every_epoch_is_another_permutation(data, kind):
     epochs = [tuple(epoch) for epoch in np.split(labels, BATCH)]  # most of them end within a batch
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
     assert len(set(epochs)) == BATCH and tuple(range(COUNT)) not in epochs
+
+
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), st.integers(0, 2**32 - 1))
+def test_any_epoch_of_any_source_is_a_permutation(sizes, seed):
+    count, batch_size = sizes
+    source = ArraySource("some", np.zeros((count, 1, 1, 3), np.uint8), np.zeros(count, np.int32), ("",))
+    stream = training(source, batch_size=batch_size, seed=seed)
+    steps = range(-(-2 * count // batch_size))
+    positions = np.concatenate([stream._positions(tf.constant(step, tf.int64)) for step in steps])
+    for epoch in (positions[:count], positions[count : 2 * count]):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(count))
 
 
 @pytest.mark.parametrize("kind", KINDS)

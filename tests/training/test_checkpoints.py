@@ -285,7 +285,7 @@ class TestRunOf:
         text = config.to_json().rstrip().removesuffix("}") + ', "resolved": {"num_classes": 3}}'
         (tmp_path / "config.json").write_text(text)
         for given in ("", "/checkpoints", "/checkpoints/step-1"):
-            assert run_of(f"{tmp_path}{given}") == (config, {"num_classes": 3})
+            assert run_of(f"{tmp_path}{given}") == (config, {"num_classes": 3, "head_input": 0})
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simclrv2_tf.training.schedules import WarmUpCosine, peak_learning_rate, training_steps, warmup_steps
 
@@ -59,6 +61,15 @@ def test_float64_follows_floatx():
 def test_edges(total, warmup, expected):
     schedule = WarmUpCosine(1.0, total, warmup)
     np.testing.assert_allclose([schedule(step) for step in range(len(expected))], expected, atol=1e-6)
+
+
+@given(st.integers(1, 10**6), st.integers(0, 10**6), st.floats(1e-6, 100))
+def test_any_schedule_rises_then_falls_and_stays_within_its_peak(total, warmup, peak):
+    schedule = WarmUpCosine(peak, total, warmup)
+    steps = np.unique(np.linspace(0, total, 9, dtype=int).clip(max=total - 1))
+    rates = np.array([schedule(step) for step in steps])
+    assert ((rates >= 0) & (rates <= peak * (1 + 1e-6))).all()
+    assert (np.diff(rates[steps <= warmup]) >= 0).all() and (np.diff(rates[steps >= warmup]) <= peak * 1e-6).all()
 
 
 @pytest.mark.parametrize(("total", "warmup"), [(0, 0), (10, -1)])
