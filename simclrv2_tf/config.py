@@ -282,6 +282,16 @@ class Config:
         "Steps a call of the devices, which stand idle in between; 0: one on CPUs, else 10, up to 32 px 100.",
         minimum=0,
     )
+    resident_mb: int = _setting(
+        4000,
+        DEVICES,
+        "Megabytes that images of one size may take in the memory of each device: then all lie there, and the step "
+        "picks its own. Larger sets are copied batch by batch.",
+        minimum=0,
+    )
+    device_prefetch: int = _setting(
+        2, DEVICES, "Batches that are copied to a GPU while it computes; 0: each when its step begins.", minimum=0
+    )
     loss_tile: int = _setting(
         0,
         DEVICES,

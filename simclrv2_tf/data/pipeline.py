@@ -51,6 +51,8 @@ class TrainingInput:
         seed: of order, crops and augmentation.
         augment_on_host: compute the views here, not in the model's step.
         part: the rows of each batch that are made.
+        resident: the images of an ``ArraySource``, uint8 ``[n, height, width, 3]``, where they lie in the memory of
+            the devices: then a batch has the ``index`` of its images instead of them, see ``completed``.
     """
 
     source: Source
@@ -60,6 +62,7 @@ class TrainingInput:
     seed: int
     augment_on_host: bool = False
     part: Part = WHOLE
+    resident: tf.Variable | None = None
 
     def of(self, part: Part) -> "TrainingInput":
         """The same batches, of which only a part is made."""
@@ -79,6 +82,18 @@ class TrainingInput:
             data = data.map(self._with_views, tf.data.AUTOTUNE)
         data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
         return data.prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+    def completed(self, batch: Batch) -> Batch:
+        """The batch with its images, for the step that computes where ``resident`` lies."""
+        if self.resident is None:
+            return batch
+        rest = {name: value for name, value in batch.items() if name != "index"}
+        return rest | {"images": tf.gather(self.resident.read_value(), batch["index"])}
+
+    @property
+    def resident_bytes(self) -> int:
+        """What ``resident`` takes on each device."""
+        return 0 if self.resident is None else self.source.images.nbytes
 
     @property
     def _rows(self) -> int:
@@ -117,16 +132,13 @@ class TrainingInput:
 
     @graph_code
     def _array_batch(self, step: tf.Tensor) -> Batch:
-        images, labels = _tensors(self.source)
         index = self._positions(step)
         crops, draws = self._draws(step)
-        boxes = augment.random_crop_boxes(crops, images.shape[1], images.shape[2], self.settings)
-        return {
-            "images": tf.gather(images, index),
-            "labels": tf.gather(labels, index),
-            "boxes": boxes,
-            "draws": draws,
-        }
+        boxes = augment.random_crop_boxes(crops, *self.source.images.shape[1:3], self.settings)
+        batch = {"labels": tf.gather(_labels(self.source), index), "boxes": boxes, "draws": draws}
+        if self.resident is not None:
+            return batch | {"index": index}
+        return batch | {"images": tf.gather(tf.constant(self.source.images), index)}
 
     def _encoded_batches(self, first_step: int, num_steps: int, steps: tf.data.Dataset) -> tf.data.Dataset:
         """Images decoded once and cropped into views here; colour and blur are left to the device."""
@@ -236,7 +248,7 @@ def evaluation_batches(
     elif isinstance(source, FileSource):
         data = read_files(source, wanted.batch(CHUNK), decoded, substitutes=0).unbatch()
     else:
-        images, labels = _tensors(source)
+        images, labels = tf.constant(source.images), _labels(source)
         data = wanted.map(graph_code(lambda index: (view(images[index]), labels[index], True)), tf.data.AUTOTUNE)
 
     @graph_code
@@ -263,9 +275,8 @@ def _rows_of(part: Part, examples: tf.data.Dataset, batch_size: int) -> tf.data.
     return examples.enumerate().filter(mine).map(lambda _, example: example)
 
 
-def _tensors(source: ArraySource) -> tuple[tf.Tensor, tf.Tensor]:
-    labels = source.labels if source.labels is not None else [-1] * source.num_examples
-    return tf.constant(source.images), tf.constant(labels, tf.int32)
+def _labels(source: ArraySource) -> tf.Tensor:
+    return tf.constant(source.labels if source.labels is not None else [-1] * source.num_examples, tf.int32)
 
 
 def _options() -> tf.data.Options:

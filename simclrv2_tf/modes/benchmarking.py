@@ -13,7 +13,7 @@ from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.modes.preparing import Ready, ready
 from simclrv2_tf.modes.starting import Result, planned
 from simclrv2_tf.training.distributed import distribute
-from simclrv2_tf.training.strategies import has_workers
+from simclrv2_tf.training.strategies import copying, has_workers
 
 SECONDS = 10.0  # of each measurement
 ENDLESS = 10**9  # steps
@@ -32,7 +32,7 @@ def benchmark(explicit: dict[str, Any]) -> Result:
     model, data, steps = run.model, run.data, run.model.steps_per_execution
 
     def iterator(make: Callable[[Part], tf.data.Dataset]) -> Any:
-        return iter(distribute(strategy, data.batch_size, make))
+        return iter(distribute(strategy, data.batch_size, make, *copying(config)))
 
     batches = iterator(lambda part: data.of(part).batches(0, ENDLESS))
     same = iterator(lambda part: data.of(part).batches(0, 1).cache().repeat())
@@ -89,6 +89,7 @@ def _faster_input(config: Config, run: Ready) -> str:
     encoded = not isinstance(run.data.source, ArraySource)
     advice = {
         "--augment_on=device": config.augment_on == "host",
+        f"a --resident_mb above {config.resident_mb}": not encoded and run.data.resident is None,
         "--jpeg_scaling if the photographs are of a megapixel or more": encoded and not config.jpeg_scaling,
         "--resize_method=bilinear": encoded and config.resize_method != "bilinear",
         "--cache_dataset if the disk is slow and the files fit into memory": encoded and not config.cache_dataset,

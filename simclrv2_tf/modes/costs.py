@@ -59,10 +59,12 @@ def similarities(config: Config) -> tuple[int, int, int]:
     return rows, columns, min(tile_rows(columns, config.loss_tile), rows)
 
 
-def memory_in_words(network: Network, config: Config, replicas: int) -> str:
-    """What a step of this network will need, of what there is; if that is not enough, what to do."""
+def memory_in_words(network: Network, config: Config, replicas: int, images: int = 0) -> str:
+    """What a step of this network needs, with resident ``images`` of so many bytes; if that is too much, what to do."""
     found = summarize(lambda: network, config.image_size, whole_head=config.mode == "pretrain")
     memory, there = step_memory(found, config, replicas), device_memory()
+    if images:
+        memory["images of --resident_mb"] = images
     needed, each = sum(memory.values()), f" on each of {replicas} replicas" if replicas > 1 else ""
     of = f" of {in_bytes(there)}" if there else ""
     parts = ", ".join(f"{name} {in_bytes(size)}" for name, size in memory.items())

@@ -13,7 +13,7 @@ import tensorflow as tf
 from simclrv2_tf import build
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.pipeline import TrainingInput
-from simclrv2_tf.data.sources import Source, open_labelled, open_source
+from simclrv2_tf.data.sources import ArraySource, Source, open_labelled, open_source
 from simclrv2_tf.modes.measuring import check_classes, evaluation_source
 from simclrv2_tf.modes.starting import Strategy
 from simclrv2_tf.training.checkpoints import load_network, run_of
@@ -37,7 +37,20 @@ class Ready:
 def ready(config: Config, strategy: Strategy) -> Ready:
     """Data and model of a training mode; SettingError if they cannot be had."""
     prepare = {"pretrain": _ready_to_pretrain, "distill": _ready_to_distill}.get(config.mode, _ready_to_classify)
-    return prepare(config, strategy)
+    return _with_resident_images(prepare(config, strategy), config, strategy)
+
+
+def _with_resident_images(run: Ready, config: Config, strategy: Strategy) -> Ready:
+    """The run with its images in the memory of each device, if they are small enough."""
+    source = run.data.source
+    if config.augment_on == "host" or not isinstance(source, ArraySource):
+        return run
+    if source.images.nbytes > config.resident_mb * 1e6:
+        return run
+    with strategy.scope():
+        data = dataclasses.replace(run.data, resident=tf.Variable(source.images, trainable=False, name="images"))
+    run.model.completed = data.completed
+    return dataclasses.replace(run, data=data)
 
 
 def _ready_to_pretrain(config: Config, strategy: Strategy) -> Ready:

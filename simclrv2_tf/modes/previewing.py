@@ -65,7 +65,7 @@ def _estimate(config: Config, strategy: Strategy, run: Ready, plan: Plan) -> dic
     return {
         "time": f"about {duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
         f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
-        "memory": memory_in_words(run.model.network, config, strategy.num_replicas_in_sync),
+        "memory": memory_in_words(run.model.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes),
     }
 
 

@@ -113,7 +113,7 @@ def _train_and_report(
     with journal.locked():
         changed(config, model_dir, resolved)
         journal.write_config(config, resolved)
-        memory = {"memory": memory_in_words(model.network, config, strategy.num_replicas_in_sync)}
+        memory = {"memory": memory_in_words(model.network, config, strategy.num_replicas_in_sync, data.resident_bytes)}
         found = facts(vars(config) | {"resolved": resolved}) | memory
         print("\n" + box(f"{config.mode}: {journal.model_dir}", found), flush=True)
         started = time.perf_counter()

@@ -180,7 +180,8 @@ def example_views(data: TrainingInput) -> np.ndarray:
 
 def first_batch(data: TrainingInput, count: int) -> Features:
     """Views float32 ``[n, views, size, size, 3]`` and labels ``[n]`` of the first images that a run sees."""
-    batch = {name: values[:count] for name, values in next(iter(data.batches(0, 1))).items()}
+    on_host = dataclasses.replace(data, resident=None)
+    batch = {name: values[:count] for name, values in next(iter(on_host.batches(0, 1))).items()}
     return make_views(batch, data.settings).numpy(), batch["labels"].numpy()
 
 

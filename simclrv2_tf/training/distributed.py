@@ -21,7 +21,11 @@ Logs = dict[str, tf.Tensor]
 
 
 def distribute(
-    strategy: tf.distribute.Strategy, batch_size: int, make: Callable[[Part], tf.data.Dataset]
+    strategy: tf.distribute.Strategy,
+    batch_size: int,
+    make: Callable[[Part], tf.data.Dataset],
+    device: str = "",
+    ahead: int = 0,
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
     """A data set of global batches, of which each worker makes its own rows, and each replica gets an equal share.
 
@@ -31,11 +35,16 @@ def distribute(
         strategy: whose replicas it feeds, in their order.
         batch_size: rows of a global batch; divides by the replicas.
         make: from a part to the batches of its rows, of one static shape and equally many for each part.
+        device: to which batches are copied before their step asks for them, where there is one replica (TensorFlow
+            does so itself where there are several).
+        ahead: how many of them.
     """
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         data = make(Part(context.input_pipeline_id, context.num_input_pipelines))
         replicas = context.num_replicas_in_sync // context.num_input_pipelines
+        if replicas == 1 and device and ahead:
+            return data.apply(tf.data.experimental.prefetch_to_device(device, ahead))
         return data if replicas == 1 else data.rebatch(batch_size // context.num_replicas_in_sync, drop_remainder=True)
 
     return strategy.distribute_datasets_from_function(of_worker)
@@ -62,6 +71,10 @@ class ReplicatedModel(keras.Model):
     def train_step(self, batch: Batch) -> Logs:
         """One update on one replica; returns its ``train_metrics``, scalars."""
         raise NotImplementedError
+
+    def completed(self, batch: Batch) -> Batch:
+        """The batch that ``train_step`` sees, from what the input sends; ``TrainingInput.completed`` may take over."""
+        return batch
 
     def compile(self, *args: Any, skip_bad_steps: bool = False, **kwargs: Any) -> None:
         """As Keras's; and builds the optimizer, whose variables belong to the strategy's scope and to checkpoints.
@@ -158,7 +171,7 @@ class ReplicatedModel(keras.Model):
     def guarded_step(self, batch: Batch) -> tf.Tensor:
         """One step on a replica: its ``train_metrics``, over all replicas, and 1 if all was finite, else 0."""
         undo = self._undo() if self.skip_bad_steps else None
-        logs = self.train_step(batch)
+        logs = self.train_step(self.completed(batch))
         stacked = tf.stack([tf.cast(logs[name], tf.float32) for name in self.train_metrics])
         stacked = all_sum(stacked) / replica_count()
         good = all_finite(stacked[0], self.trained_variables)

@@ -18,7 +18,7 @@ from simclrv2_tf.training.profiling import Profile
 from simclrv2_tf.training.progress import IntervalMeans, Progress
 from simclrv2_tf.training.schedules import Plan
 from simclrv2_tf.training.stopping import StopRequest
-from simclrv2_tf.training.strategies import tell_workers
+from simclrv2_tf.training.strategies import copying, tell_workers
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def _run(
     start, count = step, plan.total_steps - step
     make = lambda part: data.of(part).batches(start, count)  # noqa: E731
     strategy = model.distribute_strategy
-    iterator = iter(distribute(strategy, data.batch_size, make))
+    iterator = iter(distribute(strategy, data.batch_size, make, *copying(save.config)))
     progress = Progress(data.batch_size, plan, step)
     with StopRequest() as stop, Profile(save.config.profiled, save.journal.model_dir / "tensorboard") as profile:
         while step < plan.total_steps:

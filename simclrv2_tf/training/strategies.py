@@ -220,6 +220,12 @@ def use_xla(config: Config, strategy: Strategy) -> bool:
     return config.jit_compile == "true"
 
 
+def copying(config: Config) -> tuple[str, int]:
+    """The GPU that batches are copied to while it computes, "" for none, and how many ``distribute`` keeps there."""
+    gpus = tf.config.list_logical_devices("GPU")
+    return gpus[0].name if gpus else "", config.device_prefetch
+
+
 def dtype_policy(config: Config) -> str:
     """Keras dtype policy: bfloat16 where the device computes in it, unless told."""
     if config.mixed_precision != "auto":

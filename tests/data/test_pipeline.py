@@ -233,6 +233,18 @@ def test_files_and_arrays_of_the_same_images_give_the_same_views(tmp_path, data)
         np.testing.assert_allclose(file["views"], array["views"], rtol=0, atol=0.501 / 255)
 
 
+@pytest.mark.parametrize("part", [Part(), Part(1, 2)])
+def test_resident_images_complete_the_same_batches(data, part):
+    """What is sent then are numbers, not images."""
+    plain = training(data["array"], batch_size=6, part=part)
+    resident = dataclasses.replace(plain, resident=tf.Variable(IMAGES))
+    batches = resident.batches(1, 4)
+    assert not any(spec.dtype == tf.uint8 for spec in batches.element_spec.values())
+    completed = [{name: value.numpy() for name, value in resident.completed(batch).items()} for batch in batches]
+    assert_equal(completed, take(plain.batches(1, 4)))
+    assert resident.resident_bytes == IMAGES.nbytes and plain.resident_bytes == 0
+
+
 @pytest.mark.parametrize("kind", ["array", "files"])
 def test_replicas_share_the_same_global_batch(data, kind, replicas):
     strategy = replicas(2)

@@ -1,5 +1,7 @@
 """That a model trains the same on any number of them, however its step is run."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -8,10 +10,10 @@ import tiny
 from tensorflow.python.distribute import mirrored_run, mirrored_strategy
 
 from simclrv2_tf.config import SettingError
-from simclrv2_tf.data.pipeline import evaluation_batches
+from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches
 from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.nets import BatchNorm
-from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel
+from simclrv2_tf.training.distributed import Batch, Logs, ReplicatedModel, distribute
 from simclrv2_tf.training.optimizers import penalised_variables
 from simclrv2_tf.training.simclr import Memory, SimCLR
 
@@ -217,6 +219,29 @@ class TestMixedPrecision:
         keras.config.set_dtype_policy("mixed_float16")
         with pytest.raises(SettingError, match=r"--mixed_precision=float16.*bfloat16"):
             simclr(replicas(2))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_step_finds_its_images_where_they_are_resident(count, replicas):
+    """On one device the batches are also copied ahead of their step, to another one."""
+    images = np.random.default_rng(0).integers(0, 256, (12, 10, 10, 3), "uint8")
+    source = ArraySource("test", images, np.arange(12, dtype="int32") % tiny.CLASSES, tuple("abc"))
+    plain = TrainingInput(source, tiny.BATCH, 2, tiny.VIEWS, seed=0)
+    strategy = replicas(count) if count > 1 else tf.distribute.get_strategy()
+    with strategy.scope():
+        resident = dataclasses.replace(plain, resident=tf.Variable(images))
+    found = []
+    for data in (plain, resident):
+        model = simclr(strategy)
+        model.completed = data.completed
+        copying = ("CPU:1", 2) if data is resident else ("", 0)
+        iterator = iter(distribute(strategy, tiny.BATCH, lambda part, data=data: data.of(part).batches(0, 3), *copying))
+        logs = {name: float(value) for name, value in model.run_steps(iterator, 3).items()}
+        found.append((logs, tiny.numbers(model.network.variables)))
+        with pytest.raises(tf.errors.OutOfRangeError):
+            model.run_steps(iterator, 1)
+    assert found[0][0] == found[1][0]
+    tiny.assert_close(found[1][1], found[0][1], rtol=0)
 
 
 class TestCollect:
