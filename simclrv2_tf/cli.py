@@ -32,10 +32,11 @@ def main(argv: list[str] | None = None) -> None:
         if explicit.get("recipe") == "help":
             print(listing())
             return
+        quiet = values["quiet"].value
         import_tensorflow(verbose=values["v"].value > 0)  # seconds that --help need not wait for
         from simclrv2_tf import modes
 
-        with contextlib.redirect_stdout(None if values["quiet"].value else sys.stdout):
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if quiet else sys.stdout):
             modes.run(explicit)
     except (SettingError, flags.Error) as error:
         print("error:", *str(error).split("\n"), file=sys.stderr)  # a value or a name may hold several lines
@@ -89,7 +90,7 @@ def define_flags() -> flags.FlagValues:
 
 def help_text() -> str:
     """Every flag with its default, in groups."""
-    lines = ["usage: python run.py --mode=MODE [--flag=value ...]"]
+    lines = ["usage: python run.py --mode=MODE [--flag=value ...]   (installed: simclrv2-tf --mode=MODE ...)"]
     group = ""
     for field in dataclasses.fields(Config):
         if field.metadata["group"] != group:

@@ -175,11 +175,14 @@ def test_other_images_in_the_same_directory_are_refused(tmp_path):
         modes.run(settings)
 
 
-def test_evaluate_repeats_the_result(whole_run, tmp_path):
+def test_evaluate_repeats_the_result(whole_run, tmp_path, capsys):
     model_dir, result = whole_run
     found = modes.run({"mode": "evaluate", "checkpoint": str(model_dir / "finetune_5"), "model_dir": str(tmp_path)})
     assert found["top1"] == result["table"][0]["finetune_top1"]
-    found = modes.run({"mode": "evaluate", "checkpoint": str(model_dir / "pretrain"), "model_dir": str(tmp_path)})
+    capsys.readouterr()
+    cli.main(["run.py", "--mode=evaluate", f"--checkpoint={model_dir}/pretrain", f"--model_dir={tmp_path}", "--quiet"])
+    assert capsys.readouterr() == ("", "")
+    found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["knn_top1"] == result["knn_top1"] and found["top1"] == result["online_top1"]
 
 
