@@ -90,6 +90,13 @@ def test_what_cannot_be_used_is_one_line(arguments, message, empty_directory, ca
     assert written(empty_directory) == []
 
 
+def test_a_folder_that_is_not_called_one_is_told_how(empty_directory, capsys):
+    (empty_directory / "birds").mkdir()
+    with pytest.raises(SystemExit):
+        cli.main(["run.py", "--dataset=birds"])
+    assert capsys.readouterr().err.endswith("; for a folder of images say folder:birds\n")
+
+
 def test_a_flagfile_that_is_no_text_is_refused(empty_directory, capsys):
     (empty_directory / "flags").write_bytes(b"--dataset=\xff\xfe\n")
     with pytest.raises(SystemExit) as exit:

@@ -33,6 +33,7 @@ NOT_RUN = {
     r"--mode=semi_supervised": "five stages, which tests/test_modes.py runs",
     r"runs/digits": "needs the five stages",
     r"--mode=benchmark": "measures for half a minute; tests/test_benchmarking.py runs it",
+    r"--mode=preview": "takes as long as a run; tests/test_modes.py runs it",
     r"--(help|recipe=help)$": "only prints; tests/test_cli.py and tests/test_recipes.py read it",
 }
 
@@ -41,7 +42,6 @@ STEPS = ["--train_steps=2", "--checkpoint_steps=2", "--train_batch_size=8", "--n
 SMALL = ["--image_size=16", "--resnet_depth=18", "--width_multiplier=0.0625"]
 TOY = {
     "pretrain": STEPS + SMALL,
-    "preview": STEPS + SMALL,
     "supervised": STEPS + SMALL,
     "linear_eval": STEPS,
     "finetune": STEPS,

@@ -258,7 +258,9 @@ def test_linear_evaluation_on_a_folder_of_files(whole_run, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.kron(digits.images[index] * 15.9, np.ones((4, 4)))[..., None]
         (folder / f"{index}.png").write_bytes(tf.io.encode_png(pixels.astype(np.uint8)).numpy())
-    (tmp_path / "images/class 3/broken.png").write_bytes(b"not a picture")
+    broken = [tmp_path / f"images/class 3/broken {i}.png" for i in range(5)]  # one of five is held out for testing
+    for path in broken:
+        path.write_bytes(b"not a picture")
     result = modes.run(
         TOY
         | {
@@ -270,7 +272,7 @@ def test_linear_evaluation_on_a_folder_of_files(whole_run, tmp_path):
         }
     )
     assert 0 <= result["linear_top1"] <= 1
-    assert all(path.endswith("broken.png") for path in result["corrupt_images"])
+    assert result["corrupt_images"] == [str(path) for path in broken]
 
 
 @pytest.mark.parametrize(

@@ -480,7 +480,8 @@ def _tfds(config: Config, split: str) -> Source:
     try:
         builder = tfds.builder(config.dataset, data_dir=config.data_dir or None)
     except Exception as error:  # TFDS raises many kinds for a name it does not know
-        raise SettingError(f"{where}: TFDS has no such data set ({_first_line(error)})") from None
+        hint = f"; for a folder of images say folder:{config.dataset}" if os.path.isdir(config.dataset) else ""
+        raise SettingError(f"{where}: TFDS has no such data set ({_first_line(error)}){hint}") from None
     if "image" not in builder.info.features:
         raise SettingError(f"{where}: has no feature named image")
     try:

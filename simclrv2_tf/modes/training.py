@@ -122,8 +122,9 @@ def _train_and_report(
         train(model, data, plan, journal, config, evaluate, refresh)
         result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(journal)}
         result["seconds"] = round(time.perf_counter() - started, 1)
-        if isinstance(data.source, EncodedSource):
-            result["corrupt_images"] = sorted(data.source.corrupt)
+        encoded = [source for source in (data.source, run.test) if isinstance(source, EncodedSource)]
+        if encoded:
+            result["corrupt_images"] = sorted(set().union(*(source.corrupt for source in encoded)))
         journal.write_result(result)
         refresh()
         print(box(f"{config.mode}: done", _told(result, journal.model_dir)), flush=True)
