@@ -11,6 +11,7 @@ import tensorflow as tf
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.pipeline import TrainingInput
+from simclrv2_tf.data.service import services
 from simclrv2_tf.data.sources import Source
 from simclrv2_tf.nets.heads import ProjectionHead
 from simclrv2_tf.nets.network import Network
@@ -63,7 +64,7 @@ def views(config: Config) -> ViewSettings:
 
 
 def training_input(config: Config, source: Source) -> TrainingInput:
-    """The batches of a run; SettingError if the data are fewer than a batch."""
+    """The batches of a run; SettingError if the data are fewer than a batch, or a data service does not answer."""
     if config.train_batch_size > source.num_examples:
         raise SettingError(
             f"--train_batch_size={config.train_batch_size}: {source.name} has only {source.num_examples} images"
@@ -75,6 +76,7 @@ def training_input(config: Config, source: Source) -> TrainingInput:
         settings=views(config),
         seed=config.seed,
         augment_on_host=config.augment_on == "host",
+        services=services(config.data_service, source, config.worker_timeout) if config.data_service else (),
     )
 
 

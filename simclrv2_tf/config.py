@@ -320,7 +320,15 @@ class Config:
     cpu_replicas: int = _setting(
         0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0
     )
-    worker_timeout: int = _setting(600, DEVICES, "Seconds to wait at the start for the other workers.", minimum=1)
+    worker_timeout: int = _setting(
+        600, DEVICES, "Seconds to wait at the start for the other workers and the data services.", minimum=1
+    )
+    data_service: str = _setting(
+        "",
+        DEVICES,
+        "Machines that decode the training images, grpc://HOST:PORT, several with commas; each has run "
+        "python -m simclrv2_tf.data.service --address=HOST:PORT.",
+    )
     use_tpu: bool = _setting(False, DEVICES, "Train on a TPU.")
     tpu_name: str = _setting("", DEVICES, "Name or grpc address of the TPU; local on a TPU VM.")
     tpu_zone: str = _setting("", DEVICES, "Zone of the TPU.")
@@ -358,6 +366,8 @@ class Config:
             refuse("teacher", "distill needs the model directory of a fine-tuned run")
         if self.mode in ("evaluate", "embed", "export", "linear_eval") and not self.checkpoint:
             refuse("checkpoint", f"{self.mode} needs the model directory of a trained run")
+        if "://" in self.model_dir:
+            refuse("model_dir", "must be a local or mounted directory, as its files are locked and replaced")
         if self.mode == "import_checkpoint" and not self.checkpoint:
             refuse("checkpoint", "import_checkpoint needs a checkpoint of the official code")
         if self.profile_steps and not re.fullmatch(r"\d+,\d+", self.profile_steps):

@@ -94,6 +94,7 @@ def test_every_number_has_a_lower_bound():
             "--label_fraction=0.1: give either this or --labels",
         ),
         (dict(train_batch_size=1), "--train_batch_size=1: pretrain compares"),
+        (dict(model_dir="gs://bucket/run"), "--model_dir=gs://bucket/run: must be a local or mounted directory"),
         (dict(dataset="folder:caf\udce9"), "--dataset='folder:caf\\udce9': must be UTF-8"),
         (dict(train_epochs=0), "--train_epochs=0: give --train_epochs or --train_steps above 0"),
         (dict(mode="distill"), "--teacher=: distill needs"),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.sources import FileSource, RecordSource
+from simclrv2_tf.data.sources import EncodedSource, FileSource, RecordSource
 
 # Graph code without tensor-dependent Python: converting it would only take time.
 graph_code = tf.autograph.experimental.do_not_convert
@@ -132,7 +132,7 @@ def _resized(image: tf.Tensor, boxes: tf.Tensor, settings: ViewSettings, kind: t
 
 
 def read_files(source: FileSource, requests: tf.data.Dataset, make: Make, substitutes: int) -> tf.data.Dataset:
-    """Makes something of each file, chunk by chunk, in order; a corrupt one is reported and its neighbours are tried.
+    """Makes something of each file, chunk by chunk, in order; for a corrupt one its neighbours are tried.
 
     Args:
         source: the files.
@@ -141,8 +141,9 @@ def read_files(source: FileSource, requests: tf.data.Dataset, make: Make, substi
         substitutes: how many of the files that follow a corrupt one may stand in for it.
 
     Returns:
-        Of each chunk what was made ``[c, ...]``, int32 labels ``[c]`` (−1: unknown) and whether it is of a file, bool
-        ``[c]``: zeros stand for an image without any substitute, so that later positions do not move.
+        Of each chunk what was made ``[c, ...]``, int32 labels ``[c]`` (−1: unknown), whether it is of a file, bool
+        ``[c]``: zeros stand for an image without any substitute, so that later positions do not move; and ``[c]`` what
+        `report` takes.
     """
     labels = tf.constant(source.labels if source.labels is not None else [-1] * source.num_examples, tf.int32)
     contents = tf.constant([os.fsencode(path) for path in source.paths] if source.encoded is None else source.encoded)
@@ -152,13 +153,12 @@ def read_files(source: FileSource, requests: tf.data.Dataset, make: Make, substi
         content = contents[index] if source.encoded is not None else tf.io.read_file(contents[index])
         return make(content, *arguments), index
 
-    def report(index: tf.Tensor) -> tf.Operation:
-        return tf.py_function(lambda i: source.report_corrupt(source.paths[int(i)]), [index], [])
-
     @graph_code
-    def read_chunk(*request: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        made, found = _read_chunk(read, report, request, source.num_examples, substitutes)
-        return made, tf.gather(labels, tf.where(found < 0, request[0], found)), found >= 0
+    def read_chunk(*request: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        made, found = _read_chunk(read, request, source.num_examples, substitutes)
+        wanted = request[0]
+        labels_of_found = tf.gather(labels, tf.where(found < 0, wanted, found))
+        return made, labels_of_found, found >= 0, tf.where(tf.equal(found, wanted), tf.constant(-1, tf.int64), wanted)
 
     return requests.map(read_chunk, tf.data.AUTOTUNE)
 
@@ -169,13 +169,8 @@ def read_records(source: RecordSource, requests: tf.data.Dataset, make: Make, su
     The neighbours of a corrupt record are those of its chunk, as others would have to be read first.
     """
 
-    def report(content: tf.Tensor) -> tf.Operation:
-        return tf.py_function(lambda encoded: source.report_corrupt_record(encoded.numpy()), [content], [])
-
     @graph_code
-    def read_chunk(
-        contents: tf.Tensor, labels: tf.Tensor, *arguments: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def read_chunk(contents: tf.Tensor, labels: tf.Tensor, *arguments: tf.Tensor) -> tuple[tf.Tensor, ...]:
         size = tf.size(contents, tf.int64)
 
         @tf.function(autograph=False)
@@ -183,15 +178,34 @@ def read_records(source: RecordSource, requests: tf.data.Dataset, make: Make, su
             return make(contents[index], *arguments), index
 
         request = (tf.range(size), *arguments)
-        made, found = _read_chunk(read, lambda i: report(contents[i]), request, size, substitutes)
-        return made, tf.gather(labels, tf.where(found < 0, request[0], found)), found >= 0
+        made, found = _read_chunk(read, request, size, substitutes)
+        wanted = request[0]
+        labels_of_found = tf.gather(labels, tf.where(found < 0, wanted, found))
+        bytes_of_corrupt = tf.where(contents == "", "empty", contents)
+        return made, labels_of_found, found >= 0, tf.where(tf.equal(found, wanted), "", bytes_of_corrupt)
 
     return requests.map(read_chunk, tf.data.AUTOTUNE)
 
 
+def report(source: EncodedSource, corrupt: tf.Tensor) -> tf.Operation:
+    """Tells a source which of its images could not be decoded; to be run where the source is.
+
+    Args:
+        source: of files or records.
+        corrupt: ``[n]``, of files their indices, −1 for those that are whole; of records their bytes, or nothing.
+    """
+    there = corrupt >= 0 if corrupt.dtype.is_integer else corrupt != ""
+
+    def tell(corrupt: tf.Tensor) -> None:
+        for which in corrupt.numpy():
+            source.report_corrupt(which)
+
+    named = tf.boolean_mask(corrupt, there)
+    return tf.cond(tf.size(named) > 0, lambda: tf.group(tf.py_function(tell, [named], [])), tf.no_op)
+
+
 def _read_chunk(
     read: Callable[..., tuple[tf.Tensor, tf.Tensor]],
-    report: Callable[[tf.Tensor], tf.Operation],
     request: tuple[tf.Tensor, ...],
     total: int | tf.Tensor,
     substitutes: int,
@@ -204,7 +218,6 @@ def _read_chunk(
 
     Args:
         read: from an index and further arguments to what is made of it, and the index.
-        report: an index that cannot be read.
         request: indices ``[c]``, and further arguments ``[c, ...]``.
         total: of all indices; the substitutes of the last one are the first ones.
         substitutes: how many may be tried.
@@ -220,15 +233,7 @@ def _read_chunk(
     def first_readable(wanted: tf.Tensor, *arguments: tf.Tensor) -> tf.data.Dataset:
         candidates = tf.stack([(wanted + i) % total for i in range(substitutes + 1)])
         repeated = [tf.repeat(argument[tf.newaxis], substitutes + 1, axis=0) for argument in arguments]
-        return readable(candidates, *repeated).take(1).map(lambda *found: reported(*found, wanted))
-
-    @graph_code
-    def reported(made: tf.Tensor, index: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        def corrupt() -> tf.Tensor:
-            with tf.control_dependencies([report(wanted)]):
-                return tf.identity(index)
-
-        return made, tf.cond(index == wanted, lambda: index, corrupt)
+        return readable(candidates, *repeated).take(1)
 
     size = tf.size(request[0], tf.int64)
 

@@ -4,16 +4,17 @@ The training stream is one endless sequence of positions: position p is image ``
 Step s takes positions ``s·batch … (s+1)·batch − 1``, and the uniform numbers of its crops and augmentations come from
 (seed, s). So a batch can be made again from its step alone, which is what makes a resumed run equal an uninterrupted
 one, and neither the number of replicas nor where the augmentation runs changes a view. Of several workers each makes
-its ``Part`` of every batch.
+its ``Part`` of every batch; and so does each of several data services, on other machines.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
+from simclrv2_tf.config import SettingError
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.decoding import SUBSTITUTES, cropped_views, decode, graph_code, read_files, read_records
+from simclrv2_tf.data.decoding import SUBSTITUTES, cropped_views, decode, graph_code, read_files, read_records, report
 from simclrv2_tf.data.sources import ArraySource, FileSource, RecordSource, Source
 
 Batch = dict[str, tf.Tensor]
@@ -53,6 +54,8 @@ class TrainingInput:
         part: the rows of each batch that are made.
         resident: the images of an ``ArraySource``, uint8 ``[n, height, width, 3]``, where they lie in the memory of
             the devices: then a batch has the ``index`` of its images instead of them, see ``completed``.
+        services: addresses of data services, ``grpc://host:port``, that make equal parts of those rows; where there is
+            none, they are made here.
     """
 
     source: Source
@@ -63,6 +66,7 @@ class TrainingInput:
     augment_on_host: bool = False
     part: Part = WHOLE
     resident: tf.Variable | None = None
+    services: tuple[str, ...] = ()
 
     def of(self, part: Part) -> "TrainingInput":
         """The same batches, of which only a part is made."""
@@ -73,15 +77,49 @@ class TrainingInput:
 
         Each is a dict: ``labels`` int32 ``[b]`` (−1: unknown) and what ``make_views`` takes.
         """
+        make = self._served if self.services else self._made
+        data = make(first_step, num_steps)
+        if not isinstance(self.source, ArraySource):
+            data = data.map(self._reported)
+        data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
+        return data.prefetch(tf.data.AUTOTUNE).with_options(_options())
+
+    def _made(self, first_step: int, num_steps: int) -> tf.data.Dataset:
+        """What ``batches`` yields; and of images that are decoded ``corrupt`` ``[b]``, as `decoding.report` takes."""
         steps = tf.data.Dataset.range(first_step, first_step + num_steps)
         if isinstance(self.source, ArraySource):
             data = steps.map(self._array_batch, tf.data.AUTOTUNE)
         else:
             data = self._encoded_batches(first_step, num_steps, steps)
-        if self.augment_on_host:
-            data = data.map(self._with_views, tf.data.AUTOTUNE)
-        data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
-        return data.prefetch(tf.data.AUTOTUNE).with_options(_options())
+        return data.map(self._with_views, tf.data.AUTOTUNE) if self.augment_on_host else data
+
+    def _served(self, first_step: int, num_steps: int) -> tf.data.Dataset:
+        """As ``_made``, by the services. One has one worker, whose elements keep their order."""
+        steps = tf.data.Dataset.range(first_step, first_step + num_steps)
+        count = len(self.services)
+        if self._rows % count:
+            raise SettingError(f"--data_service: {count} services cannot share a worker's {self._rows} images equally")
+        parts = []
+        for i, service in enumerate(self.services):
+            part = Part(self.part.index * count + i, self.part.count * count)
+            mine = dataclasses.replace(self, part=part)._made(first_step, num_steps)
+            data = tf.data.Dataset.zip(steps, mine).with_options(_options())
+            off = tf.data.experimental.service.ShardingPolicy.OFF
+            parts.append(data.apply(tf.data.experimental.service.distribute(off, service, compression=None)))
+
+        @graph_code
+        def joined(step: tf.Tensor, *parts: tuple[tf.Tensor, Batch]) -> Batch:
+            steps, batches = zip(*parts, strict=True)
+            in_order = tf.debugging.assert_equal(tf.stack(steps), step, "--data_service: a step is missing or doubled")
+            with tf.control_dependencies([in_order]):
+                return {name: tf.concat([batch[name] for batch in batches], axis=0) for name in batches[0]}
+
+        return tf.data.Dataset.zip(steps, *parts).map(joined)
+
+    @graph_code
+    def _reported(self, batch: Batch) -> Batch:
+        with tf.control_dependencies([report(self.source, batch["corrupt"])]):
+            return {name: tf.identity(value) for name, value in batch.items() if name != "corrupt"}
 
     def completed(self, batch: Batch) -> Batch:
         """The batch with its images, for the step that computes where ``resident`` lies."""
@@ -101,7 +139,8 @@ class TrainingInput:
 
     @graph_code
     def _with_views(self, batch: Batch) -> Batch:
-        return {"views": make_views(batch, self.settings), "labels": batch["labels"]}
+        kept = {name: batch[name] for name in ("labels", "corrupt") if name in batch}
+        return {"views": make_views(batch, self.settings), **kept}
 
     @graph_code
     def _positions(self, step: tf.Tensor) -> tf.Tensor:
@@ -152,8 +191,8 @@ class TrainingInput:
 
         @graph_code
         def whole(read: tuple[tf.Tensor, ...], step: tf.Tensor) -> Batch:
-            views, labels = (tf.reshape(part, [self._rows, *part.shape[2:]]) for part in read[:2])
-            return {"images": views, "labels": labels, "draws": self._draws(step)[1]}
+            views, labels, _, corrupt = (tf.reshape(part, [self._rows, *part.shape[2:]]) for part in read)
+            return {"images": views, "labels": labels, "draws": self._draws(step)[1], "corrupt": corrupt}
 
         requests = steps.map(in_chunks, tf.data.AUTOTUNE).unbatch()
         if isinstance(self.source, FileSource):
@@ -242,11 +281,16 @@ def evaluation_batches(
     def decoded(encoded: tf.Tensor) -> tf.Tensor:
         return view(decode(encoded))
 
+    @graph_code
+    def reported(*read: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        with tf.control_dependencies([report(source, read[3])]):
+            return tuple(tf.identity(part) for part in read[:3])
+
     if isinstance(source, RecordSource):
         records = _rows_of(part, source.stream().take(count), batch_size).batch(CHUNK)
-        data = read_records(source, records, decoded, substitutes=0).unbatch()
+        data = read_records(source, records, decoded, substitutes=0).map(reported).unbatch()
     elif isinstance(source, FileSource):
-        data = read_files(source, wanted.batch(CHUNK), decoded, substitutes=0).unbatch()
+        data = read_files(source, wanted.batch(CHUNK), decoded, substitutes=0).map(reported).unbatch()
     else:
         images, labels = tf.constant(source.images), _labels(source)
         data = wanted.map(graph_code(lambda index: (view(images[index]), labels[index], True)), tf.data.AUTOTUNE)

@@ -77,9 +77,13 @@ class EncodedSource:
     max_corrupt_share: float = 1.0
     corrupt: set[str] = dataclasses.field(default_factory=set, compare=False)
 
-    def report_corrupt(self, name: str) -> None:
-        """Counts and logs an image that could not be decoded, once."""
-        if name not in self.corrupt:
+    def report_corrupt(self, image: int | bytes) -> None:
+        """Counts and logs an image that could not be decoded, once.
+
+        Args:
+            image: a file's index; of records, which have no name, the bytes.
+        """
+        if (name := self._name_of(image)) not in self.corrupt:
             self.corrupt.add(name)
             log.warning("corrupt image %s (%d so far), skipped", name, len(self.corrupt))
 
@@ -107,6 +111,9 @@ class FileSource(EncodedSource):
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     encoded: np.ndarray | None = None
+
+    def _name_of(self, image: int) -> str:
+        return self.paths[image]
 
     @property
     def num_examples(self) -> int:
@@ -203,9 +210,8 @@ class RecordSource(EncodedSource):
         labels = _some(self.labels, np.unique(indices))
         return dataclasses.replace(self, keep=keep, labels=labels, num_examples=int(keep.sum()))
 
-    def report_corrupt_record(self, encoded: bytes) -> None:
-        """As ``report_corrupt``; a record has no name, so that it goes by its content."""
-        self.report_corrupt(f"{self.name} {hashlib.blake2b(encoded, digest_size=8).hexdigest()}, {len(encoded)} bytes")
+    def _name_of(self, image: bytes) -> str:
+        return f"{self.name} {hashlib.blake2b(image, digest_size=8).hexdigest()}, {len(image)} bytes"
 
     def with_labels(self) -> "RecordSource":
         """Reads every label once (the images stay encoded), which a label subset needs."""
@@ -276,6 +282,8 @@ def open_source(config: Config, split: str) -> Source:
         SettingError: naming ``--dataset`` or the split, if there is no such data.
     """
     kind, _, place = config.dataset.partition(":")
+    if "://" in place:
+        raise SettingError(f"--dataset={config.dataset}: must be a local or mounted path (TFDS reads buckets)")
     path = pathlib.Path(os.path.expanduser(place))
     if config.dataset == "digits":
         return _digits(config, split)

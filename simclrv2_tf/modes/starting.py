@@ -27,7 +27,7 @@ FREE = {
     "on_nan", "override_config", "deterministic", "format", "report", "compare", "embedding", "profile_steps",
     "histograms", "cache_dataset", "data_dir", "max_corrupt_share", "recipe", "stage", "augment_on",
     "steps_per_execution", "loss_tile", "remat", "cpu_replicas", "worker_timeout", "use_tpu", "tpu_name", "tpu_zone",
-    "gcp_project", "master", "tpu_topology", "resident_mb", "device_prefetch",
+    "gcp_project", "master", "tpu_topology", "resident_mb", "device_prefetch", "data_service",
 }  # fmt: skip
 
 

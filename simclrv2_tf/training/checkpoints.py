@@ -172,16 +172,17 @@ def run_of(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]
         SettingError: if there is no checkpoint, or no ``config.json`` beside it.
     """
     run = find(path, flag).rpartition("/checkpoints/")[0]
-    file = pathlib.Path(run, "config.json")
-    if not run or not file.is_file():
+    file = f"{run}/config.json"
+    if not run or not tf.io.gfile.exists(file):
         raise SettingError(f"--{flag}={path}: its config.json is missing")
     try:
-        text = file.read_text(encoding="utf-8")
+        with tf.io.gfile.GFile(file) as opened:
+            text = opened.read()
         config, resolved = Config.from_json(text), json.loads(text).get("resolved", {})
         known = {name: resolved.get(name, 0) for name in ("num_classes", "head_input")}
         if not (0 <= known["num_classes"] <= MAX_CLASSES and 0 <= known["head_input"] <= config.head_layers):
             raise ValueError
-    except (SettingError, OSError, ValueError, AttributeError, TypeError):
+    except (SettingError, tf.errors.OpError, ValueError, AttributeError, TypeError):
         raise SettingError(f"--{flag}={path}: its config.json is damaged") from None
     return config, resolved | known
 

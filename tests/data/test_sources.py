@@ -184,6 +184,11 @@ def test_a_home_directory_is_found(tmp_path, monkeypatch, folder):
     assert "there is no folder" in refusal("folder:~nobody-of-this-name/pets")
 
 
+@pytest.mark.parametrize("dataset", ["folder:gs://bucket/pets", "npz:gs://bucket/pets.npz"])
+def test_buckets_are_refused(dataset):
+    assert refusal(dataset).startswith(f"--dataset={dataset}: must be a local or mounted path")
+
+
 def test_folders_that_are_refused(tmp_path, folder):
     assert refusal(f"folder:{tmp_path}/none") == (
         f"--dataset=folder:{tmp_path}/none: there is no folder {tmp_path}/none"
@@ -558,11 +563,11 @@ def test_all_labels_are_the_source_itself():
 def test_a_corrupt_file_is_logged_and_counted_once(caplog):
     source = FileSource("some", ("a.jpg", "b.jpg", "c.jpg", "d.jpg"), None, (), max_corrupt_share=0.25)
     source.check_corrupt()
-    source.report_corrupt("b.jpg")
-    source.report_corrupt("b.jpg")
+    source.report_corrupt(1)
+    source.report_corrupt(1)
     source.check_corrupt()
     assert [record.getMessage() for record in caplog.records] == ["corrupt image b.jpg (1 so far), skipped"]
-    source.report_corrupt("d.jpg")
+    source.report_corrupt(3)
     with pytest.raises(SettingError, match=r"^--max_corrupt_share=0\.25: 2 of 4 images of some are corrupt, .*d\.jpg$"):
         source.check_corrupt()
 

@@ -288,6 +288,22 @@ class TestRunOf:
             assert run_of(f"{tmp_path}{given}") == (config, {"num_classes": 3, "head_input": 0})
 
 
+def test_a_run_in_a_bucket_is_read(tmp_path):
+    """TensorFlow's file system in memory stands for gs://."""
+    model, bucket = simclr(memory=0), "ram://bucket/run"
+    Checkpoints(tmp_path, model).save(1)
+    (tmp_path / "config.json").write_text(Config(resnet_depth=34).to_json())
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        target = f"{bucket}/{file.relative_to(tmp_path)}"
+        tf.io.gfile.makedirs(target.rpartition("/")[0])
+        tf.io.gfile.GFile(target, "wb").write(file.read_bytes())
+    expected = tiny.numbers(model.network.variables)
+    scramble(model)
+    assert run_of(bucket)[0].resnet_depth == 34
+    load_network(model.network, bucket, with_classifier=True)
+    np.testing.assert_equal(tiny.numbers(model.network.variables), expected)
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     """Bit for bit: network, optimizer and memory."""
     whole, first, second = simclr(), simclr(), simclr(seed=1)

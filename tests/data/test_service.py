@@ -1,0 +1,132 @@
+"""Data services make the batches that this process makes by itself; what they cannot do is refused in one line."""
+
+import contextlib
+import dataclasses
+import socket
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from simclrv2_tf.config import SettingError
+from simclrv2_tf.data import service
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.pipeline import WHOLE, Part, TrainingInput
+from simclrv2_tf.data.sources import ArraySource, FileSource
+
+COUNT, BATCH, SIZE = 14, 8, 16
+CORRUPT = 3
+RUNNING = []
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here is Keras's."""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 20, 24, 3), np.uint8)
+    paths = tuple(str(folder / f"{i:02}.png") for i in range(COUNT))
+    for i, path in enumerate(paths):
+        Image.fromarray(pixels[i]).save(path)
+    (folder / f"{CORRUPT:02}.png").write_bytes(b"nothing")
+    return FileSource("photos", paths, np.arange(COUNT, dtype=np.int32), paths)
+
+
+def start():
+    """A service of this process; it ends with it, as it would wait for all that iterates."""
+    while True:  # until a free port is followed by another
+        with socket.create_server(("", 0)) as free:
+            address = f"localhost:{free.getsockname()[1]}"
+        with contextlib.suppress(SettingError):
+            RUNNING.append(service.serve(address))
+            return f"grpc://{address}"
+
+
+@pytest.fixture(scope="module")
+def addresses():
+    """Two services of this process."""
+    return [start() for _ in range(2)]
+
+
+def batches(source, part=WHOLE, first=0, **changes):
+    made = TrainingInput(source, BATCH, 2, ViewSettings(SIZE), seed=0, part=part, **changes)
+    return list(made.batches(first, 6 - first).as_numpy_iterator())
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_is_the_same_whoever_makes_it(photos, addresses, count):
+    alone, served = (dataclasses.replace(photos, corrupt=set()) for _ in range(2))
+    expected = batches(alone)
+    found = service.services(",".join(addresses[:count]), served, timeout=60)
+    assert_equal(batches(served, services=found), expected)
+    assert served.corrupt == alone.corrupt == {photos.paths[CORRUPT]}  # told by the services
+    assert_equal(batches(served, services=found, first=4), expected[4:])  # a resumed run
+
+
+def test_each_worker_asks_for_its_own_rows_and_the_augmentation_may_be_the_services_too(photos, addresses):
+    part = Part(1, 2)
+    expected = batches(photos, part, augment_on_host=True)
+    assert_equal(batches(photos, part, augment_on_host=True, services=tuple(addresses)), expected)
+
+
+def test_services_that_cannot_share_a_batch_are_refused(photos):
+    with pytest.raises(SettingError, match=r"^--data_service: 3 services cannot share a worker's 8 images equally$"):
+        batches(photos, services=("a", "b", "c"))
+
+
+def test_a_service_of_several_workers_is_found_out(photos):
+    """It would give every batch as often as it has workers."""
+    address = start()
+    config = tf.data.experimental.service.WorkerConfig(address.removeprefix("grpc://"), heartbeat_interval_ms=100)
+    RUNNING.append(tf.data.experimental.service.WorkerServer(config))
+    endless = TrainingInput(photos, BATCH, 2, ViewSettings(SIZE), seed=0, services=(address,)).batches(0, 10**9)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="--data_service: a step is missing or doubled"):
+        for _ in endless:
+            pass
+
+
+@pytest.mark.parametrize(
+    "value, changes, why",
+    [
+        ("cpu0:5050", {}, r"must be grpc://HOST:PORT, of several with commas"),
+        ("grpc://cpu0", {}, r"must be grpc://HOST:PORT, of several with commas"),
+        ("grpc://no.such.host.invalid:5050", {}, r"no\.such\.host\.invalid does not resolve"),
+        ("grpc://localhost:1", {}, r"grpc://localhost:1 has not answered within --worker_timeout=1 seconds"),
+        ("grpc://a:1,grpc://a:1", {}, r"the same service is there twice"),
+        ("grpc://a:1", {"paths": ("a.png", "b.webp")}, r"services decode JPEG and PNG, not b\.webp"),
+        ("grpc://a:1", {"encoded": np.array([b""])}, r"photos is in this machine's memory, .*"),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_one_line(photos, value, changes, why):
+    with pytest.raises(SettingError, match=rf"^--data_service={value}: {why}$"):
+        service.services(value, dataclasses.replace(photos, **changes), timeout=1)
+
+
+def test_images_in_memory_are_not_served():
+    source = ArraySource("digits", np.zeros((2, 8, 8, 3), np.uint8), None, ())
+    with pytest.raises(SettingError, match=r"^--data_service=grpc://a:1: digits is in this machine's memory"):
+        service.services("grpc://a:1", source, timeout=1)
+
+
+def test_a_port_in_use_is_told_in_one_line(addresses):
+    address = addresses[0].removeprefix("grpc://")
+    with pytest.raises(SettingError, match=rf"^--address={address}: no service can listen there \("):
+        service.serve(address)
+
+
+@pytest.mark.parametrize("address", ["cpu0", "cpu0:port", "cpu0:99999"])
+def test_an_address_without_a_port_is_told_in_one_line(address):
+    with pytest.raises(SettingError, match=rf"^--address={address}: no service can listen there \("):
+        service.serve(address)
