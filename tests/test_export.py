@@ -22,27 +22,28 @@ import json, sys
 import numpy as np
 import tensorflow as tf
 
-folder, images, views = sys.argv[1:]
-model = tf.saved_model.load(folder)
-assert "simclrv2_tf" not in sys.modules
-serve, train = model.signatures["serve"], model.signatures["train"]
-outputs = {name: value.numpy() for name, value in serve(images=tf.constant(np.load(images))).items()}
-np.savez(folder + "/outputs.npz", **outputs)
+for folder in sys.argv[1:]:
+    model = tf.saved_model.load(folder + "/model")
+    assert "simclrv2_tf" not in sys.modules
+    serve, train = model.signatures["serve"], model.signatures["train"]
+    served = serve(images=tf.constant(np.load(folder + "/images.npy")))
+    outputs = {name: value.numpy() for name, value in served.items()}
+    np.savez(folder + "/outputs.npz", **outputs)
 
-x, labels = tf.constant(np.load(views)), tf.constant([0, 1, 2, 0])
-losses, missing = [], set()
-for _ in range(8):
-    with tf.GradientTape() as tape:
-        endpoints = train(images=x)
-        loss = tf.reduce_mean(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=endpoints["logits_sup"])
-        ) + 1e-3 * tf.reduce_sum(endpoints["proj_head_output"] ** 2)
-    gradients = tape.gradient(loss, train.trainable_variables)
-    missing |= {v.name for v, g in zip(train.trainable_variables, gradients) if g is None}
-    for variable, gradient in zip(train.trainable_variables, gradients):
-        variable.assign_sub(0.05 * gradient)
-    losses.append(float(loss))
-print(json.dumps({"losses": losses, "missing": sorted(missing), "trainable": len(train.trainable_variables)}))
+    x, labels = tf.constant(np.load(folder + "/views.npy")), tf.constant([0, 1, 2, 0])
+    losses, missing = [], set()
+    for _ in range(8):
+        with tf.GradientTape() as tape:
+            endpoints = train(images=x)
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=endpoints["logits_sup"])
+            ) + 1e-3 * tf.reduce_sum(endpoints["proj_head_output"] ** 2)
+        gradients = tape.gradient(loss, train.trainable_variables)
+        missing |= {v.name for v, g in zip(train.trainable_variables, gradients) if g is None}
+        for variable, gradient in zip(train.trainable_variables, gradients):
+            variable.assign_sub(0.05 * gradient)
+        losses.append(float(loss))
+    print(json.dumps({"losses": losses, "missing": sorted(missing), "trainable": len(train.trainable_variables)}))
 """
 
 
@@ -52,29 +53,31 @@ def network_of(encoder: ResNet) -> Network:
     return network
 
 
-@pytest.mark.parametrize("image_size, resize_method", [(16, "tf1"), (48, "bicubic")])
-def test_saved_model_serves_and_trains_with_tensorflow_alone(image_size, resize_method, tmp_path):
+def test_saved_models_serve_and_train_with_tensorflow_alone(tmp_path, half_resnet18):
+    """Of two sizes and two ways to resize."""
     network = network_of(ResNet(18, 0.125, stem="cifar", name="encoder"))
-    export.save_saved_model(network, image_size, tmp_path / "model", resize_method)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 37, 51, 3), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    np.save(tmp_path / "views.npy", rng.uniform(size=(4, image_size, image_size, 3)).astype(np.float32))
-    arguments = [str(tmp_path / name) for name in ("model", "images.npy", "views.npy")]
-    client = subprocess.run([sys.executable, "-c", CLIENT, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    folders = {(size, method): tmp_path / method for size, method in ((16, "tf1"), (48, "bicubic"))}
+    for (size, method), folder in folders.items():
+        export.save_saved_model(network, size, folder / "model", method)
+        np.save(folder / "images.npy", images)
+        np.save(folder / "views.npy", rng.uniform(size=(4, size, size, 3)).astype(np.float32))
+    command = [sys.executable, "-c", CLIENT, *map(str, folders.values())]
+    client = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert client.returncode == 0, client.stderr[-2000:]
 
-    size = (image_size, image_size)
-    views = tf.stack([center_crop_and_resize(tf.constant(image), size, method=resize_method) for image in images])
-    expected = network(views, training=False, whole_head=True)
-    with np.load(tmp_path / "model/outputs.npz") as outputs:
-        assert set(outputs.files) == set(expected)
-        for name, value in expected.items():
-            np.testing.assert_allclose(outputs[name], value, rtol=1e-5, atol=1e-5)
-    report = json.loads(client.stdout.splitlines()[-1])
-    assert report["missing"] == []
-    assert report["trainable"] == len(network.trainable_variables)
-    assert report["losses"][-1] < 0.95 * report["losses"][0]
+    for ((size, method), folder), line in zip(folders.items(), client.stdout.splitlines()[-2:], strict=True):
+        views = tf.stack([center_crop_and_resize(tf.constant(image), (size, size), method=method) for image in images])
+        expected = network(views, training=False, whole_head=True)
+        with np.load(folder / "outputs.npz") as outputs:
+            assert set(outputs.files) == set(expected)
+            for name, value in expected.items():
+                np.testing.assert_allclose(outputs[name], value, rtol=1e-5, atol=1e-5)
+        report = json.loads(line)
+        assert report["missing"] == []
+        assert report["trainable"] == len(network.trainable_variables)
+        assert report["losses"][-1] < 0.95 * report["losses"][0]
 
 
 def test_a_failed_export_leaves_the_earlier_one(tmp_path):
