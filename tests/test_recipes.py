@@ -13,7 +13,6 @@ import tensorflow as tf
 from simclrv2_tf import cli, modes
 from simclrv2_tf.config import STAGES, Config
 from simclrv2_tf.modes.starting import settle
-from simclrv2_tf.nets import resnet
 from simclrv2_tf.precedence import resolve
 from simclrv2_tf.recipes import PAPER_NETWORKS, RECIPES
 from simclrv2_tf.training.schedules import Plan
@@ -120,10 +119,10 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(images, tmp_path_factory):
+def run(images, tmp_path_factory, half_resnet18):
     """``run(recipe, mode, …)``: the directory of a toy run. Recipes that agree on a stage share its run.
 
-    Without graphs, which take longer to make than these steps, and with half of a ResNet-18's blocks.
+    Without graphs, which take longer to make than these steps.
     """
     place = tmp_path_factory.mktemp("runs")
     finished: dict[Config, pathlib.Path] = {}
@@ -136,11 +135,9 @@ def run(images, tmp_path_factory):
             modes.run(explicit | {"model_dir": str(finished[config])})
         return finished[config]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
-        tf.config.run_functions_eagerly(True)
-        yield run
-        tf.config.run_functions_eagerly(False)
+    tf.config.run_functions_eagerly(True)
+    yield run
+    tf.config.run_functions_eagerly(False)
 
 
 def check(model_dir, own):
