@@ -161,14 +161,14 @@ def test_other_settings_in_the_same_directory_are_refused(whole_run):
         modes.run(TOY | {"mode": "pretrain", "temperature": 0.3, "model_dir": str(model_dir / "pretrain")})
 
 
-def test_other_settings_go_on_if_told(tmp_path, caplog):
+def test_other_settings_go_on_if_told(tmp_path, caplog, capsys):
     settings = TOY | {"mode": "supervised", "model_dir": str(tmp_path), "report": False}
     modes.run(settings | {"keep_best": "loss"})
     assert list((tmp_path / "checkpoints/best").glob("step-*.index"))
     with pytest.raises(SettingError, match=r"train_steps 4 -> 6\); --override_config goes on"):
         modes.run(settings | {"train_steps": 6})
     modes.run(settings | {"train_steps": 6, "override_config": True})
-    assert "train_steps 4 -> 6" in caplog.text
+    assert "train_steps 4 -> 6" in caplog.text and "Going on at step 4 of 6" in capsys.readouterr().out
     assert [line.split(",")[0] for line in rows(tmp_path)] == ["step", "2", "4", "6"]
     modes.run(settings | {"train_steps": 6})  # now they are the run's own
 
