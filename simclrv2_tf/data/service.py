@@ -100,7 +100,8 @@ def main(argv: list[str]) -> None:
     try:
         dispatcher, _worker = serve(address)
     except SettingError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"--data_service={PROTOCOL}{address}", flush=True)
     dispatcher.join()
 

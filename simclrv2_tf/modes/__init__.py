@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from simclrv2_tf import precedence
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.config import Config, LostWorkerError, SettingError
 from simclrv2_tf.modes.benchmarking import benchmark
 from simclrv2_tf.modes.costs import out_of_memory_explained
 from simclrv2_tf.modes.importing import import_checkpoint
@@ -25,16 +25,23 @@ from simclrv2_tf.training.strategies import choose_strategy, taking_part
 
 
 @contextlib.contextmanager
-def _damage_explained() -> Iterator[None]:
-    """Data whose checksum is wrong, or that are cut off, end a run in one line; where they go on nobody knows."""
+def _data_explained() -> Iterator[None]:
+    """Data that are damaged or cut off, and services that lost their place, end a run in one line."""
     try:
         yield
     except tf.errors.DataLossError as error:
         place = re.search(r"\w+ record at \d+|$", str(error))[0]
         raise SettingError(f"--dataset: one of its files is damaged ({place}); prepare it anew") from None
+    except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+        if not (why := re.search(r"--data_service: [a-z ]+|Unknown iteration client", str(error))):
+            raise
+        raise LostWorkerError(
+            f"a data service was started anew, or has several workers ({why[0]}). Start the same command again: it "
+            "goes on at the newest checkpoint."
+        ) from None
 
 
-@_damage_explained()
+@_data_explained()
 @out_of_memory_explained()
 def run(explicit: dict[str, Any]) -> Result:
     """Runs the mode that the settings name.
