@@ -17,7 +17,7 @@ from simclrv2_tf.config import STAGES, Config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LINKED = [*PAGES, ROOT / "benchmarks/README.md"]
+LINKED = [*PAGES, ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md"]
 
 # What a command holds: why it is not run here. Its flags are read all the same.
 NOT_RUN = {
@@ -207,6 +207,7 @@ def runnable(page):
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if runnable(page) or blocks(page, "python")], ids=lambda page: page.name
 )
+@pytest.mark.usefixtures("half_resnet18")
 def test_a_page_runs_from_its_first_command_to_its_last(page, place, monkeypatch):
     import keras
 
