@@ -197,7 +197,7 @@ def write_projector(pictures: Pictures, features: Features) -> None:
     grid = np.zeros((columns * columns, *images.shape[1:]), np.float32)
     grid[: len(images)] = images
     sheet = grid.reshape(columns, columns, side, side, 3).swapaxes(1, 2).reshape(columns * side, -1, 3)
-    keras.utils.save_img(folder / "thumbnails.png", sheet, scale=True)
+    keras.utils.save_img(folder / "thumbnails.png", np.rint(255 * sheet), scale=False)
     (folder / "projector_config.pbtxt").write_text(
         'embeddings { tensor_name: "features" tensor_path: "features.tsv" metadata_path: "labels.tsv" '
         f'sprite {{ image_path: "thumbnails.png" single_image_dim: {side} single_image_dim: {side} }} }}\n',

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
+from PIL import Image
+from tensorboard.plugins.projector import ProjectorConfig
 
 from simclrv2_tf.data.sources import ArraySource, FileSource
 from simclrv2_tf.report import pictures
@@ -41,3 +44,18 @@ def test_thumbnails_are_of_the_images_whose_features_there_are(tmp_path):
     source = files(tmp_path, [0, 51, 102, 153])
     (tmp_path / "1.png").write_bytes(b"not a picture")
     assert len(pictures.Pictures(tmp_path, source, 8).thumbnails) == 3
+
+
+def test_the_projector_finds_features_labels_and_thumbnails(tmp_path):
+    """TensorBoard goes by the rows: feature, label and picture of an image have the same number."""
+    source = ArraySource("arrays", grey([0, 51, 102, 153, 204]), np.arange(5) % 2, ("a\tb\n", "c"))
+    features = np.arange(15, dtype=np.float32).reshape(5, 3) / 7
+    pictures.write_projector(pictures.Pictures(tmp_path, source, 8), (features, np.array([0, 1, 0, -1, 0])))
+    folder = tmp_path / "tensorboard"
+    config = text_format.Parse((folder / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    (shown,) = config.embeddings
+    np.testing.assert_allclose(np.loadtxt(folder / shown.tensor_path, delimiter="\t"), features, rtol=1e-4)
+    assert (folder / shown.metadata_path).read_text().splitlines() == ["a b", "c", "a b", "?", "a b"]
+    assert list(shown.sprite.single_image_dim) == [8, 8]
+    sheet = np.asarray(Image.open(folder / shown.sprite.image_path))[::8, ::8, 0]
+    assert sheet.tolist() == [[0, 51, 102], [153, 204, 0], [0, 0, 0]]
