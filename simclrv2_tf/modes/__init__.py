@@ -1,6 +1,8 @@
 """What each ``--mode`` does, one function each: from settings to a trained, evaluated and reported run."""
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,8 +43,24 @@ def _data_explained() -> Iterator[None]:
         ) from None
 
 
-@_data_explained()
-@out_of_memory_explained()
+# Why a file cannot be written, or read: EFBIG is a limit on its size.
+FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@contextlib.contextmanager
+def _full_disk_explained(explicit: dict[str, Any]) -> Iterator[None]:
+    """A file that Python or TensorFlow cannot write ends a run in one line: those that were there are whole."""
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = next((os.strerror(number) for number in FILE_ERRORS if os.strerror(number) in str(error)), "")
+        if not reason:
+            raise
+        place = getattr(error, "filename", None) or "a file"
+        told = f"--model_dir={explicit.get('model_dir', '')}: {place} cannot be written or read ({reason})"
+        raise SettingError(f"{told}; what was saved before is whole: make room, then run it again") from None
+
+
 def run(explicit: dict[str, Any]) -> Result:
     """Runs the mode that the settings name.
 
@@ -52,6 +70,11 @@ def run(explicit: dict[str, Any]) -> Result:
     Raises:
         SettingError: for a setting or an input that cannot be used, before anything is written.
     """
+    with _full_disk_explained(explicit), _data_explained(), out_of_memory_explained():
+        return _run(explicit)
+
+
+def _run(explicit: dict[str, Any]) -> Result:
     _check_backend()
     mode = explicit.get("mode", "pretrain")
     if mode == "summary":

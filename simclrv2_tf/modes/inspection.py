@@ -9,6 +9,7 @@ from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import open_source
 from simclrv2_tf.embeddings import Embedded, write_npz, write_parquet
 from simclrv2_tf.export import check_onnx_packages, save_onnx, save_saved_model, save_tf1_checkpoint
+from simclrv2_tf.files import write_atomically
 from simclrv2_tf.modes.measuring import (
     check_classes,
     evaluation_source,
@@ -22,7 +23,7 @@ from simclrv2_tf.modes.starting import Result, Strategy
 from simclrv2_tf.report import scores
 from simclrv2_tf.training.checkpoints import find, load_network, run_of, step_of
 from simclrv2_tf.training.classifier import ClassificationModel
-from simclrv2_tf.training.journal import Journal, write_atomically
+from simclrv2_tf.training.journal import Journal
 
 
 def evaluate(config: Config, strategy: Strategy) -> Result:

@@ -10,7 +10,6 @@ import collections
 import io
 import json
 import math
-import os
 import pathlib
 import re
 import textwrap
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from simclrv2_tf.files import write_atomically
 from simclrv2_tf.report.tables import ACCURACY, Row, labels_order, number, short, words
 
 Spec = dict[str, Any]
@@ -63,9 +63,7 @@ def write(spec: Spec, path: pathlib.Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     png = vl_convert.vegalite_to_png(spec, scale=2)
     for suffix, content in ((".vl.json", json.dumps(spec).encode()), (".png", png)):
-        temporary = path.with_name(f".{path.name}{suffix}.tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path.with_name(path.name + suffix))
+        write_atomically(path.with_name(path.name + suffix), content)
 
 
 def data_url(image: ArrayLike, side: int = SHARP) -> str:

@@ -21,6 +21,7 @@ from statistics import median
 from typing import Any
 
 from simclrv2_tf.config import STAGES
+from simclrv2_tf.files import write_atomically
 from simclrv2_tf.report import charts
 from simclrv2_tf.report.tables import cell, facts, labels_order, number, tables, words
 
@@ -160,9 +161,7 @@ def write_page(path: pathlib.Path, title: str, body: Iterable[str]) -> pathlib.P
     code = _vega() + DRAW
     code_hash = "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
     text = PAGE.format(title=html.escape(title), css=CSS, body="\n".join(body), code=code, code_hash=code_hash)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    write_atomically(path, text)
     return path
 
 

@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.sources import MAX_CLASSES
+from simclrv2_tf.files import write_atomically
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.training.distributed import ReplicatedModel
-from simclrv2_tf.training.journal import write_atomically
 from simclrv2_tf.training.strategies import is_chief
 
 log = logging.getLogger(__name__)

@@ -146,22 +146,22 @@ class ReplicatedModel(keras.Model):
         return self._run_steps(iterator, tf.constant(steps))
 
     def _make_run_steps(self) -> Any:
-        # Nothing in a step needs autograph, whose conversion takes longer than the tracing.
-        replica_step = tf.autograph.experimental.do_not_convert(self.guarded_step)
+        # Nothing here needs AutoGraph, whose conversion takes longer than the tracing, and room for temporary files.
+        replica_step = self.guarded_step
         if self.jit_compile and not isinstance(self.distribute_strategy, tf.distribute.TPUStrategy):
             replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def run_steps(iterator: Any, steps: tf.Tensor) -> Logs:
-            total = tf.zeros([len(self.train_metrics)])
-            bad, first = tf.constant(0), tf.constant(-1)
-            for step in tf.range(steps):
+            def run_step(step: tf.Tensor, total: tf.Tensor, bad: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 logs = self.distribute_strategy.run(replica_step, args=(next(iterator),))
                 logs = self.distribute_strategy.experimental_local_results(logs)[0]
                 good = logs[-1] > 0
                 total += tf.where(good, logs[:-1], tf.zeros_like(total)) if self.skip_bad_steps else logs[:-1]
-                first = tf.where(good | (first >= 0), first, step)
-                bad += tf.cast(~good, tf.int32)
+                return step + 1, total, bad + tf.cast(~good, tf.int32), tf.where(good | (first >= 0), first, step)
+
+            nothing = tf.constant(0), tf.zeros([len(self.train_metrics)]), tf.constant(0), tf.constant(-1)
+            _, total, bad, first = tf.while_loop(lambda step, *_: step < steps, run_step, nothing)
             counted = tf.maximum(steps - bad, 1) if self.skip_bad_steps else steps
             means = dict(zip(self.train_metrics, tf.unstack(total / tf.cast(counted, tf.float32)), strict=True))
             return {**means, "bad_steps": bad, "first_bad_step": first}

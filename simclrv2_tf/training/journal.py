@@ -1,7 +1,4 @@
-"""What a run leaves on disk beside its checkpoints: ``config.json``, ``metrics.csv``, TensorBoard, ``result.json``.
-
-Every file is written whole and renamed into place, so that a kill leaves the old one or the new one.
-"""
+"""What a run leaves on disk beside its checkpoints: ``config.json``, ``metrics.csv``, TensorBoard, ``result.json``."""
 
 import contextlib
 import csv
@@ -12,7 +9,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -20,20 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.config import Config, SettingError
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a file's text at once; OSError leaves the old one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut may find the new name before the new text
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+from simclrv2_tf.files import write_atomically
 
 
 class Journal:
@@ -120,14 +104,11 @@ class Journal:
 
     def rows(self) -> list[dict[str, str]]:
         """What ``metrics.csv`` holds."""
-        if not self._metrics.is_file():
-            return []
-        with self._metrics.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return self._read(self._metrics, _rows_of) or []
 
     def corrupt_images(self) -> list[str]:
         """The images that were found corrupt until the last checkpoint."""
-        return json.loads(self._corrupt.read_text(encoding="utf-8")) if self._corrupt.is_file() else []
+        return self._read(self._corrupt, json.loads) or []
 
     def write_corrupt_images(self, paths: Iterable[str]) -> None:
         """Remembers them for when the run goes on."""
@@ -153,8 +134,21 @@ class Journal:
 
     def result(self) -> dict[str, Any] | None:
         """The final numbers, if the run has ended."""
-        path = self.model_dir / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return self._read(self.model_dir / "result.json", json.loads)
+
+    def _read(self, path: pathlib.Path, parse: Callable[[str], Any]) -> Any:
+        """What a file holds, None if there is none; SettingError if that cannot be told."""
+        try:
+            return parse(path.read_bytes().decode()) if path.is_file() else None
+        except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
+            raise SettingError(f"--model_dir={self.model_dir}: {path.name} is damaged; delete or restore it") from None
+
+
+def _rows_of(text: str) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    for row in rows:
+        int(row["step"])  # or ValueError, KeyError: damaged
+    return rows
 
 
 def _rewind_events(folder: pathlib.Path, step: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import re
 import time
 from collections.abc import Callable
 
@@ -156,8 +157,8 @@ class _Save:
             self.checkpoints.save(step)
             self.refresh()
         except (OSError, tf.errors.OpError) as error:
-            reason = (getattr(error, "strerror", None) or str(error)).strip().splitlines()[0]
-            told = f"--model_dir={self.journal.model_dir}: step {step} could not be saved ({reason[-200:]})"
+            reason = (getattr(error, "strerror", None) or re.sub("{{.*?}} *", "", str(error))).strip().splitlines()[0]
+            told = f"--model_dir={self.journal.model_dir}: step {step} could not be saved ({reason[:200]})"
             if self.config.on_checkpoint_error == "stop":
                 raise SettingError(f"{told}; what was saved before is whole: make room, then run it again") from None
             log.warning("%s; going on, as --on_checkpoint_error=continue says", told)

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf.config import SettingError
-from simclrv2_tf.training.journal import Journal, write_atomically
+from simclrv2_tf.files import write_atomically
+from simclrv2_tf.training.journal import Journal
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,20 @@ def test_rows_that_found_no_room_are_written_with_the_next(tmp_path, file_size_l
         journal.write_row(row(2))
     journal.write_row(row(3, top1=0.5))
     assert (tmp_path / "metrics.csv").read_text() == "step,loss,top1\n1,0.1,\n2,0.2,\n3,0.3,0.5\n"
+
+
+@pytest.mark.parametrize("content", [b"step,loss\n1,0.1\nx,0.2\n", b"a,b\n1,2\n", b"\xff\xfe\0"])
+def test_damaged_rows_are_refused(content, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(SettingError, match=f"^--model_dir={tmp_path}: metrics.csv is damaged"):
+        Journal(tmp_path).rows()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 10**5])
+def test_a_damaged_result_is_refused(content, tmp_path):
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(SettingError, match=f"^--model_dir={tmp_path}: result.json is damaged"):
+        Journal(tmp_path).result()
 
 
 class TestRewind:
