@@ -6,7 +6,7 @@ MODEL_DIR ?= runs/$(DATASET)-seed$(SEED)
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all soak lint clean
 
 demo: $(VENV)/installed
 	$(PY) run.py --mode=semi_supervised --dataset=$(DATASET) --seed=$(SEED) --model_dir=$(MODEL_DIR)
@@ -15,7 +15,13 @@ test: $(VENV)/installed-dev lint
 	$(PY) -m pytest
 
 test-all: $(VENV)/installed-dev lint
-	$(PY) -m pytest -m "slow or not slow"
+	$(PY) -m pytest -m "not soak"
+
+# Long versions of the tests of faults: all kills and full disks, a long run, 2,000 other examples of each property.
+soak: $(VENV)/installed-dev
+	$(PY) -m pytest -m "slow or not slow" tests/test_soak.py tests/test_survival.py
+	$(PY) -m pytest --hypothesis-profile=soak -k any tests/test_config.py tests/test_cli.py tests/test_security.py \
+	  tests/data/test_sources.py tests/data/test_augment.py tests/data/test_pipeline.py tests/training/test_schedules.py
 
 lint: $(VENV)/installed-dev
 	$(PY) -m ruff check .

@@ -4,14 +4,19 @@ A fork server imports TensorFlow once, so that a child starts in a moment.
 """
 
 import contextlib
+import gc
+import io
 import json
+import logging
 import multiprocessing
 import os
 import pathlib
+import re
 import resource
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
@@ -79,10 +84,23 @@ def program(settings: dict, fault: Fault = NO_FAULT, environment: dict[str, str]
 
 
 class SignalAt(Fault):
-    """Sends the process a signal at the n-th call that the package makes after its first training step."""
+    """Sends the process a signal at the n-th call that the package makes after its first training step.
 
-    def __init__(self, call: int, number: signal.Signals = signal.SIGKILL, count_to: pathlib.Path | None = None):
-        self.call, self.number, self.count_to = call, number, count_to
+    Args:
+        call: n; 0: never.
+        number: the signal.
+        count_to: file for the number of calls.
+        function: count only calls of functions of this name.
+    """
+
+    def __init__(
+        self,
+        call: int,
+        number: signal.Signals = signal.SIGKILL,
+        count_to: pathlib.Path | None = None,
+        function: str = "",
+    ):
+        self.call, self.number, self.count_to, self.function = call, number, count_to, function
 
     def __enter__(self) -> None:
         add = Progress.add
@@ -102,23 +120,111 @@ class SignalAt(Fault):
 
     def _watch(self, frame: FrameType, event: str, _: object) -> None:
         if event in ("call", "c_call") and frame.f_code.co_filename.startswith(PACKAGE):
-            self.calls += 1
-            if self.calls == self.call:
+            self.calls += not self.function or (event == "call" and frame.f_code.co_name == self.function)
+            if self.calls == self.call > 0:
                 os.kill(os.getpid(), self.number)
 
 
-class FileSizeLimit(Fault):
-    """No file may grow beyond so many bytes: every write past them fails, as on a full disk."""
+class Meter(Fault):
+    """Notes what the process uses when it has done so many steps."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, steps: set[int], told: pathlib.Path):
+        self.steps, self.told, self.found = steps, told, []
 
     def __enter__(self) -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        add = Progress.add
+
+        def watched(progress: Progress, *args: object) -> None:
+            add(progress, *args)
+            if progress.step in self.steps:
+                gc.collect()
+                pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+                files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
+                megabytes = round(pages * resource.getpagesize() / 1e6, 1)
+                self.found.append({"step": progress.step, "megabytes": megabytes, "files": files, "threads": threads})
+
+        Progress.add = watched
+
+    def __exit__(self, *error: object) -> None:
+        self.told.write_text(json.dumps(self.found))
+
+
+class FileSizeLimit(Fault):
+    """No file may grow beyond so many bytes: every write past them fails, as on a full disk.
+
+    Args:
+        size: so many.
+        fatal: the first of these writes kills the process instead, in its middle.
+    """
+
+    def __init__(self, size: int, fatal: bool = False):
+        self.size, self.fatal = size, fatal
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL if self.fatal else signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
 
     def __exit__(self, *error: object) -> None:
         """The limit ends with the process."""
+
+
+class FullDisk(Fault):
+    """The disk is full as soon as the program is about to change something in a folder that is not yet known.
+
+    From then on no file can grow, whether Python or TensorFlow writes to it: the limit is the kernel's.
+
+    Args:
+        folder: where changes are watched.
+        known: the changes that have met a full disk before, or were let through; they are added to.
+        stride: the disk fills up at every ``stride``-th new change.
+    """
+
+    def __init__(self, folder: pathlib.Path, known: dict[str, None], stride: int):
+        self.folder, self.known, self.stride, self.full_at = folder, known, stride, ""
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        self.limits, self.watching = resource.getrlimit(resource.RLIMIT_FSIZE), True
+        sys.addaudithook(self._watch)
+
+    def __exit__(self, *error: object) -> None:
+        self.watching = False  # a hook cannot be taken away
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+    def _watch(self, event: str, arguments: tuple) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if not self.watching or self.full_at or not (writes or event in ("os.rename", "os.mkdir", "os.remove")):
+            return
+        change = re.sub(r"\d+", "N", f"{event} {arguments[0]}")  # whatever the step or the process
+        if str(self.folder) in str(arguments[0]) and change not in self.known:
+            self.known[change] = None
+            if len(self.known) % self.stride == 0:
+                self.full_at = change
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, self.limits[1]))
+
+
+def run_on_full_disks(settings: dict, stride: int, told: pathlib.Path) -> None:
+    """In the child: the same command until it succeeds, on a disk that is full from another change on each time.
+
+    Writes a list to ``told``: of each run its exit status, the change, its output, and what then lies in the directory.
+    """
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it would tell of many runs in one process
+    known: dict[str, None] = {}
+    runs = []
+    while not runs or runs[-1]["status"]:
+        output, status, disk = io.StringIO(), 0, FullDisk(settings["model_dir"], known, stride)
+        with disk, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                program(settings)
+            except SystemExit as end:
+                status = end.code
+            except BaseException as error:
+                traceback.print_exception(error)
+                status = 1
+        steps = sorted(int(path.stem[5:]) for path in settings["model_dir"].glob("checkpoints/step-*.index"))
+        temporary = [path.name for path in settings["model_dir"].rglob(".*tmp*")]
+        runs.append(dict(status=status, full_at=disk.full_at, output=output.getvalue(), steps=steps, left=temporary))
+        told.write_text(json.dumps(runs))
 
 
 def records(model_dir: pathlib.Path) -> dict[str, object]:
