@@ -71,3 +71,16 @@ def test_a_record_with_a_wrong_checksum_is_one_line(tmp_path):
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert log.splitlines()[-1].startswith("error: --dataset: one of its files is damaged (corrupted record at ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("labels", "more"),
+    [([99_999], {"mode": "supervised", "train_batch_size": 1}), ([0] * 4, {"report": "true"})],
+    ids=["one image of 100,000 classes", "one class"],
+)
+def test_few_images_and_few_or_many_classes_are_trained_on(labels, more, tmp_path):
+    images = np.stack([np.asarray(noise(i)) for i in range(len(labels))])
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    settings = SMALL | {"dataset": f"npz:{tmp_path}/a.npz", "model_dir": tmp_path / "run"} | more
+    assert children.run(settings, tmp_path / "log") == 0, (tmp_path / "log").read_text()[-2000:]
