@@ -97,7 +97,8 @@ def _imagenet(summary: str, top1: Mapping[str, str], subset: str = "", **finetun
     """The paper's recipe, whose labels are all of ImageNet's or those of a subset."""
     stages = IMAGENET_STAGES | {"finetune": dict(IMAGENET_STAGES["finetune"], **finetune)}
     if subset:
-        labelled = {"dataset": f"imagenet2012_subset/{subset}", "train_batch_size": 1024}
+        # an evaluation of 50,000 images takes longer than an epoch of so few
+        labelled = {"dataset": f"imagenet2012_subset/{subset}", "train_batch_size": 1024, "checkpoint_epochs": 10}
         stages |= {mode: dict(stages[mode], **labelled) for mode in ("finetune", "supervised")}
     return Recipe(
         summary=summary,
