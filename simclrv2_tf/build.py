@@ -21,6 +21,7 @@ from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.distributed import ReplicatedModel
 from simclrv2_tf.training.optimizers import build_optimizer
 from simclrv2_tf.training.schedules import Plan
+from simclrv2_tf.training.simclr import Memory, SimCLR
 from simclrv2_tf.training.strategies import dtype_policy, is_chief, steps_a_call, use_xla
 
 
@@ -88,6 +89,21 @@ def micro_batch(config: Config, strategy: tf.distribute.Strategy) -> int:
             f"--grad_cache_micro_batch={config.grad_cache_micro_batch}: does not divide a replica's {images} images"
         )
     return config.grad_cache_micro_batch
+
+
+def simclr(config: Config, network: Network, micro_batch: int) -> SimCLR:
+    """The model that pretrains a network, with the memory if there is to be one. Call it in the strategy's scope."""
+    memory = Memory(network, config.memory_size, config.ema_decay) if config.memory_size else None
+    return SimCLR(
+        network,
+        views(config),
+        config.temperature,
+        config.hidden_norm,
+        config.weight_decay,
+        memory,
+        config.loss_tile,
+        micro_batch,
+    )
 
 
 def freeze(model: ClassificationModel, config: Config) -> None:

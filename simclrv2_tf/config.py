@@ -40,6 +40,12 @@ class LostWorkerError(RuntimeError):
     """Another worker of the run is gone. Its text is the one line that the user sees; the exit status is 3."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, without TensorFlow's places in graphs, for the line that the user sees."""
+    told = re.sub(r"{{.*?}}\s*", "", str(error)).strip()
+    return (told.splitlines() or [type(error).__name__])[0][:300]
+
+
 def _setting(
     default: Any,
     group: str,

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ import tensorflow as tf
 
 from simclrv2_tf.config import SettingError
 from simclrv2_tf.data.augment import center_crop_and_resize
+from simclrv2_tf.files import write_atomically
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.official_names import official_names
 
@@ -102,9 +102,7 @@ def save_onnx(network: Network, image_size: int, path: pathlib.Path) -> None:
         return network(images, training=False, whole_head=True)
 
     model, _ = tf2onnx.convert.from_function(infer, infer.input_signature, opset=ONNX_OPSET)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_bytes(model.SerializeToString())
-    os.replace(unfinished, path)
+    write_atomically(path, model.SerializeToString())
 
 
 def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ import threading
 import tensorflow as tf
 from absl import app, flags
 
-from simclrv2_tf.config import SettingError
+from simclrv2_tf.config import SettingError, first_line
 from simclrv2_tf.data.sources import ArraySource, FileSource, Source
 
 PROTOCOL = "grpc://"
@@ -40,7 +40,7 @@ def serve(address: str) -> tuple[tf.data.experimental.service.DispatchServer, ob
         worker = service.WorkerConfig(f"localhost:{port}", f"{host}:{port + 1}", port + 1)
         return dispatcher, service.WorkerServer(worker)
     except (OSError, OverflowError, ValueError, tf.errors.OpError) as error:
-        raise SettingError(f"--address={address}: no service can listen there ({str(error).splitlines()[0]})") from None
+        raise SettingError(f"--address={address}: no service can listen there ({first_line(error)})") from None
 
 
 def services(addresses: str, source: Source, timeout: int) -> tuple[str, ...]:

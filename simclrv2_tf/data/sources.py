@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.config import Config, SettingError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -382,7 +382,7 @@ def _npz(config: Config, path: pathlib.Path, split: str) -> ArraySource:
     except SettingError:
         raise
     except Exception as error:
-        raise SettingError(f"{where}: cannot be read ({_first_line(error)})") from None
+        raise SettingError(f"{where}: cannot be read ({first_line(error)})") from None
     images = _as_images(images, f"{where}: x_{split}")
     name = f"{path.stem}/{split}"
     if split not in labels:
@@ -408,7 +408,7 @@ def _idx(config: Config, folder: pathlib.Path, split: str) -> ArraySource:
         )
         images = images.reshape(len(labels), 28, 28)
     except (OSError, EOFError, ValueError) as error:
-        raise SettingError(f"--dataset=fashion_mnist: cannot be read from {folder} ({_first_line(error)})") from None
+        raise SettingError(f"--dataset=fashion_mnist: cannot be read from {folder} ({first_line(error)})") from None
     names = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
     return ArraySource(f"fashion_mnist/{split}", _as_images(images, "idx"), labels.astype(np.int32), names)
 
@@ -489,20 +489,20 @@ def _tfds(config: Config, split: str) -> Source:
         builder = tfds.builder(config.dataset, data_dir=config.data_dir or None)
     except Exception as error:  # TFDS raises many kinds for a name it does not know
         hint = f"; for a folder of images say folder:{config.dataset}" if os.path.isdir(config.dataset) else ""
-        raise SettingError(f"{where}: TFDS has no such data set ({_first_line(error)}){hint}") from None
+        raise SettingError(f"{where}: TFDS has no such data set ({first_line(error)}){hint}") from None
     if "image" not in builder.info.features:
         raise SettingError(f"{where}: has no feature named image")
     try:
         builder.download_and_prepare()
     except Exception as error:  # no network, no disk, manual download needed: all the user's to mend
-        raise SettingError(f"{where}: could not be prepared in {builder.data_dir} ({_first_line(error)})") from None
+        raise SettingError(f"{where}: could not be prepared in {builder.data_dir} ({first_line(error)})") from None
     available = tuple(builder.info.splits)
     if not set(split) & set("[+"):  # else one of TFDS's expressions, such as train[:90%]
         split = _choose_split(config, split, available)
     try:
         num_examples = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
-        raise _split_error(config, split, f"not a split of TFDS ({_first_line(error)})") from None
+        raise _split_error(config, split, f"not a split of TFDS ({first_line(error)})") from None
     if not num_examples:
         raise _split_error(config, split, "has no images")
     label = dict(builder.info.features.items()).get("label")
@@ -512,7 +512,7 @@ def _tfds(config: Config, split: str) -> Source:
         try:
             data = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
         except tf.errors.OpError as error:
-            raise SettingError(f"{where}: cannot be read from {builder.data_dir} ({_first_line(error)})") from None
+            raise SettingError(f"{where}: cannot be read from {builder.data_dir} ({first_line(error)})") from None
         labels = data["label"].astype(np.int32) if names else None
         if names and (labels < 0).all():  # as of STL-10's unlabelled split
             labels, names = None, ()
@@ -526,7 +526,3 @@ def _tfds(config: Config, split: str) -> Source:
         cache=config.cache_dataset,
         max_corrupt_share=config.max_corrupt_share,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

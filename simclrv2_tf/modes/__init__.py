@@ -58,7 +58,7 @@ def _full_disk_explained(explicit: dict[str, Any]) -> Iterator[None]:
             raise
         place = getattr(error, "filename", None) or "a file"
         told = f"--model_dir={explicit.get('model_dir', '')}: {place} cannot be written or read ({reason})"
-        raise SettingError(f"{told}; what was saved before is whole: make room, then run it again") from None
+        raise SettingError(f"{told}; what was saved before is whole: put that right, then run it again") from None
 
 
 def run(explicit: dict[str, Any]) -> Result:
@@ -77,16 +77,15 @@ def run(explicit: dict[str, Any]) -> Result:
 def _run(explicit: dict[str, Any]) -> Result:
     _check_backend()
     mode = explicit.get("mode", "pretrain")
-    if mode == "summary":
-        return summary(explicit)
-    if mode == "preview":
-        return preview(explicit)
-    if mode == "tpu_preflight":
-        return tpu_preflight(explicit)
-    if mode == "benchmark":
-        return benchmark(explicit)
-    if mode == "report":
-        return report(explicit)
+    settle_themselves: dict[str, Callable[[dict[str, Any]], Result]] = {
+        "summary": summary,
+        "preview": preview,
+        "tpu_preflight": tpu_preflight,
+        "benchmark": benchmark,
+        "report": report,
+    }
+    if mode in settle_themselves:
+        return settle_themselves[mode](explicit)
     if mode == "semi_supervised":
         strategy = choose_strategy(precedence.resolve(explicit))
         with taking_part(strategy):

@@ -3,14 +3,13 @@
 import contextlib
 import os
 import pathlib
-import re
 import subprocess
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from simclrv2_tf import build
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.config import Config, SettingError, first_line
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.nets import Network, Summary, summarize
 from simclrv2_tf.training.classifier import ClassificationModel
@@ -59,12 +58,12 @@ def similarities(config: Config) -> tuple[int, int, int]:
     return rows, columns, min(tile_rows(columns, config.loss_tile), rows)
 
 
-def memory_in_words(network: Network, config: Config, replicas: int, images: int = 0) -> str:
-    """What a step of this network needs, with resident ``images`` of so many bytes; if that is too much, what to do."""
+def memory_in_words(network: Network, config: Config, replicas: int, resident: int = 0) -> str:
+    """What a step of this network needs, with so many bytes of resident images; if that is too much, what to do."""
     found = summarize(lambda: network, config.image_size, whole_head=config.mode == "pretrain")
     memory, there = step_memory(found, config, replicas), device_memory()
-    if images:
-        memory["images of --resident_mb"] = images
+    if resident:
+        memory["images of --resident_mb"] = resident
     needed, each = sum(memory.values()), f" on each of {replicas} replicas" if replicas > 1 else ""
     of = f" of {in_bytes(there)}" if there else ""
     parts = ", ".join(f"{name} {in_bytes(size)}" for name, size in memory.items())
@@ -95,10 +94,10 @@ def out_of_memory_explained() -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
-        reason = re.sub(r"{{.*?}}\s*", "", error.message).strip().splitlines()[0]
+        reason = first_line(error)
         if "oom" not in reason.lower() and "memory" not in reason.lower():  # a full disk has the same class
             raise
-        raise SettingError(f"out of memory ({reason[:200]}); {REMEDIES}") from None
+        raise SettingError(f"out of memory ({reason}); {REMEDIES}") from None
 
 
 def in_bytes(count: int) -> str:

@@ -18,10 +18,11 @@ from simclrv2_tf import build, tpu_compiler
 from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.console import box
 from simclrv2_tf.data.augment import NUM_DRAWS
+from simclrv2_tf.modes.costs import in_bytes
 from simclrv2_tf.modes.starting import Result, settle
-from simclrv2_tf.modes.summary import IMAGENET_CLASSES, in_bytes
+from simclrv2_tf.modes.summary import IMAGENET_CLASSES
 from simclrv2_tf.training.schedules import Plan
-from simclrv2_tf.training.simclr import Memory, SimCLR
+from simclrv2_tf.training.simclr import SimCLR
 
 ANY_IMAGES = 1_281_167  # of the data, which are not opened: they only move constants of the learning rate
 Spec = dict[str, tf.TensorSpec]
@@ -118,17 +119,7 @@ def _model(config: Config) -> SimCLR:
     strategy, classes = tf.distribute.get_strategy(), IMAGENET_CLASSES * config.lineareval_while_pretraining
     with tf.variable_creator_scope(_without_value):
         network = build.network(config, strategy, classes)
-        memory = Memory(network, config.memory_size, config.ema_decay) if config.memory_size else None
-        model = SimCLR(
-            network,
-            build.views(config),
-            config.temperature,
-            config.hidden_norm,
-            config.weight_decay,
-            memory,
-            config.loss_tile,
-            config.grad_cache_micro_batch,
-        )
+        model = build.simclr(config, network, config.grad_cache_micro_batch)
         build.compile_model(model, config, strategy, Plan.of(config, ANY_IMAGES))
     return model
 

@@ -3,13 +3,12 @@
 import dataclasses
 import logging
 import math
-import re
 import time
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.config import Config, SettingError, first_line
 from simclrv2_tf.data.pipeline import TrainingInput
 from simclrv2_tf.data.sources import EncodedSource
 from simclrv2_tf.training.checkpoints import Checkpoints
@@ -157,8 +156,8 @@ class _Save:
             self.checkpoints.save(step)
             self.refresh()
         except (OSError, tf.errors.OpError) as error:
-            reason = (getattr(error, "strerror", None) or re.sub("{{.*?}} *", "", str(error))).strip().splitlines()[0]
-            told = f"--model_dir={self.journal.model_dir}: step {step} could not be saved ({reason[:200]})"
+            reason = getattr(error, "strerror", None) or first_line(error)
+            told = f"--model_dir={self.journal.model_dir}: step {step} could not be saved ({reason})"
             if self.config.on_checkpoint_error == "stop":
                 raise SettingError(f"{told}; what was saved before is whole: make room, then run it again") from None
             log.warning("%s; going on, as --on_checkpoint_error=continue says", told)

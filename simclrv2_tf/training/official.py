@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.config import SettingError
+from simclrv2_tf.config import SettingError, first_line
 from simclrv2_tf.nets.network import Network
 from simclrv2_tf.nets.official_names import TF2_VALUE, official_names, tf2_names
 from simclrv2_tf.nets.resnet import BLOCKS_PER_GROUP, GROUPS
@@ -85,7 +85,7 @@ def read(path: str, head_input: int | None = None) -> OfficialCheckpoint:
         found = only[0].removesuffix(".index") if len(only) == 1 else find(path)
         reader = tf.train.load_checkpoint(found)
     except tf.errors.OpError as error:
-        raise SettingError(f"--checkpoint={path}: cannot be read ({str(error).splitlines()[0][:200]})") from None
+        raise SettingError(f"--checkpoint={path}: cannot be read ({first_line(error)})") from None
     in_file = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
     keys, ignored, unexplained = _sort(in_file)
     if not head_input and f"{CLASSIFIER}/bias" in keys and _head_is_untrained(reader, keys):

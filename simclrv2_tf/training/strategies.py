@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 from simclrv2_tf.collectives import all_gather
-from simclrv2_tf.config import Config, LostWorkerError, SettingError
+from simclrv2_tf.config import Config, LostWorkerError, SettingError, first_line
 
 Strategy = tf.distribute.Strategy
 Resolver = tf.distribute.cluster_resolver.ClusterResolver
@@ -81,7 +81,7 @@ def _tpu_strategy(config: Config) -> Strategy:
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except Exception as error:  # the resolver raises whatever its transport raises
-        raise SettingError(f"--tpu_name={address}: this TPU cannot be reached ({_first_line(error)})") from None
+        raise SettingError(f"--tpu_name={address}: this TPU cannot be reached ({first_line(error)})") from None
     return tf.distribute.TPUStrategy(resolver)
 
 
@@ -106,7 +106,7 @@ def _workers() -> Resolver | None:
             return None
         cluster.task_address(found.task_type, found.task_id)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise SettingError(f"{source}={os.environ.get(source, '')}: names no workers ({_first_line(error)})") from None
+        raise SettingError(f"{source}={os.environ.get(source, '')}: names no workers ({first_line(error)})") from None
     if others := set(cluster.jobs) - {"chief", "worker"}:
         raise SettingError(f"{source}: a task must be worker or chief, not {sorted(others)[0]}")
     if sum(cluster.num_tasks(job) for job in cluster.jobs) == 1:
@@ -142,7 +142,7 @@ def _listen(address: str) -> socket.socket:
     try:
         return socket.create_server(("", int(port)), backlog=1024)
     except (OSError, ValueError, OverflowError) as error:
-        raise SettingError(f"{address}: this worker cannot listen there ({_first_line(error)})") from None
+        raise SettingError(f"{address}: this worker cannot listen there ({first_line(error)})") from None
 
 
 def _answers(address: str) -> bool:
@@ -184,7 +184,7 @@ def taking_part(strategy: Strategy) -> Iterator[None]:
             yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         raise LostWorkerError(
-            f"another worker is gone ({_first_line(error)}). Start the same command again on every worker: it goes on "
+            f"another worker is gone ({first_line(error)}). Start the same command again on every worker: it goes on "
             "at the newest checkpoint."
         ) from None
 
@@ -247,7 +247,3 @@ def steps_a_call(config: Config) -> int:
     if not (config.use_tpu or tf.config.list_physical_devices("GPU")):
         return 1
     return 100 if config.image_size <= 32 else 10
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
