@@ -292,7 +292,7 @@ class Config:
         4000,
         DEVICES,
         "Megabytes that images of one size may take in the memory of each device: then all lie there, and the step "
-        "picks its own. Larger sets are copied batch by batch.",
+        "picks its own. Larger sets are copied batch by batch, and so are those of several workers.",
         minimum=0,
     )
     device_prefetch: int = _setting(

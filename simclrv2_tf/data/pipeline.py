@@ -52,7 +52,7 @@ class TrainingInput:
         seed: of order, crops and augmentation.
         augment_on_host: compute the views here, not in the model's step.
         part: the rows of each batch that are made.
-        resident: the images of an ``ArraySource``, uint8 ``[n, height, width, 3]``, where they lie in the memory of
+        resident: the images of an ``ArraySource``, uint8 ``[n, height · width · 3]``, where they lie in the memory of
             the devices: then a batch has the ``index`` of its images instead of them, see ``completed``.
         services: addresses of data services, ``grpc://host:port``, that make equal parts of those rows; where there is
             none, they are made here.
@@ -88,7 +88,9 @@ class TrainingInput:
         """What ``batches`` yields; and of images that are decoded ``corrupt`` ``[b]``, as `decoding.report` takes."""
         steps = tf.data.Dataset.range(first_step, first_step + num_steps)
         if isinstance(self.source, ArraySource):
-            data = steps.map(self._array_batch, tf.data.AUTOTUNE)
+            with tf.device("CPU:0"):  # made here, as a constant of a graph ends at 2 GB
+                images = tf.constant(self.source.images) if self.resident is None else None
+            data = steps.map(graph_code(lambda step: self._array_batch(step, images)), tf.data.AUTOTUNE)
         else:
             data = self._encoded_batches(first_step, num_steps, steps)
         return data.map(self._with_views, tf.data.AUTOTUNE) if self.augment_on_host else data
@@ -126,7 +128,8 @@ class TrainingInput:
         if self.resident is None:
             return batch
         rest = {name: value for name, value in batch.items() if name != "index"}
-        return rest | {"images": tf.gather(self.resident.read_value(), batch["index"])}
+        images = tf.gather(self.resident.read_value(), batch["index"])
+        return rest | {"images": tf.reshape(images, [-1, *self.source.images.shape[1:]])}
 
     @property
     def resident_bytes(self) -> int:
@@ -169,15 +172,12 @@ class TrainingInput:
         first, end = self.part.rows(self.batch_size)
         return tf.split(draws[first:end], sizes, axis=-1)
 
-    @graph_code
-    def _array_batch(self, step: tf.Tensor) -> Batch:
+    def _array_batch(self, step: tf.Tensor, images: tf.Tensor | None) -> Batch:
         index = self._positions(step)
         crops, draws = self._draws(step)
         boxes = augment.random_crop_boxes(crops, *self.source.images.shape[1:3], self.settings)
         batch = {"labels": tf.gather(_labels(self.source), index), "boxes": boxes, "draws": draws}
-        if self.resident is not None:
-            return batch | {"index": index}
-        return batch | {"images": tf.gather(tf.constant(self.source.images), index)}
+        return batch | ({"index": index} if images is None else {"images": tf.gather(images, index)})
 
     def _encoded_batches(self, first_step: int, num_steps: int, steps: tf.data.Dataset) -> tf.data.Dataset:
         """Images decoded once and cropped into views here; colour and blur are left to the device."""

@@ -21,7 +21,7 @@ from simclrv2_tf.training.classifier import ClassificationModel
 from simclrv2_tf.training.distiller import Distiller
 from simclrv2_tf.training.distributed import ReplicatedModel
 from simclrv2_tf.training.schedules import Plan
-from simclrv2_tf.training.simclr import Memory, SimCLR
+from simclrv2_tf.training.strategies import has_workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,14 @@ def _with_resident_images(run: Ready, config: Config, strategy: Strategy) -> Rea
     source = run.data.source
     if config.augment_on == "host" or not isinstance(source, ArraySource):
         return run
+    if has_workers(strategy):  # to make a variable they send each other its value, which collectives cannot in bytes
+        return run
     if source.images.nbytes > config.resident_mb * 1e6:
         return run
     with strategy.scope():
-        data = dataclasses.replace(run.data, resident=tf.Variable(source.images, trainable=False, name="images"))
+        # flat, as TPUs pad the last axis of an array to 128
+        rows = tf.Variable(source.images.reshape(len(source.images), -1), trainable=False, name="images")
+    data = dataclasses.replace(run.data, resident=rows)
     run.model.completed = data.completed
     return dataclasses.replace(run, data=data)
 
@@ -62,17 +66,7 @@ def _ready_to_pretrain(config: Config, strategy: Strategy) -> Ready:
         network = build.network(config, strategy, classes)
         if config.checkpoint:
             load_network(network, config.checkpoint, with_classifier=False)
-        memory = Memory(network, config.memory_size, config.ema_decay) if config.memory_size else None
-        model = SimCLR(
-            network,
-            build.views(config),
-            config.temperature,
-            config.hidden_norm,
-            config.weight_decay,
-            memory,
-            config.loss_tile,
-            micro_batch,
-        )
+        model = build.simclr(config, network, micro_batch)
         build.compile_model(model, config, strategy, plan)
     return Ready(model, data, plan, test)
 

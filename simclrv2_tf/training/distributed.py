@@ -35,17 +35,18 @@ def distribute(
         strategy: whose replicas it feeds, in their order.
         batch_size: rows of a global batch; divides by the replicas.
         make: from a part to the batches of its rows, of one static shape and equally many for each part.
-        device: to which batches are copied before their step asks for them, where there is one replica (TensorFlow
-            does so itself where there are several).
+        device: to which batches are copied before their step asks for them, where there is one replica and no other
+            worker (TensorFlow does so itself where there are several).
         ahead: how many of them.
     """
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         data = make(Part(context.input_pipeline_id, context.num_input_pipelines))
-        replicas = context.num_replicas_in_sync // context.num_input_pipelines
-        if replicas == 1 and device and ahead:
+        if context.num_replicas_in_sync > context.num_input_pipelines:
+            return data.rebatch(batch_size // context.num_replicas_in_sync, drop_remainder=True)
+        if context.num_replicas_in_sync == 1 and device and ahead:
             return data.apply(tf.data.experimental.prefetch_to_device(device, ahead))
-        return data if replicas == 1 else data.rebatch(batch_size // context.num_replicas_in_sync, drop_remainder=True)
+        return data
 
     return strategy.distribute_datasets_from_function(of_worker)
 

@@ -222,7 +222,7 @@ def use_xla(config: Config, strategy: Strategy) -> bool:
 
 def copying(config: Config) -> tuple[str, int]:
     """The GPU that batches are copied to while it computes, "" for none, and how many ``distribute`` keeps there."""
-    gpus = tf.config.list_logical_devices("GPU")
+    gpus = [] if config.cpu_replicas else tf.config.list_logical_devices("GPU")
     return gpus[0].name if gpus else "", config.device_prefetch
 
 

@@ -237,12 +237,22 @@ def test_files_and_arrays_of_the_same_images_give_the_same_views(tmp_path, data)
 def test_resident_images_complete_the_same_batches(data, part):
     """What is sent then are numbers, not images."""
     plain = training(data["array"], batch_size=6, part=part)
-    resident = dataclasses.replace(plain, resident=tf.Variable(IMAGES))
+    resident = dataclasses.replace(plain, resident=tf.Variable(IMAGES.reshape(len(IMAGES), -1)))
     batches = resident.batches(1, 4)
     assert not any(spec.dtype == tf.uint8 for spec in batches.element_spec.values())
     completed = [{name: value.numpy() for name, value in resident.completed(batch).items()} for batch in batches]
     assert_equal(completed, take(plain.batches(1, 4)))
     assert resident.resident_bytes == IMAGES.nbytes and plain.resident_bytes == 0
+
+
+@pytest.mark.slow
+def test_arrays_may_exceed_what_a_graph_can_hold():
+    images, labels = np.zeros((720, 1000, 1000, 3), np.uint8), np.arange(720, dtype=np.int32)
+    assert images.nbytes > 2**31
+    images[:, 0, 0, 0] = labels % 256
+    source = ArraySource("big", images, labels, tuple(map(str, labels)))
+    batch = next(iter(training(source, batch_size=8).batches(0, 1)))
+    np.testing.assert_array_equal(batch["images"][:, 0, 0, 0], batch["labels"] % 256)
 
 
 @pytest.mark.parametrize("kind", ["array", "files"])

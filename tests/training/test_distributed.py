@@ -229,7 +229,7 @@ def test_the_step_finds_its_images_where_they_are_resident(count, replicas):
     plain = TrainingInput(source, tiny.BATCH, 2, tiny.VIEWS, seed=0)
     strategy = replicas(count) if count > 1 else tf.distribute.get_strategy()
     with strategy.scope():
-        resident = dataclasses.replace(plain, resident=tf.Variable(images))
+        resident = dataclasses.replace(plain, resident=tf.Variable(images.reshape(12, -1)))
     found = []
     for data in (plain, resident):
         model = simclr(strategy)
