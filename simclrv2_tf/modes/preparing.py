@@ -112,6 +112,8 @@ def _ready_to_distill(config: Config, strategy: Strategy) -> Ready:
 def what_follows(config: Config, strategy: Strategy, run: Ready) -> dict[str, Any]:
     """What follows from the settings: the ``resolved`` of a ``config.json``."""
     model, data, plan, network = run.model, run.data, run.plan, run.model.network
+    # the class of the workers' one has another name than TensorFlow gives it in public
+    kind = "MultiWorkerMirroredStrategy" if has_workers(strategy) else type(strategy).__name__
     return {
         "train_images": data.source.num_examples,
         "images": data.source.fingerprint,
@@ -128,7 +130,7 @@ def what_follows(config: Config, strategy: Strategy, run: Ready) -> dict[str, An
         "dtype_policy": keras.config.dtype_policy().name,
         "xla": bool(model.jit_compile),
         **environment(),
-        "strategy": type(strategy).__name__ if strategy.num_replicas_in_sync > 1 else "one device",
+        "strategy": kind if strategy.num_replicas_in_sync > 1 else "one device",
     }
 
 
