@@ -10,17 +10,18 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def origin(command: str) -> str:
-    """One line: the command, the machine, the date, the versions."""
+def machine() -> str:
+    """The processors of this machine."""
     processors = pathlib.Path("/proc/cpuinfo")
     models = [line for line in processors.read_text().splitlines() if line.startswith("model name")]
-    machine = models[0].partition(": ")[2] if models else platform.processor()
+    return f"{os.cpu_count()} shared cores of {models[0].partition(': ')[2] if models else platform.processor()}"
+
+
+def origin(command: str) -> str:
+    """One line: the command, the machine, the date, the versions."""
     packages = ("tensorflow", "keras", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    return (
-        f"`{command}`; {os.cpu_count()} shared cores of {machine}, {datetime.date.today()}; "
-        f"Python {platform.python_version()}, {versions}."
-    )
+    return f"`{command}`; {machine()}, {datetime.date.today()}; Python {platform.python_version()}, {versions}."
 
 
 def write(page: str, section: str, text: str) -> None:

@@ -1,0 +1,430 @@
+"""The paper's claims on small real data: a grid of runs, a JSON line for each, and the page that they make.
+
+``python benchmarks/paper_claims.py run --study=digits --minutes=25`` runs what ``paper_claims.jsonl`` does not hold
+yet, and begins nothing new after so many minutes; the same command again goes on. ``python benchmarks/paper_claims.py
+draw`` makes ``docs/results.md`` and its figures from all the lines there are.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import page  # noqa: E402
+
+Settings = dict[str, Any]
+Line = dict[str, Any]  # one result
+RESULTS = ROOT / "benchmarks" / "paper_claims.jsonl"
+RANDOM = dict(learning_rate=0.0, train_steps=50)  # for batch norm's moving statistics, which start at 0 and 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A data set and the networks that are compared on it.
+
+    Attributes:
+        title: what was run, in words.
+        common: settings of every run.
+        epochs: of pretraining, and of distilling into a small network from scratch, which is as long.
+        pretrain: settings of pretraining beside the recipe's.
+        networks: settings by name; ``base`` is the one that the others are compared with, ``half`` the small student.
+        labels: numbers of labels a class; 0: all.
+    """
+
+    title: str
+    common: Settings
+    networks: dict[str, Settings]
+    labels: tuple[int, ...]
+    epochs: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+    pretrain: Settings = dataclasses.field(default_factory=dict)
+
+
+def networks(width: float, memory: int) -> dict[str, Settings]:
+    """The networks of a study around a ResNet-18 of this width."""
+    base = {"resnet_depth": 18, "width_multiplier": width}
+    return {
+        "base": base,
+        "half": base | {"width_multiplier": width / 2},
+        "double": base | {"width_multiplier": width * 2},
+        "head of 2": base | {"num_proj_layers": 2},
+        "head of 4": base | {"num_proj_layers": 4},
+        "memory": base | {"memory_size": memory},
+        "near memory": base | {"memory_size": memory, "ema_decay": 0.97},
+        "random": base,
+    }
+
+
+STUDIES = {
+    "digits": Study(
+        "scikit-learn's 1,797 digits at 16 px; a ResNet-18 of a quarter of the width, 60 epochs of pretraining",
+        {"recipe": "digits"},
+        networks(0.25, 1024),
+        (1, 2, 5, 10, 0),
+        epochs=60,
+    ),
+    "fashion_mnist": Study(
+        "Fashion-MNIST at 16 px; a ResNet-18 of a quarter of the width, 10 epochs of pretraining",
+        {"recipe": "fashion_mnist"},
+        {name: settings for name, settings in networks(0.25, 8192).items() if name in ("base", "half", "random")},
+        (1, 10, 60, 600),
+        epochs=10,
+    ),
+    "fashion_mnist_32px": Study(
+        "Fashion-MNIST at 32 px, for a GPU; a whole ResNet-18, 100 epochs of pretraining",
+        {"recipe": "fashion_mnist", "image_size": 32},
+        networks(1.0, 16384) | {"ResNet-50": {"resnet_depth": 50}, "SK": {"resnet_depth": 50, "sk_ratio": 0.0625}},
+        (1, 10, 60, 600, 0),
+        epochs=100,
+        pretrain=dict(
+            optimizer="momentum",
+            train_batch_size=512,
+            learning_rate=0.25,
+            checkpoint_epochs=20,
+            warmup_epochs=5.0,
+            weight_decay=5e-4,
+            temperature=0.2,
+        ),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: what its line is known by, and its settings."""
+
+    key: dict[str, Any]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """Its directory below that of all runs."""
+        return "-".join(str(part).replace(" ", "_") for part in self.key.values() if part != "")
+
+
+def jobs(name: str, seed: int) -> Iterator[Job]:
+    """The runs of a study with one seed, each after those that it starts from."""
+    study = STUDIES[name]
+
+    def job(network: str, stage: str, labels: int | str = "", variant: str = "", **settings: Any) -> Job:
+        key = dict(study=name, network=network, seed=seed, stage=stage, labels=labels, variant=variant)
+        return Job(key, study.common | {"mode": stage, "seed": seed} | settings)
+
+    for network, settings in study.networks.items():
+        untrained = RANDOM if network == "random" else {}
+        length = {"train_epochs": study.epochs}
+        pretrained = job(network, "pretrain", **settings | length | study.pretrain | untrained)
+        yield pretrained
+        start = {"checkpoint": pretrained}
+        yield job(network, "linear_eval", **start)
+        if network == "random":
+            continue
+        for labels in study.labels:
+            some = {"labels_per_class": labels}
+            for tap in (0, 1, 2) if network == "base" else (1,):
+                tuned = job(network, "finetune", labels, f"layer {tap}", **start, **some, ft_proj_selector=tap)
+                yield tuned
+                if network == "base" and tap == 1:
+                    teacher = {"teacher": tuned}
+                    yield job(network, "distill", labels, "itself", **start, **teacher)
+                    yield job(network, "distill", labels, "half", **teacher, **study.networks["half"], **length)
+            if network in ("base", "half", "double"):
+                yield job(network, "supervised", labels, **settings, **some)
+
+
+def run(name: str, folder: pathlib.Path, minutes: float, seeds: list[int], results: pathlib.Path = RESULTS) -> None:
+    """Runs the jobs of a study that have no line yet."""
+    from simclrv2_tf import modes
+    from simclrv2_tf.modes.preparing import environment
+
+    end, done = time.monotonic() + 60 * minutes, [known(line) for line in read(results)]
+    for seed in seeds or STUDIES[name].seeds:
+        if not any(key["stage"] == "pixels" and key["study"] == name for key in done):
+            append(results, pixels(name))
+            done = [known(line) for line in read(results)]
+        for job in jobs(name, seed):
+            if job.key in done:
+                continue
+            if time.monotonic() > end:
+                print("Time is up; the same command goes on.")
+                return
+            others = {k: str(folder / v.name) if isinstance(v, Job) else v for k, v in job.settings.items()}
+            result = modes.run(others | {"model_dir": str(folder / job.name), "report": False})
+            found = {k: v for k, v in result.items() if k.endswith("_top1")}
+            where = environment()
+            device = where["device"] if where["device"] != "CPU" else page.machine()
+            origin = {"date": str(datetime.date.today()), "device": device, "revision": where["revision"]}
+            append(results, job.key | found | {"seconds": result["seconds"]} | origin)
+
+
+def known(line: Line) -> dict[str, Any]:
+    """What a line is known by."""
+    return {k: line[k] for k in ("study", "network", "seed", "stage", "labels", "variant")}
+
+
+def pixels(name: str) -> Line:
+    """kNN on the raw pixels: what is there before any network."""
+    import numpy as np
+
+    from simclrv2_tf import evaluation, precedence
+    from simclrv2_tf.data.sources import open_source
+
+    config = precedence.resolve(STUDIES[name].common)
+    train, test = (open_source(config, split) for split in ("train", "test"))
+    rows = [source.images.reshape(len(source.images), -1).astype(np.float32) / 255 for source in (train, test)]
+    accuracy = evaluation.knn_accuracy(rows[0], train.labels, rows[1], test.labels)
+    key = dict(study=name, network="", seed=0, stage="pixels", labels="", variant="")
+    return key | {"knn_top1": accuracy, "seconds": 0.0, "date": str(datetime.date.today())}
+
+
+def read(results: pathlib.Path) -> list[Line]:
+    """All results there are."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def append(results: pathlib.Path, line: Line) -> None:
+    """Keeps a result."""
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+# The page. A column is what its lines have in common; a claim compares two of them, seed by seed.
+
+Column = dict[str, Any]
+
+
+def column(network: str, stage: str, variant: str = "") -> Column:
+    """The lines of one column of a table."""
+    return {"network": network, "stage": stage, "variant": variant}
+
+
+SUPERVISED, TUNED = column("base", "supervised"), column("base", "finetune", "layer 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, with the columns that show it and the pairs whose difference decides."""
+
+    name: str
+    text: str
+    columns: dict[str, Column]
+    pairs: tuple[tuple[str, str], ...]
+
+
+CLAIMS = (
+    Claim(
+        "few_labels",
+        "With few labels, pretraining and fine-tuning beat training from scratch",
+        {"supervised": SUPERVISED, "fine-tuned": TUNED, "distilled": column("base", "distill", "itself")},
+        (("fine-tuned", "supervised"), ("distilled", "supervised")),
+    ),
+    Claim(
+        "bigger",
+        "The fewer the labels, the more a bigger network helps",
+        {
+            "half the width": column("half", "finetune", "layer 1"),
+            "base": TUNED,
+            "double": column("double", "finetune", "layer 1"),
+            "half, supervised": column("half", "supervised"),
+            "double, supervised": column("double", "supervised"),
+        },
+        (("double", "half the width"), ("double, supervised", "half, supervised")),
+    ),
+    Claim(
+        "middle_layer",
+        "Fine-tuning from a middle layer of the projection head helps where labels are few",
+        {f"from layer {tap}": column("base", "finetune", f"layer {tap}") for tap in (0, 1, 2)},
+        (("from layer 1", "from layer 0"), ("from layer 2", "from layer 0")),
+    ),
+    Claim(
+        "deeper_head",
+        "A deeper projection head helps (fine-tuned from its first layer)",
+        {
+            "2 layers": column("head of 2", "finetune", "layer 1"),
+            "3 layers": TUNED,
+            "4 layers": column("head of 4", "finetune", "layer 1"),
+        },
+        (("3 layers", "2 layers"), ("4 layers", "2 layers")),
+    ),
+    Claim(
+        "distillation",
+        "Distillation with the unlabelled images improves the teacher, and moves it into a smaller network",
+        {
+            "teacher": TUNED,
+            "itself": column("base", "distill", "itself"),
+            "half the width, fine-tuned": column("half", "finetune", "layer 1"),
+            "half the width, distilled": column("base", "distill", "half"),
+        },
+        (("itself", "teacher"), ("half the width, distilled", "half the width, fine-tuned")),
+    ),
+    Claim(
+        "memory",
+        "A memory of further negatives helps a little",
+        {
+            "without": TUNED,
+            "decay 0.999": column("memory", "finetune", "layer 1"),
+            "decay 0.97": column("near memory", "finetune", "layer 1"),
+        },
+        (("decay 0.999", "without"), ("decay 0.97", "without")),
+    ),
+)
+
+
+def values(lines: list[Line], labels: int | str, chosen: Column, metric: str = "") -> dict[int, float]:
+    """Per cent by seed."""
+    stage = chosen["stage"]
+    metric = metric or {"linear_eval": "linear", "pretrain": "knn", "pixels": "knn"}.get(stage, stage) + "_top1"
+    found = {line["seed"]: line for line in lines if chosen.items() <= line.items() and line["labels"] == labels}
+    return {seed: 100 * line[metric] for seed, line in found.items() if metric in line}
+
+
+def in_words(numbers: list[float], sign: str = "") -> str:
+    """Mean ± standard deviation; how many, if not three."""
+    if not numbers:
+        return "not run"
+    mean = format(statistics.mean(numbers), f"{sign}.1f")
+    if len(numbers) == 1:
+        return f"{mean} (1 seed)"
+    return f"{mean} ± {statistics.stdev(numbers):.1f}" + ("" if len(numbers) == 3 else f" ({len(numbers)} seeds)")
+
+
+def difference(lines: list[Line], labels: int, better: Column, than: Column) -> list[float]:
+    """Points that one column is above another, seed by seed."""
+    ours, theirs = values(lines, labels, better), values(lines, labels, than)
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def verdict(numbers: list[float]) -> str:
+    """Whether a difference stands out of the seeds' spread."""
+    if len(numbers) < 2:
+        return "open"
+    mean, spread = statistics.mean(numbers), statistics.stdev(numbers)
+    return "yes" if mean > spread else "no" if mean < -spread else "open"
+
+
+def claim_table(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> str:
+    """One table: a row for each number of labels, with what the pairs say of it; "" if no pair was run."""
+    columns = {name: chosen for name, chosen in claim.columns.items() if any(values(lines, n, chosen) for n in counts)}
+    pairs = [pair for pair in claim.pairs if set(pair) <= columns.keys()]
+    if not pairs:
+        return ""
+    heads = ["labels per class", *columns, *(f"{better} - {than}" for better, than in pairs)]
+    rows = [heads, ["---"] * len(heads)]
+    for labels in counts:
+        cells = [in_words(list(values(lines, labels, chosen).values())) for chosen in columns.values()]
+        for better, than in pairs:
+            found = difference(lines, labels, columns[better], columns[than])
+            cells.append(f"{in_words(found, '+')}: {verdict(found)}" if found else "not run")
+        rows.append([str(labels or "all"), *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def floor_table(lines: list[Line], names: list[str]) -> str:
+    """Linear evaluation and kNN of every network, above what untrained ones and pixels give."""
+    rows = ["| features | linear evaluation | kNN |", "|---|---|---|"]
+    for name in names:
+        linear, knn = (
+            in_words(list(values(lines, "", column(name, stage)).values())) for stage in ("linear_eval", "pretrain")
+        )
+        if (linear, knn) != ("not run", "not run"):
+            rows.append(f"| {'untrained' if name == 'random' else name} | {linear} | {knn} |")
+    found = list(values(lines, "", column("", "pixels")).values())
+    return "\n".join([*rows, f"| raw pixels | | {found[0]:.1f} |"] if found else rows)
+
+
+def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...], title: str) -> dict[str, Any]:
+    """The columns of a claim against the labels, with the seeds' spread."""
+    from simclrv2_tf.report import charts
+
+    points = [
+        {"labels": str(labels or "all"), "series": name, "top1": value}
+        for name, chosen in claim.columns.items()
+        for labels in counts
+        for value in values(lines, labels, chosen).values()
+    ]
+    order = [str(labels or "all") for labels in counts]
+    encoding = {
+        "x": {
+            "field": "labels",
+            "type": "ordinal",
+            "sort": order,
+            "title": "labels per class",
+            "axis": {"labelAngle": 0},
+        },
+        "color": {"field": "series", "type": "nominal", "sort": list(claim.columns)},
+        "y": {"field": "top1", "type": "quantitative", "title": "test top-1, %", "scale": {"zero": False}},
+    }
+    mean = {"y": encoding["y"] | {"aggregate": "mean"}}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "title": title,
+        "width": charts.WIDTH,
+        "height": 240,
+        "background": "white",
+        "data": {"values": points},
+        "encoding": encoding,
+        "layer": [
+            {"mark": {"type": "errorbar", "extent": "stdev", "ticks": True}},
+            {"mark": {"type": "line", "point": True}, "encoding": mean},
+        ],
+        "config": charts.CONFIG,
+    }
+
+
+def draw(results: pathlib.Path = RESULTS, docs: pathlib.Path = ROOT / "docs") -> None:
+    """Writes ``results.md`` and ``figures/`` into a folder of pages."""
+    import vl_convert
+
+    (docs / "figures").mkdir(exist_ok=True)
+    parts = []
+    for name, study in STUDIES.items():
+        lines = [line for line in read(results) if line["study"] == name]
+        parts.append(f"### {study.title}\n")
+        if not lines:
+            parts.append(f"Not run: `python benchmarks/paper_claims.py run --study={name}`.\n")
+            continue
+        parts += [_origin(name, lines), floor_table(lines, list(study.networks)), ""]
+        for claim in CLAIMS:
+            table = claim_table(claim, lines, study.labels)
+            parts += [f"**{claim.text}.**\n", table or "Not run.\n"]
+            if table:
+                figure = f"figures/{name}_{claim.name}.png"
+                png = vl_convert.vegalite_to_png(chart(claim, lines, study.labels, claim.text), scale=1.5)
+                (docs / figure).write_bytes(png)
+                parts.append(f"\n![{claim.text}: the table as a chart, with the spread over the seeds]({figure})\n")
+    file = docs / "results.md"
+    head, mark, _ = file.read_text(encoding="utf-8").partition("<!-- results -->")
+    file.write_text(f"{head}{mark}\n\n" + "\n".join(parts).rstrip() + "\n", encoding="utf-8")
+
+
+def _origin(name: str, lines: list[Line]) -> str:
+    devices = sorted({line["device"] for line in lines if "device" in line})
+    dates = sorted({line["date"] for line in lines})
+    hours = sum(line["seconds"] for line in lines) / 3600
+    dated = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return (
+        f"`python benchmarks/paper_claims.py run --study={name}`; {', '.join(devices)}, {dated}; {len(lines):,} runs, "
+        f"{hours:.1f} hours on a machine that had other work too.\n"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "draw"])
+    parser.add_argument("--study", choices=list(STUDIES), default="digits")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new after so many")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / "claims", help="where their files go")
+    options = parser.parse_args()
+    if options.what == "run":
+        run(options.study, options.runs, options.minutes, options.seeds)
+    draw()

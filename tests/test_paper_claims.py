@@ -1,0 +1,78 @@
+"""The study of the paper's claims: its grid, going on where it stopped, and what its page says of the numbers."""
+
+import dataclasses
+import sys
+
+import pytest
+
+from simclrv2_tf import precedence
+
+sys.path.insert(0, "benchmarks")
+import paper_claims
+from paper_claims import CLAIMS, STUDIES, Job, difference, in_words, jobs, verdict
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_run_of_the_grid_can_be_set_up_after_those_it_needs(study):
+    seen = set()
+    for job in jobs(study, 0):
+        needed = [value.name for value in job.settings.values() if isinstance(value, Job)]
+        assert seen.issuperset(needed) and job.name not in seen
+        seen.add(job.name)
+        precedence.resolve({k: v.name if isinstance(v, Job) else v for k, v in job.settings.items()})
+
+
+def test_every_column_of_a_claim_has_its_runs():
+    keys = [job.key for job in jobs("digits", 0)]
+    for claim in CLAIMS:
+        for column in claim.columns.values():
+            assert {key["labels"] for key in keys if column.items() <= key.items()} == set(STUDIES["digits"].labels)
+
+
+def test_a_study_goes_on_where_it_stopped_and_makes_its_page(tmp_path, monkeypatch):
+    common = STUDIES["digits"].common | dict(train_steps=2, checkpoint_steps=2, train_batch_size=16, image_size=8)
+    small = {"resnet_depth": 18, "width_multiplier": 0.0625}
+    toy = dataclasses.replace(
+        STUDIES["digits"], common=common, networks={"base": small, "half": small}, labels=(2,), seeds=(0,)
+    )
+    monkeypatch.setattr(paper_claims, "STUDIES", {"digits": toy})
+    results = tmp_path / "results.jsonl"
+    wanted = list(jobs("digits", 0))[:3]  # pretrain, linear_eval and a fine-tuning
+    monkeypatch.setattr(paper_claims, "jobs", lambda *_: iter(wanted))
+    paper_claims.run("digits", tmp_path / "runs", minutes=0, seeds=[], results=results)
+    assert [line["stage"] for line in paper_claims.read(results)] == ["pixels"]
+    paper_claims.run("digits", tmp_path / "runs", minutes=10, seeds=[], results=results)
+    found = paper_claims.read(results)
+    assert [line["stage"] for line in found] == ["pixels", "pretrain", "linear_eval", "finetune"]
+    paper_claims.run("digits", tmp_path / "runs", minutes=10, seeds=[], results=results)
+    assert paper_claims.read(results) == found
+    (tmp_path / "results.md").write_text("Head\n<!-- results -->\nold")
+    paper_claims.draw(results, tmp_path)
+    page = (tmp_path / "results.md").read_text()
+    assert page.startswith("Head\n") and "old" not in page
+    assert f"| base | {100 * found[2]['linear_top1']:.1f} (1 seed) |" in page and "| raw pixels | | 95.8 |" in page
+    assert "Not run." in page and not list((tmp_path / "figures").iterdir())  # no claim has both its columns yet
+
+
+def line(seed, top1, network="base", stage="finetune", variant="layer 1", labels=5):
+    key = dict(study="digits", network=network, seed=seed, stage=stage, labels=labels, variant=variant)
+    return key | {f"{stage}_top1": top1, "seconds": 1.0, "date": "2026-11-26", "device": "CPU"}
+
+
+def test_a_claim_is_decided_seed_by_seed(tmp_path):
+    (claim,) = (claim for claim in CLAIMS if claim.name == "few_labels")
+    ours = [line(seed, 0.9 + seed / 100) for seed in (0, 1, 2)]
+    theirs = [line(seed, 0.8 + seed / 100, stage="supervised", variant="") for seed in (1, 2, 3)]
+    found = difference(ours + theirs, 5, claim.columns["fine-tuned"], claim.columns["supervised"])
+    assert found == pytest.approx([10, 10])  # of the seeds that both have
+    table = paper_claims.claim_table(claim, ours + theirs, (5, 10))
+    assert table.splitlines()[2:] == [
+        "| 5 | 82.0 ± 1.0 | 91.0 ± 1.0 | +10.0 ± 0.0 (2 seeds): yes |",
+        "| 10 | not run | not run | not run |",
+    ]
+
+
+def test_a_verdict_needs_more_than_the_spread():
+    assert verdict([2.0, 3.0, 4.0]) == "yes" and verdict([-2.0, -3.0]) == "no"
+    assert verdict([2.0, -1.0, 1.0]) == verdict([5.0]) == verdict([]) == "open"
+    assert in_words([1.0, 2.0, 3.0], "+") == "+2.0 ± 1.0" and in_words([]) == "not run"
