@@ -32,6 +32,11 @@ hypothesis.settings.register_profile("soak", deadline=None, max_examples=2000, s
 hypothesis.settings.load_profile("same")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, as some tests wait for processes of their own."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_finish(session):
     """What is imported stays: the garbage collection that Keras makes at each reset need not look through it."""
     gc.collect()

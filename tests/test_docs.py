@@ -204,8 +204,17 @@ def runnable(page):
     return [c for c in commands_of(page) if c.flags is not None and not c.in_text and not c.why_not_run]
 
 
+# Its commands are read by the tests above, and its modes run by those of the modes.
+SLOW = {"modes.md"}
+
+
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if runnable(page) or blocks(page, "python")], ids=lambda page: page.name
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else (), id=page.name)
+        for page in PAGES
+        if runnable(page) or blocks(page, "python")
+    ],
 )
 @pytest.mark.usefixtures("half_resnet18")
 def test_a_page_runs_from_its_first_command_to_its_last(page, place, monkeypatch):

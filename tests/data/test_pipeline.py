@@ -274,7 +274,7 @@ def joined(parts: list[list[dict]]) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [3, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parts_of_several_workers_are_the_whole_batch(data, kind, count):
     """No image twice, none lost, across the end of an epoch and whatever the first step."""
@@ -433,7 +433,7 @@ def test_another_image_stands_in_for_a_corrupt_one(jpegs, caplog):
         jpegs.check_corrupt()
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("chunk", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_how_many_images_are_read_together_changes_nothing(jpegs, chunk, monkeypatch):
     damage(jpegs, 5, 11)
     expected = take(training(jpegs, batch_size=6).batches(0, 3)), take(evaluation_batches(jpegs, BATCH, SIZE))

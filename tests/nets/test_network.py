@@ -105,7 +105,13 @@ def test_inference_equals_the_official_network(config, parity):
 
 @pytest.mark.parametrize(
     ("config", "synchronized"),
-    [(R18, True), (R50, True), (R50SK, True), (R18, False), (R50SK, False)],
+    [
+        (R18, True),
+        pytest.param(R50, True, marks=pytest.mark.slow),
+        (R50SK, True),
+        (R18, False),
+        pytest.param(R50SK, False, marks=pytest.mark.slow),
+    ],
     ids=lambda x: tag(*x) if isinstance(x, tuple) else "global" if x else "local",
 )
 def test_training_equals_the_official_network(config, synchronized, parity):
@@ -122,7 +128,7 @@ def test_training_equals_the_official_network(config, synchronized, parity):
     assert_endpoints(parity, case, blocks, f"train{suffix}", recorded, 2e-7, "float64")
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_equal_the_official_network_on_one_device(count, replicas, parity):
     strategy, case = replicas(count), f"{tag(*R18)}, training, global BN, {count} replicas"
     recorded = np.load(GOLDEN / f"model_tf2_{tag(*R18)}.npz")
