@@ -1,5 +1,6 @@
 """The mode that runs all three steps beside what they are to be compared with."""
 
+import gc
 from typing import Any
 
 from simclrv2_tf import build, precedence
@@ -30,6 +31,7 @@ def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:
         folder = model_dir / (f"{name}_{number}" if number != "" else name)
         of_stage = explicit | {"model_dir": str(folder)} | settings
         function = pretrain if name == "pretrain" else classify
+        gc.collect()  # the model and the images of the stage before, which the device need not hold beside this one's
         settled = fit_batch(settle(of_stage, name), strategy)
         result = finished(settled) or function(settled, strategy)
         seconds.append(result["seconds"])
