@@ -60,6 +60,7 @@ def networks(width: float, memory: int) -> dict[str, Settings]:
         "head of 4": base | {"num_proj_layers": 4},
         "memory": base | {"memory_size": memory},
         "near memory": base | {"memory_size": memory, "ema_decay": 0.97},
+        "short memory": base | {"memory_size": memory // 4, "ema_decay": 0.97},
         "random": base,
     }
 
@@ -273,8 +274,9 @@ CLAIMS = (
             "without": TUNED,
             "decay 0.999": column("memory", "finetune", "layer 1"),
             "decay 0.97": column("near memory", "finetune", "layer 1"),
+            "a quarter, 0.97": column("short memory", "finetune", "layer 1"),
         },
-        (("decay 0.999", "without"), ("decay 0.97", "without")),
+        (("decay 0.999", "without"), ("decay 0.97", "without"), ("a quarter, 0.97", "without")),
     ),
 )
 
