@@ -5,9 +5,9 @@ import csv
 import io
 import json
 
+import example_runs as runs
 import numpy as np
 import pytest
-import runs
 from PIL import Image
 
 from simclrv2_tf.report import charts, pictures

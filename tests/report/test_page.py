@@ -5,9 +5,9 @@ import json
 import re
 import shutil
 
+import example_runs as runs
 import numpy as np
 import pytest
-import runs
 from browser import Browser, needs_chromium
 
 from simclrv2_tf.report import write_comparison, write_report

@@ -1,7 +1,7 @@
 """Results as people read them."""
 
 import numpy as np
-from runs import EFFICIENCY
+from example_runs import EFFICIENCY
 
 from simclrv2_tf.report import facts, format_table
 
