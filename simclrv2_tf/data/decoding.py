@@ -157,8 +157,8 @@ def read_files(source: FileSource, requests: tf.data.Dataset, make: Make, substi
     def read_chunk(*request: tf.Tensor) -> tuple[tf.Tensor, ...]:
         made, found = _read_chunk(read, request, source.num_examples, substitutes)
         wanted = request[0]
-        labels_of_found = tf.gather(labels, tf.where(found < 0, wanted, found))
-        return made, labels_of_found, found >= 0, tf.where(tf.equal(found, wanted), tf.constant(-1, tf.int64), wanted)
+        whole = tf.constant(-1, tf.int64)
+        return made, *_told(found, wanted, labels), tf.where(tf.equal(found, wanted), whole, wanted)
 
     return requests.map(read_chunk, tf.data.AUTOTUNE)
 
@@ -180,11 +180,15 @@ def read_records(source: RecordSource, requests: tf.data.Dataset, make: Make, su
         request = (tf.range(size), *arguments)
         made, found = _read_chunk(read, request, size, substitutes)
         wanted = request[0]
-        labels_of_found = tf.gather(labels, tf.where(found < 0, wanted, found))
         bytes_of_corrupt = tf.where(contents == "", "empty", contents)
-        return made, labels_of_found, found >= 0, tf.where(tf.equal(found, wanted), "", bytes_of_corrupt)
+        return made, *_told(found, wanted, labels), tf.where(tf.equal(found, wanted), "", bytes_of_corrupt)
 
     return requests.map(read_chunk, tf.data.AUTOTUNE)
+
+
+def _told(found: tf.Tensor, wanted: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Labels ``[c]`` of what stands for the ``wanted`` indices, and whether anything does, of ``_read_chunk``'s."""
+    return tf.gather(labels, tf.where(found < 0, wanted, found)), found >= 0
 
 
 def report(source: EncodedSource, corrupt: tf.Tensor) -> tf.Operation:

@@ -1,7 +1,6 @@
 """The modes that look at a trained network: its accuracy, its features, itself for others to use."""
 
 import json
-import os
 
 from simclrv2_tf import build, evaluation
 from simclrv2_tf.config import Config
@@ -9,7 +8,7 @@ from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import open_source
 from simclrv2_tf.embeddings import Embedded, write_npz, write_parquet
 from simclrv2_tf.export import check_onnx_packages, save_onnx, save_saved_model, save_tf1_checkpoint
-from simclrv2_tf.files import write_atomically
+from simclrv2_tf.files import replacing, write_atomically
 from simclrv2_tf.modes.measuring import (
     check_classes,
     evaluation_source,
@@ -53,9 +52,8 @@ def embed(config: Config, strategy: Strategy) -> Result:
     splits = [Embedded(source, *features_of(model, config, source)) for source in sources if source is not None]
     model_dir = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir
     path = model_dir / f"embeddings.{config.output_format}"
-    unfinished = model_dir / f".embeddings.tmp.{config.output_format}"
-    {"npz": write_npz, "parquet": write_parquet}[config.output_format](splits, unfinished)
-    os.replace(unfinished, path)
+    with replacing(path) as unfinished:
+        {"npz": write_npz, "parquet": write_parquet}[config.output_format](splits, unfinished)
     print(f"{path}: " + ", ".join(f"{split.name} {split.features.shape}" for split in splits))
     return {"mode": "embed", "path": str(path)}
 
