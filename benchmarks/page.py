@@ -24,8 +24,8 @@ def origin(command: str) -> str:
     return f"`{command}`; {machine()}, {datetime.date.today()}; Python {platform.python_version()}, {versions}."
 
 
-def write(page: str, section: str, text: str) -> None:
-    """Replaces what stands between ``<!-- section -->`` and ``<!-- end of section -->`` in ``docs/page``."""
+def write(page: str | pathlib.Path, section: str, text: str) -> None:
+    """Replaces what stands between ``<!-- section -->`` and ``<!-- end of section -->`` in ``docs/page``, or a path."""
     path, begin, end = ROOT / "docs" / page, f"<!-- {section} -->", f"<!-- end of {section} -->"
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)

@@ -115,6 +115,7 @@ class Job:
 def jobs(name: str, seed: int) -> Iterator[Job]:
     """The runs of a study with one seed, each after those that it starts from."""
     study = STUDIES[name]
+    length = {"train_epochs": study.epochs}
 
     def job(network: str, stage: str, labels: int | str = "", variant: str = "", **settings: Any) -> Job:
         key = dict(study=name, network=network, seed=seed, stage=stage, labels=labels, variant=variant)
@@ -122,7 +123,6 @@ def jobs(name: str, seed: int) -> Iterator[Job]:
 
     for network, settings in study.networks.items():
         untrained = RANDOM if network == "random" else {}
-        length = {"train_epochs": study.epochs}
         pretrained = job(network, "pretrain", **settings | length | study.pretrain | untrained)
         yield pretrained
         start = {"checkpoint": pretrained}
@@ -148,10 +148,9 @@ def run(name: str, folder: pathlib.Path, minutes: float, seeds: list[int], resul
     from simclrv2_tf.modes.preparing import environment
 
     end, done = time.monotonic() + 60 * minutes, [known(line) for line in read(results)]
+    if not any(key["stage"] == "pixels" and key["study"] == name for key in done):
+        append(results, pixels(name))
     for seed in seeds or STUDIES[name].seeds:
-        if not any(key["stage"] == "pixels" and key["study"] == name for key in done):
-            append(results, pixels(name))
-            done = [known(line) for line in read(results)]
         for job in jobs(name, seed):
             if job.key in done:
                 continue
@@ -281,10 +280,10 @@ CLAIMS = (
 )
 
 
-def values(lines: list[Line], labels: int | str, chosen: Column, metric: str = "") -> dict[int, float]:
+def values(lines: list[Line], labels: int | str, chosen: Column) -> dict[int, float]:
     """Per cent by seed."""
     stage = chosen["stage"]
-    metric = metric or {"linear_eval": "linear", "pretrain": "knn", "pixels": "knn"}.get(stage, stage) + "_top1"
+    metric = {"linear_eval": "linear", "pretrain": "knn", "pixels": "knn"}.get(stage, stage) + "_top1"
     found = {line["seed"]: line for line in lines if chosen.items() <= line.items() and line["labels"] == labels}
     return {seed: 100 * line[metric] for seed, line in found.items() if metric in line}
 
@@ -343,8 +342,8 @@ def floor_table(lines: list[Line], names: list[str]) -> str:
     return "\n".join([*rows, f"| raw pixels | | {found[0]:.1f} |"] if found else rows)
 
 
-def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...], title: str) -> dict[str, Any]:
-    """The columns of a claim against the labels, with the seeds' spread."""
+def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> dict[str, Any] | None:
+    """The columns of a claim against the labels, with the seeds' spread; None where one number was run alone."""
     from simclrv2_tf.report import charts
 
     points = [
@@ -353,7 +352,10 @@ def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...], title: str) 
         for labels in counts
         for value in values(lines, labels, chosen).values()
     ]
+    if len({point["labels"] for point in points}) < 2:
+        return None
     order = [str(labels or "all") for labels in counts]
+    series = {"field": "series", "type": "nominal", "sort": list(claim.columns)}
     encoding = {
         "x": {
             "field": "labels",
@@ -361,21 +363,23 @@ def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...], title: str) 
             "sort": order,
             "title": "labels per class",
             "axis": {"labelAngle": 0},
+            "scale": {"paddingInner": 0.7},
         },
-        "color": {"field": "series", "type": "nominal", "sort": list(claim.columns)},
+        "xOffset": series,  # or the bars would hide each other
+        "color": series,
         "y": {"field": "top1", "type": "quantitative", "title": "test top-1, %", "scale": {"zero": False}},
     }
     mean = {"y": encoding["y"] | {"aggregate": "mean"}}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "title": title,
+        "title": claim.text,
         "width": charts.WIDTH,
         "height": 240,
         "background": "white",
         "data": {"values": points},
         "encoding": encoding,
         "layer": [
-            {"mark": {"type": "errorbar", "extent": "stdev", "ticks": True}},
+            {"mark": {"type": "errorbar", "extent": "stdev", "ticks": {"size": 6}}},
             {"mark": {"type": "line", "point": True}, "encoding": mean},
         ],
         "config": charts.CONFIG,
@@ -387,9 +391,9 @@ def draw(results: pathlib.Path = RESULTS, docs: pathlib.Path = ROOT / "docs") ->
     import vl_convert
 
     (docs / "figures").mkdir(exist_ok=True)
-    parts = []
+    parts, all_lines = [], read(results)
     for name, study in STUDIES.items():
-        lines = [line for line in read(results) if line["study"] == name]
+        lines = [line for line in all_lines if line["study"] == name]
         parts.append(f"### {study.title}\n")
         if not lines:
             parts.append(f"Not run: `python benchmarks/paper_claims.py run --study={name}`.\n")
@@ -398,14 +402,11 @@ def draw(results: pathlib.Path = RESULTS, docs: pathlib.Path = ROOT / "docs") ->
         for claim in CLAIMS:
             table = claim_table(claim, lines, study.labels)
             parts += [f"**{claim.text}.**\n", table or "Not run.\n"]
-            if table:
+            if spec := chart(claim, lines, study.labels):
                 figure = f"figures/{name}_{claim.name}.png"
-                png = vl_convert.vegalite_to_png(chart(claim, lines, study.labels, claim.text), scale=1.5)
-                (docs / figure).write_bytes(png)
+                (docs / figure).write_bytes(vl_convert.vegalite_to_png(spec, scale=1.5))
                 parts.append(f"\n![{claim.text}: the table as a chart, with the spread over the seeds]({figure})\n")
-    file = docs / "results.md"
-    head, mark, _ = file.read_text(encoding="utf-8").partition("<!-- results -->")
-    file.write_text(f"{head}{mark}\n\n" + "\n".join(parts).rstrip() + "\n", encoding="utf-8")
+    page.write(docs.absolute() / "results.md", "results", "\n".join(parts))
 
 
 def _origin(name: str, lines: list[Line]) -> str:

@@ -46,7 +46,7 @@ def test_a_study_goes_on_where_it_stopped_and_makes_its_page(tmp_path, monkeypat
     assert [line["stage"] for line in found] == ["pixels", "pretrain", "linear_eval", "finetune"]
     paper_claims.run("digits", tmp_path / "runs", minutes=10, seeds=[], results=results)
     assert paper_claims.read(results) == found
-    (tmp_path / "results.md").write_text("Head\n<!-- results -->\nold")
+    (tmp_path / "results.md").write_text("Head\n<!-- results -->\nold\n<!-- end of results -->\n")
     paper_claims.draw(results, tmp_path)
     page = (tmp_path / "results.md").read_text()
     assert page.startswith("Head\n") and "old" not in page
