@@ -449,6 +449,11 @@ NETWORK_SETTINGS = (
 )
 
 
+def no_such_setting(name: str) -> SettingError:
+    """What is said of a name that is no setting's."""
+    return SettingError(f"{name}: there is no such setting (see python run.py --help)")
+
+
 def parse_value(name: str, text: str) -> Any:
     """A setting's value from its text on the command line.
 
@@ -457,7 +462,7 @@ def parse_value(name: str, text: str) -> Any:
     """
     fields = {field.name: field for field in dataclasses.fields(Config)}
     if name not in fields or name == "stage":
-        raise SettingError(f"{name}: there is no such setting (see python run.py --help)")
+        raise no_such_setting(name)
     kind = type(fields[name].default)
     try:
         if kind is bool:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from simclrv2_tf.config import NETWORK_SETTINGS, STAGES, Config, SettingError, parse_value
+from simclrv2_tf.config import NETWORK_SETTINGS, STAGES, Config, SettingError, no_such_setting, parse_value
 from simclrv2_tf.recipes import RECIPES, Recipe, Settings
 
 # What a run takes from the run it starts from, unless told otherwise.
@@ -29,8 +29,10 @@ def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -
             ``distill``.
 
     Raises:
-        SettingError: for an unknown recipe, a bad value, or a network other than the parent's.
+        SettingError: for an unknown setting or recipe, a bad value, or a network other than the parent's.
     """
+    for name in explicit.keys() - {field.name for field in dataclasses.fields(Config)}:
+        raise no_such_setting(name)
     mode = stage or explicit.get("mode", "pretrain")
     said = _said(explicit, mode)
     inherited = _inherited(parent, mode)

@@ -73,6 +73,12 @@ def test_settings_of_a_stage_that_are_refused(override, message):
     assert message in str(caught.value)
 
 
+def test_a_name_that_is_no_settings_is_refused():
+    """As a library's user may misspell one; the command line does not let it come this far."""
+    with pytest.raises(SettingError, match=r"^learning_rat: there is no such setting"):
+        resolve({"learning_rat": 0.1})
+
+
 PARENT = Config(
     dataset="npz:x",
     image_size=48,
