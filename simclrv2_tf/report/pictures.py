@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from simclrv2_tf import evaluation
+from simclrv2_tf import evaluation, files
 from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches, make_views
 from simclrv2_tf.data.sources import FileSource, RecordSource, Source
 from simclrv2_tf.report import charts
@@ -189,15 +189,17 @@ def write_projector(pictures: Pictures, features: Features) -> None:
     """The sample's features for TensorBoard's projector, with labels and thumbnails."""
     folder = pictures.model_dir / "tensorboard"
     folder.mkdir(exist_ok=True)
-    np.savetxt(folder / "features.tsv", features[0], fmt="%.5g", delimiter="\t")
+    with files.replacing(folder / "features.tsv") as unfinished:
+        np.savetxt(unfinished, features[0], fmt="%.5g", delimiter="\t")
     names = [" ".join(pictures.test.class_names[label].split()) if label >= 0 else "?" for label in features[1]]
-    (folder / "labels.tsv").write_text("\n".join(names) + "\n", encoding="utf-8")
+    files.write_atomically(folder / "labels.tsv", "\n".join(names) + "\n")
     images = pictures.thumbnails
     side, columns = images.shape[1], math.ceil(math.sqrt(len(images)))
     grid = np.zeros((columns * columns, *images.shape[1:]), np.float32)
     grid[: len(images)] = images
     sheet = grid.reshape(columns, columns, side, side, 3).swapaxes(1, 2).reshape(columns * side, -1, 3)
-    keras.utils.save_img(folder / "thumbnails.png", np.rint(255 * sheet), scale=False)
+    with files.replacing(folder / "thumbnails.png") as unfinished:
+        keras.utils.save_img(unfinished, np.rint(255 * sheet), scale=False)
     (folder / "projector_config.pbtxt").write_text(
         'embeddings { tensor_name: "features" tensor_path: "features.tsv" metadata_path: "labels.tsv" '
         f'sprite {{ image_path: "thumbnails.png" single_image_dim: {side} single_image_dim: {side} }} }}\n',
