@@ -2,7 +2,7 @@
 
 ``python benchmarks/paper_claims.py run --study=digits --minutes=25`` runs what ``paper_claims.jsonl`` does not hold
 yet, and begins nothing new after so many minutes; the same command again goes on. ``python benchmarks/paper_claims.py
-draw`` makes ``docs/results.md`` and its figures from all the lines there are.
+draw`` makes ``docs/results.md``, its figures and the README's table from all the lines there are.
 """
 
 import argparse
@@ -34,19 +34,19 @@ class Study:
     Attributes:
         title: what was run, in words.
         common: settings of every run.
-        epochs: of pretraining, and of distilling into a small network from scratch, which is as long.
-        pretrain: settings of pretraining beside the recipe's.
         networks: settings by name; ``base`` is the one that the others are compared with, ``half`` the small student.
         labels: numbers of labels a class; 0: all.
+        student_epochs: of distilling into a small network from scratch.
+        recipes: what other recipe trains on so many labels.
     """
 
     title: str
     common: Settings
     networks: dict[str, Settings]
     labels: tuple[int, ...]
-    epochs: int
+    student_epochs: int
+    recipes: dict[int, str] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
-    pretrain: Settings = dataclasses.field(default_factory=dict)
 
 
 def networks(width: float, memory: int) -> dict[str, Settings]:
@@ -71,30 +71,23 @@ STUDIES = {
         {"recipe": "digits"},
         networks(0.25, 1024),
         (1, 2, 5, 10, 0),
-        epochs=60,
+        student_epochs=60,
     ),
     "fashion_mnist": Study(
-        "Fashion-MNIST at 16 px; a ResNet-18 of a quarter of the width, 10 epochs of pretraining",
+        "Fashion-MNIST at 16 px; a ResNet-18 of a quarter of the width, 15 epochs of pretraining",
         {"recipe": "fashion_mnist"},
-        {name: settings for name, settings in networks(0.25, 8192).items() if name in ("base", "half", "random")},
-        (1, 10, 60, 600),
-        epochs=10,
+        {name: networks(0.25, 8192)[name] for name in ("base", "half", "head of 2", "memory", "random")},
+        (1, 10, 60, 600, 0),
+        student_epochs=10,
+        recipes={60: "fashion_mnist_1pct", 600: "fashion_mnist_10pct", 0: "fashion_mnist_100pct"},
     ),
     "fashion_mnist_32px": Study(
         "Fashion-MNIST at 32 px, for a GPU; a whole ResNet-18, 100 epochs of pretraining",
-        {"recipe": "fashion_mnist", "image_size": 32},
+        {"recipe": "fashion_mnist_32px"},
         networks(1.0, 16384) | {"ResNet-50": {"resnet_depth": 50}, "SK": {"resnet_depth": 50, "sk_ratio": 0.0625}},
         (1, 10, 60, 600, 0),
-        epochs=100,
-        pretrain=dict(
-            optimizer="momentum",
-            train_batch_size=512,
-            learning_rate=0.25,
-            checkpoint_epochs=20,
-            warmup_epochs=5.0,
-            weight_decay=5e-4,
-            temperature=0.2,
-        ),
+        student_epochs=100,
+        recipes={60: "fashion_mnist_32px_1pct", 600: "fashion_mnist_32px_10pct", 0: "fashion_mnist_32px_100pct"},
     ),
 }
 
@@ -113,33 +106,34 @@ class Job:
 
 
 def jobs(name: str, seed: int) -> Iterator[Job]:
-    """The runs of a study with one seed, each after those that it starts from."""
-    study = STUDIES[name]
-    length = {"train_epochs": study.epochs}
+    """The runs of a study with one seed, each after those that it starts from; those on the most labels last."""
+    study, pretrained = STUDIES[name], {}
 
     def job(network: str, stage: str, labels: int | str = "", variant: str = "", **settings: Any) -> Job:
         key = dict(study=name, network=network, seed=seed, stage=stage, labels=labels, variant=variant)
+        if labels in study.recipes:
+            settings["recipe"] = study.recipes[labels]
         return Job(key, study.common | {"mode": stage, "seed": seed} | settings)
 
     for network, settings in study.networks.items():
         untrained = RANDOM if network == "random" else {}
-        pretrained = job(network, "pretrain", **settings | length | study.pretrain | untrained)
-        yield pretrained
-        start = {"checkpoint": pretrained}
-        yield job(network, "linear_eval", **start)
-        if network == "random":
-            continue
-        for labels in study.labels:
-            some = {"labels_per_class": labels}
-            for tap in (0, 1, 2) if network == "base" else (1,):
+        pretrained[network] = job(network, "pretrain", **settings | untrained)
+        yield pretrained[network]
+        yield job(network, "linear_eval", checkpoint=pretrained[network])
+    for labels in study.labels:
+        some = {"labels_per_class": labels}
+        for network in study.networks:
+            start = {"checkpoint": pretrained[network]}
+            for tap in {"base": (0, 1, 2), "random": ()}.get(network, (1,)):
                 tuned = job(network, "finetune", labels, f"layer {tap}", **start, **some, ft_proj_selector=tap)
                 yield tuned
                 if network == "base" and tap == 1:
                     teacher = {"teacher": tuned}
                     yield job(network, "distill", labels, "itself", **start, **teacher)
+                    length = {"train_epochs": study.student_epochs}
                     yield job(network, "distill", labels, "half", **teacher, **study.networks["half"], **length)
             if network in ("base", "half", "double"):
-                yield job(network, "supervised", labels, **settings, **some)
+                yield job(network, "supervised", labels, **study.networks[network], **some)
 
 
 def run(name: str, folder: pathlib.Path, minutes: float, seeds: list[int], results: pathlib.Path = RESULTS) -> None:
@@ -208,6 +202,13 @@ def column(network: str, stage: str, variant: str = "") -> Column:
 
 
 SUPERVISED, TUNED = column("base", "supervised"), column("base", "finetune", "layer 1")
+ITSELF, SMALL = column("base", "distill", "itself"), column("base", "distill", "half")
+SUMMARY = {
+    "supervised from scratch": SUPERVISED,
+    "fine-tuned": TUNED,
+    "distilled": ITSELF,
+    "distilled into half the width": SMALL,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +225,7 @@ CLAIMS = (
     Claim(
         "few_labels",
         "With few labels, pretraining and fine-tuning beat training from scratch",
-        {"supervised": SUPERVISED, "fine-tuned": TUNED, "distilled": column("base", "distill", "itself")},
+        {"supervised": SUPERVISED, "fine-tuned": TUNED, "distilled": ITSELF},
         (("fine-tuned", "supervised"), ("distilled", "supervised")),
     ),
     Claim(
@@ -235,9 +236,15 @@ CLAIMS = (
             "base": TUNED,
             "double": column("double", "finetune", "layer 1"),
             "half, supervised": column("half", "supervised"),
+            "base, supervised": SUPERVISED,
             "double, supervised": column("double", "supervised"),
         },
-        (("double", "half the width"), ("double, supervised", "half, supervised")),
+        (
+            ("base", "half the width"),
+            ("double", "half the width"),
+            ("base, supervised", "half, supervised"),
+            ("double, supervised", "half, supervised"),
+        ),
     ),
     Claim(
         "middle_layer",
@@ -260,9 +267,9 @@ CLAIMS = (
         "Distillation with the unlabelled images improves the teacher, and moves it into a smaller network",
         {
             "teacher": TUNED,
-            "itself": column("base", "distill", "itself"),
+            "itself": ITSELF,
             "half the width, fine-tuned": column("half", "finetune", "layer 1"),
-            "half the width, distilled": column("base", "distill", "half"),
+            "half the width, distilled": SMALL,
         },
         (("itself", "teacher"), ("half the width, distilled", "half the width, fine-tuned")),
     ),
@@ -319,27 +326,41 @@ def claim_table(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> str
     if not pairs:
         return ""
     heads = ["labels per class", *columns, *(f"{better} - {than}" for better, than in pairs)]
-    rows = [heads, ["---"] * len(heads)]
+    rows = []
     for labels in counts:
         cells = [in_words(list(values(lines, labels, chosen).values())) for chosen in columns.values()]
         for better, than in pairs:
             found = difference(lines, labels, columns[better], columns[than])
             cells.append(f"{in_words(found, '+')}: {verdict(found)}" if found else "not run")
         rows.append([str(labels or "all"), *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown([heads, *rows])
+
+
+def summary_table(lines: list[Line], counts: tuple[int, ...]) -> str:
+    """What the method reaches beside training from scratch, for the README."""
+    rows = [["labels per class", *SUMMARY]]
+    for labels in counts:
+        cells = [in_words(list(values(lines, labels, chosen).values())) for chosen in SUMMARY.values()]
+        rows.append([str(labels or "all"), *cells])
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table whose first row is its head."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
 
 
 def floor_table(lines: list[Line], names: list[str]) -> str:
     """Linear evaluation and kNN of every network, above what untrained ones and pixels give."""
-    rows = ["| features | linear evaluation | kNN |", "|---|---|---|"]
+    rows = [["features", "linear evaluation", "kNN"]]
     for name in names:
         linear, knn = (
             in_words(list(values(lines, "", column(name, stage)).values())) for stage in ("linear_eval", "pretrain")
         )
         if (linear, knn) != ("not run", "not run"):
-            rows.append(f"| {'untrained' if name == 'random' else name} | {linear} | {knn} |")
+            rows.append(["untrained" if name == "random" else name, linear, knn])
     found = list(values(lines, "", column("", "pixels")).values())
-    return "\n".join([*rows, f"| raw pixels | | {found[0]:.1f} |"] if found else rows)
+    return markdown([*rows, ["raw pixels", "", f"{found[0]:.1f}"]] if found else rows)
 
 
 def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> dict[str, Any] | None:
@@ -386,12 +407,13 @@ def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> dict[str,
     }
 
 
-def draw(results: pathlib.Path = RESULTS, docs: pathlib.Path = ROOT / "docs") -> None:
-    """Writes ``results.md`` and ``figures/`` into a folder of pages."""
+def draw(results: pathlib.Path = RESULTS, root: pathlib.Path = ROOT) -> None:
+    """Writes ``docs/results.md``, ``docs/figures/`` and the table of ``README.md``."""
     import vl_convert
 
+    docs, all_lines = root / "docs", read(results)
     (docs / "figures").mkdir(exist_ok=True)
-    parts, all_lines = [], read(results)
+    parts, summary = [], []
     for name, study in STUDIES.items():
         lines = [line for line in all_lines if line["study"] == name]
         parts.append(f"### {study.title}\n")
@@ -399,14 +421,16 @@ def draw(results: pathlib.Path = RESULTS, docs: pathlib.Path = ROOT / "docs") ->
             parts.append(f"Not run: `python benchmarks/paper_claims.py run --study={name}`.\n")
             continue
         parts += [_origin(name, lines), floor_table(lines, list(study.networks)), ""]
+        summary += [f"{study.title}:\n", summary_table(lines, study.labels), ""]
         for claim in CLAIMS:
             table = claim_table(claim, lines, study.labels)
-            parts += [f"**{claim.text}.**\n", table or "Not run.\n"]
-            if spec := chart(claim, lines, study.labels):
+            parts += [f"**{claim.text}.**\n", (table or "Not run.") + "\n"]
+            if table and (spec := chart(claim, lines, study.labels)):
                 figure = f"figures/{name}_{claim.name}.png"
                 (docs / figure).write_bytes(vl_convert.vegalite_to_png(spec, scale=1.5))
-                parts.append(f"\n![{claim.text}: the table as a chart, with the spread over the seeds]({figure})\n")
+                parts.append(f"![{claim.text}: the table as a chart, with the spread over the seeds]({figure})\n")
     page.write(docs.absolute() / "results.md", "results", "\n".join(parts))
+    page.write(root.absolute() / "README.md", "results", "\n".join(summary))
 
 
 def _origin(name: str, lines: list[Line]) -> str:

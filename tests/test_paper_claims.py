@@ -37,21 +37,26 @@ def test_a_study_goes_on_where_it_stopped_and_makes_its_page(tmp_path, monkeypat
     )
     monkeypatch.setattr(paper_claims, "STUDIES", {"digits": toy})
     results = tmp_path / "results.jsonl"
-    wanted = list(jobs("digits", 0))[:3]  # pretrain, linear_eval and a fine-tuning
+    wanted = [job for job in jobs("digits", 0) if job.key["network"] == "base"][:4]
     monkeypatch.setattr(paper_claims, "jobs", lambda *_: iter(wanted))
     paper_claims.run("digits", tmp_path / "runs", minutes=0, seeds=[], results=results)
     assert [line["stage"] for line in paper_claims.read(results)] == ["pixels"]
     paper_claims.run("digits", tmp_path / "runs", minutes=10, seeds=[], results=results)
     found = paper_claims.read(results)
-    assert [line["stage"] for line in found] == ["pixels", "pretrain", "linear_eval", "finetune"]
+    assert [line["stage"] for line in found] == ["pixels", "pretrain", "linear_eval", "finetune", "finetune"]
     paper_claims.run("digits", tmp_path / "runs", minutes=10, seeds=[], results=results)
     assert paper_claims.read(results) == found
-    (tmp_path / "results.md").write_text("Head\n<!-- results -->\nold\n<!-- end of results -->\n")
+    pages = [tmp_path / "README.md", tmp_path / "docs" / "results.md"]
+    pages[1].parent.mkdir()
+    for page in pages:
+        page.write_text("Head\n<!-- results -->\nold\n<!-- end of results -->\n")
     paper_claims.draw(results, tmp_path)
-    page = (tmp_path / "results.md").read_text()
-    assert page.startswith("Head\n") and "old" not in page
-    assert f"| base | {100 * found[2]['linear_top1']:.1f} (1 seed) |" in page and "| raw pixels | | 95.8 |" in page
-    assert "Not run." in page and not list((tmp_path / "figures").iterdir())  # no claim has both its columns yet
+    texts = [page.read_text() for page in pages]
+    assert all(text.startswith("Head\n") and "old" not in text for text in texts)
+    assert f"| 2 | not run | {100 * found[4]['finetune_top1']:.1f} (1 seed) | not run | not run |" in texts[0]
+    assert f"| base | {100 * found[2]['linear_top1']:.1f} (1 seed) |" in texts[1]
+    assert "| raw pixels |  | 95.8 |" in texts[1]
+    assert "Not run." in texts[1] and not list((tmp_path / "docs" / "figures").iterdir())  # no claim has both columns
 
 
 def line(seed, top1, network="base", stage="finetune", variant="layer 1", labels=5):
