@@ -156,7 +156,7 @@ SMALL_STAGES: dict[str, Settings] = {
     ),
 }  # fmt: skip
 
-MANY = dict(train_batch_size=128, checkpoint_steps=5000)  # labels, where they are more than a few
+MANY = dict(train_batch_size=128, checkpoint_steps=5000, crop_area_min=0.6)  # labels, where they are more than a few
 
 # Fashion-MNIST at 16 px for a CPU and at 32 px, with whole networks, for a GPU.
 FASHION_16PX = SMALL_STAGES | {
@@ -167,7 +167,7 @@ FASHION_16PX = SMALL_STAGES | {
     "linear_eval": dict(
         SMALL_STAGES["linear_eval"], learning_rate=1.0, train_steps=2350, checkpoint_steps=2350, crop_area_min=1.0,
     ),
-    "supervised": dict(SMALL_STAGES["supervised"], train_steps=800),
+    "supervised": dict(SMALL_STAGES["supervised"], train_steps=800, crop_area_min=0.9),
     "finetune": dict(SMALL_STAGES["finetune"], train_steps=400),
     "distill": dict(
         optimizer="momentum", learning_rate=0.1, weight_decay=5e-4, train_batch_size=128, train_epochs=10,
