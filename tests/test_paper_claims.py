@@ -1,9 +1,11 @@
 """The study of the paper's claims: its grid, going on where it stopped, and what its page says of the numbers."""
 
 import dataclasses
+import shutil
 import sys
 
 import pytest
+import vl_convert
 
 from simclrv2_tf import precedence
 
@@ -57,6 +59,19 @@ def test_a_study_goes_on_where_it_stopped_and_makes_its_page(tmp_path, monkeypat
     assert f"| base | {100 * found[2]['linear_top1']:.1f} (1 seed) |" in texts[1]
     assert "| raw pixels |  | 95.8 |" in texts[1]
     assert "Not run." in texts[1] and not list((tmp_path / "docs" / "figures").iterdir())  # no claim has both columns
+
+
+def test_the_pages_hold_what_the_lines_say(tmp_path, monkeypatch):
+    pages = ("README.md", "docs/results.md")
+    (tmp_path / "docs").mkdir()
+    for page in pages:
+        shutil.copy(paper_claims.ROOT / page, tmp_path / page)
+    monkeypatch.setattr(vl_convert, "vegalite_to_png", lambda *_, **__: b"")  # the tables alone
+    paper_claims.draw(root=tmp_path)
+    for page in pages:
+        assert (tmp_path / page).read_text() == (paper_claims.ROOT / page).read_text()
+    for figure in (tmp_path / "docs" / "figures").iterdir():
+        assert (paper_claims.ROOT / "docs" / "figures" / figure.name).exists()
 
 
 def line(seed, top1, network="base", stage="finetune", variant="layer 1", labels=5):
