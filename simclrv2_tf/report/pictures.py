@@ -200,10 +200,10 @@ def write_projector(pictures: Pictures, features: Features) -> None:
     sheet = grid.reshape(columns, columns, side, side, 3).swapaxes(1, 2).reshape(columns * side, -1, 3)
     with files.replacing(folder / "thumbnails.png") as unfinished:
         keras.utils.save_img(unfinished, np.rint(255 * sheet), scale=False)
-    (folder / "projector_config.pbtxt").write_text(
+    files.write_atomically(
+        folder / "projector_config.pbtxt",
         'embeddings { tensor_name: "features" tensor_path: "features.tsv" metadata_path: "labels.tsv" '
         f'sprite {{ image_path: "thumbnails.png" single_image_dim: {side} single_image_dim: {side} }} }}\n',
-        encoding="utf-8",
     )
 
 
