@@ -31,8 +31,10 @@ def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -
     Raises:
         SettingError: for an unknown setting or recipe, a bad value, or a network other than the parent's.
     """
-    for name in explicit.keys() - {field.name for field in dataclasses.fields(Config)}:
-        raise no_such_setting(name)
+    known = {field.name for field in dataclasses.fields(Config)}
+    for name in explicit:
+        if name not in known:
+            raise no_such_setting(name)
     mode = stage or explicit.get("mode", "pretrain")
     said = _said(explicit, mode)
     inherited = _inherited(parent, mode)
