@@ -171,8 +171,8 @@ FASHION_16PX = SMALL_STAGES | {
     "supervised": dict(SMALL_STAGES["supervised"], train_steps=800, crop_area_min=0.9),
     "finetune": dict(SMALL_STAGES["finetune"], train_steps=400),
     "distill": dict(
-        optimizer="momentum", learning_rate=0.1, weight_decay=5e-4, train_batch_size=128, train_epochs=10,
-        checkpoint_epochs=5, warmup_epochs=0.2, temperature=1.0,
+        SMALL_STAGES["distill"], train_steps=0, train_epochs=10, checkpoint_steps=0, checkpoint_epochs=5,
+        warmup_epochs=0.2,
     ),
 }  # fmt: skip
 FASHION_32PX = FASHION_16PX | {
@@ -187,13 +187,13 @@ def _fashion_mnist(
     summary: str, image_size: int, counts: tuple[int, ...], measured: Results = Recipe.measured, **changed: Settings
 ) -> Recipe:
     """Fashion-MNIST with so many labels a class (none: all), and what they change in each stage that sees them."""
-    stages = FASHION_16PX if image_size == 16 else FASHION_32PX
+    stages, width = (FASHION_16PX, 0.25) if image_size == 16 else (FASHION_32PX, 1.0)
     labels = {"labels_per_class": counts[0] if counts else 0}
     return Recipe(
         summary=summary,
         common=dict(
-            dataset="fashion_mnist", resnet_depth=18, width_multiplier=0.25 if image_size == 16 else 1.0,
-            image_size=image_size, crop_area_min=0.6, eval_batch_size=512,
+            dataset="fashion_mnist", resnet_depth=18, width_multiplier=width, image_size=image_size, crop_area_min=0.6,
+            eval_batch_size=512,
         ),
         stages=stages | {mode: stages[mode] | labels | settings for mode, settings in changed.items()},
         self_distill=dict(temperature=0.1),
