@@ -76,7 +76,7 @@ STUDIES = {
     "fashion_mnist": Study(
         "Fashion-MNIST at 16 px; a ResNet-18 of a quarter of the width, 15 epochs of pretraining",
         {"recipe": "fashion_mnist"},
-        {name: networks(0.25, 8192)[name] for name in ("base", "half", "head of 2", "memory", "random")},
+        {k: v for k, v in networks(0.25, 8192).items() if k in ("base", "half", "head of 2", "memory", "random")},
         (1, 10, 60, 600, 0),
         student_epochs=10,
         recipes={60: "fashion_mnist_1pct", 600: "fashion_mnist_10pct", 0: "fashion_mnist_100pct"},
@@ -325,24 +325,22 @@ def claim_table(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> str
     pairs = [pair for pair in claim.pairs if set(pair) <= columns.keys()]
     if not pairs:
         return ""
-    heads = ["labels per class", *columns, *(f"{better} - {than}" for better, than in pairs)]
-    rows = []
-    for labels in counts:
-        cells = [in_words(list(values(lines, labels, chosen).values())) for chosen in columns.values()]
-        for better, than in pairs:
+    heads, *rows = accuracies(columns, lines, counts)
+    for better, than in pairs:
+        heads.append(f"{better} - {than}")
+        for labels, row in zip(counts, rows, strict=True):
             found = difference(lines, labels, columns[better], columns[than])
-            cells.append(f"{in_words(found, '+')}: {verdict(found)}" if found else "not run")
-        rows.append([str(labels or "all"), *cells])
+            row.append(f"{in_words(found, '+')}: {verdict(found)}" if found else "not run")
     return markdown([heads, *rows])
 
 
-def summary_table(lines: list[Line], counts: tuple[int, ...]) -> str:
-    """What the method reaches beside training from scratch, for the README."""
-    rows = [["labels per class", *SUMMARY]]
+def accuracies(columns: dict[str, Column], lines: list[Line], counts: tuple[int, ...]) -> list[list[str]]:
+    """The columns' names, then a row for each number of labels."""
+    rows = [["labels per class", *columns]]
     for labels in counts:
-        cells = [in_words(list(values(lines, labels, chosen).values())) for chosen in SUMMARY.values()]
+        cells = [in_words(list(values(lines, labels, chosen).values())) for chosen in columns.values()]
         rows.append([str(labels or "all"), *cells])
-    return markdown(rows)
+    return rows
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -421,7 +419,7 @@ def draw(results: pathlib.Path = RESULTS, root: pathlib.Path = ROOT) -> None:
             parts.append(f"Not run: `python benchmarks/paper_claims.py run --study={name}`.\n")
             continue
         parts += [_origin(name, lines), floor_table(lines, list(study.networks)), ""]
-        summary += [f"{study.title}:\n", summary_table(lines, study.labels), ""]
+        summary += [f"{study.title}.\n", markdown(accuracies(SUMMARY, lines, study.labels)), "", _origin(name, lines)]
         for claim in CLAIMS:
             table = claim_table(claim, lines, study.labels)
             parts += [f"**{claim.text}.**\n", (table or "Not run.") + "\n"]
