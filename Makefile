@@ -19,9 +19,9 @@ test-all: $(VENV)/installed-dev lint
 
 # Long versions of the tests of faults: all kills and full disks, a long run, 2,000 other examples of each property.
 soak: $(VENV)/installed-dev
-	$(PY) -m pytest -m "slow or not slow" tests/test_soak.py tests/test_survival.py
-	$(PY) -m pytest --hypothesis-profile=soak -k any tests/test_config.py tests/test_cli.py tests/test_security.py \
-	  tests/data/test_sources.py tests/data/test_augment.py tests/data/test_pipeline.py tests/training/test_schedules.py
+	$(PY) -m pytest -m "slow or not slow" tests/runs/test_soak.py tests/runs/test_survival.py
+	$(PY) -m pytest --hypothesis-profile=soak -k any tests/settings/test_config.py tests/test_cli.py tests/test_security.py \
+	  tests/data/test_sources.py tests/data/test_augment.py tests/data/test_input.py tests/methods/test_schedules.py
 
 lint: $(VENV)/installed-dev
 	$(PY) -m ruff check .

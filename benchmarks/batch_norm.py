@@ -21,7 +21,7 @@ SHAPES = [(64, 32, 32, 64), (64, 8, 8, 256)]
 def contestants() -> dict:
     import keras
 
-    from simclrv2_tf.nets import BatchNorm
+    from simclrv2_tf.models import BatchNorm
 
     return {
         "ours, fused kernels": BatchNorm,
@@ -60,7 +60,7 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--rounds", type=int, default=10)
     said = flags.parse_args()
-    from simclrv2_tf.startup import import_tensorflow
+    from simclrv2_tf.env import import_tensorflow
 
     import_tensorflow()
     import tensorflow as tf

@@ -56,11 +56,11 @@ def step_program(said: argparse.Namespace) -> str:
     """``SimCLR.train_step`` for one GPU, in StableHLO."""
     import tensorflow as tf
 
-    from simclrv2_tf import build
-    from simclrv2_tf.config import Config
     from simclrv2_tf.data.augment import NUM_DRAWS
-    from simclrv2_tf.training.schedules import Plan
-    from simclrv2_tf.training.simclr import SimCLR
+    from simclrv2_tf.methods.schedules import Plan
+    from simclrv2_tf.methods.simclr import SimCLR
+    from simclrv2_tf.modes import build
+    from simclrv2_tf.settings.config import Config
 
     settings = {"color_jitter_strength": 0.5, "use_blur": False} if said.image_size <= 32 else {}
     config = Config(
@@ -88,7 +88,7 @@ def pool_program(views: int, ours: bool) -> str:
     """The ReLU and the max-pool of the stem at 224 px, forward and backward, in StableHLO."""
     import tensorflow as tf
 
-    from simclrv2_tf.nets.pooling import max_pool
+    from simclrv2_tf.models.pooling import max_pool
 
     pool = max_pool if ours else lambda x: tf.nn.max_pool2d(x, 3, 2, "SAME")
 

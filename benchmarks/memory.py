@@ -23,10 +23,10 @@ def measure(case: str, depth: int, size: int, batch: int, micro_batch: int, xla:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    from simclrv2_tf import build
-    from simclrv2_tf.config import Config
     from simclrv2_tf.data.augment import NUM_DRAWS
-    from simclrv2_tf.training.simclr import SimCLR
+    from simclrv2_tf.methods.simclr import SimCLR
+    from simclrv2_tf.modes import build
+    from simclrv2_tf.settings.config import Config
 
     config = Config(
         resnet_depth=depth,

@@ -40,7 +40,7 @@ def measure(form: str, rows: int, xla: bool, tile: int) -> dict[str, float]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
-    from simclrv2_tf.training.losses import nt_xent
+    from simclrv2_tf.methods.losses import nt_xent
 
     gpus = tf.config.list_physical_devices("GPU")
 

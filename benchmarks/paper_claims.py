@@ -139,7 +139,7 @@ def jobs(name: str, seed: int) -> Iterator[Job]:
 def run(name: str, folder: pathlib.Path, minutes: float, seeds: list[int], results: pathlib.Path = RESULTS) -> None:
     """Runs the jobs of a study that have no line yet."""
     from simclrv2_tf import modes
-    from simclrv2_tf.modes.preparing import environment
+    from simclrv2_tf.modes.setup import environment
 
     end, done = time.monotonic() + 60 * minutes, [known(line) for line in read(results)]
     if not any(key["stage"] == "pixels" and key["study"] == name for key in done):
@@ -169,8 +169,9 @@ def pixels(name: str) -> Line:
     """kNN on the raw pixels: what is there before any network."""
     import numpy as np
 
-    from simclrv2_tf import evaluation, precedence
+    from simclrv2_tf import metrics as evaluation
     from simclrv2_tf.data.sources import open_source
+    from simclrv2_tf.settings import merge as precedence
 
     config = precedence.resolve(STUDIES[name].common)
     train, test = (open_source(config, split) for split in ("train", "test"))

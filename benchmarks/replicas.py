@@ -15,23 +15,23 @@ import tempfile
 import time
 from collections.abc import Callable
 
-sys.path.extend(str(pathlib.Path(__file__).parents[1] / folder) for folder in (".", "tests", "tests/training"))
+sys.path.extend(str(pathlib.Path(__file__).parents[1] / folder) for folder in (".", "tests", "tests/distributed"))
 os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # for the children
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import children
+import device_layouts
 import keras
-import layouts
 import numpy as np
 import tensorflow as tf
 import test_workers
 
 from benchmarks.page import origin, write
-from simclrv2_tf.config import Config
-from simclrv2_tf.modes.preparing import ready
-from simclrv2_tf.nets import BatchNorm
-from simclrv2_tf.training.distributed import distribute
-from simclrv2_tf.training.strategies import choose_strategy
+from simclrv2_tf.distributed.devices import choose_strategy
+from simclrv2_tf.methods.base import distribute
+from simclrv2_tf.models import BatchNorm
+from simclrv2_tf.modes.setup import ready
+from simclrv2_tf.settings.config import Config
 
 STEPS, TRIES = 5, 5
 TRAINING = dict(dataset="digits", resnet_depth=18, width_multiplier=0.25, image_size=32, train_batch_size=128)
@@ -39,7 +39,7 @@ LAYERS, ACTIVATIONS = 20, (32, 8, 8, 64)
 NORMS = {"ours": BatchNorm, "Keras's": lambda: keras.layers.BatchNormalization(synchronized=True)}
 
 
-def together(count: int, function: Callable, *args: object) -> dict[str, layouts.Numbers]:
+def together(count: int, function: Callable, *args: object) -> dict[str, device_layouts.Numbers]:
     """Runs ``function(environment, folder, index, *args)`` in so many workers; the ``.npz`` files that each leaves."""
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
@@ -56,11 +56,11 @@ def together(count: int, function: Callable, *args: object) -> dict[str, layouts
         return {path.stem: dict(np.load(path)) for path in sorted(place.glob("*.npz"))}
 
 
-def replicas(count: int, kind: str, precision: str) -> layouts.Numbers:
+def replicas(count: int, kind: str, precision: str) -> device_layouts.Numbers:
     """On logical devices of this process."""
     tf.distribute.MirroredStrategy._collective_key_base += 1000  # else a strategy joins the one before it
     keras.backend.clear_session()
-    return layouts.train(kind, tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)]), precision)
+    return device_layouts.train(kind, tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)]), precision)
 
 
 def equality() -> str:
@@ -73,20 +73,20 @@ def equality() -> str:
         count, what = int(layout[0]), layout[2:]
         found = {}
         for precision in ("float64", "float32"):
-            made = together(count, layouts.work, precision) if what == "workers" else {}
-            for kind in layouts.KINDS:
+            made = together(count, device_layouts.work, precision) if what == "workers" else {}
+            for kind in device_layouts.KINDS:
                 keras.backend.clear_session()
-                one = layouts.train(kind, tf.distribute.get_strategy(), precision)
+                one = device_layouts.train(kind, tf.distribute.get_strategy(), precision)
                 each = [made[f"{kind}-{i}"] for i in range(count)] if made else [replicas(count, kind, precision)]
                 found[kind, precision] = largest(each, one)
-        for kind in layouts.KINDS:
+        for kind in device_layouts.KINDS:
             wide = found[kind, "float64"]
             narrow = " / ".join(f"{value:.0e}" for value in found[kind, "float32"].values())
             lines.append(f"| {layout} | {kind} | {' | '.join(f'{v:.0e}' for v in wide.values())} | {narrow} |")
     return "\n".join(lines)
 
 
-def largest(found: list[layouts.Numbers], expected: layouts.Numbers) -> dict[str, float]:
+def largest(found: list[device_layouts.Numbers], expected: device_layouts.Numbers) -> dict[str, float]:
     """Differences of tensors, each relative to its greatest number; of metrics, variables and evaluation."""
     worst = dict.fromkeys(("metrics", "variables", "evaluation"), 0.0)
     for name, value in expected.items():

@@ -12,10 +12,10 @@ import pathlib
 
 import tensorflow as tf
 
-from simclrv2_tf import build
-from simclrv2_tf.config import Config
-from simclrv2_tf.modes.preflight import CHIPS, Chip
-from simclrv2_tf.nets import Network, Summary, summarize
+from simclrv2_tf.models import Network, Summary, summarize
+from simclrv2_tf.modes import build
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.tools.tpu_preflight.preflight import CHIPS, Chip
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs/scaling.md"
 PASSES = 9  # times that a step moves its activations through memory

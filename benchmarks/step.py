@@ -58,17 +58,17 @@ CONTESTANTS = {  # XLA is what a run has by default: on with a GPU, off without
 
 def prepare(said: argparse.Namespace):
     """Our model, and its batches: a function of their number."""
-    from simclrv2_tf.startup import import_tensorflow
+    from simclrv2_tf.env import import_tensorflow
 
     import_tensorflow()
     import tensorflow as tf
 
-    from simclrv2_tf import build
-    from simclrv2_tf.config import Config
     from simclrv2_tf.data.augment import NUM_DRAWS
-    from simclrv2_tf.training.schedules import Plan
-    from simclrv2_tf.training.simclr import SimCLR
-    from simclrv2_tf.training.strategies import choose_strategy
+    from simclrv2_tf.distributed.devices import choose_strategy
+    from simclrv2_tf.methods.schedules import Plan
+    from simclrv2_tf.methods.simclr import SimCLR
+    from simclrv2_tf.modes import build
+    from simclrv2_tf.settings.config import Config
 
     if said.threads:
         tf.config.threading.set_intra_op_parallelism_threads(said.threads)
@@ -100,9 +100,9 @@ def prepare(said: argparse.Namespace):
 def measure(said: argparse.Namespace) -> dict[str, str | float]:
     """Images a second of our step, in this process."""
     model, batches = prepare(said)
-    from simclrv2_tf.config import Config
-    from simclrv2_tf.training.distributed import distribute
-    from simclrv2_tf.training.strategies import copying
+    from simclrv2_tf.distributed.devices import copying
+    from simclrv2_tf.methods.base import distribute
+    from simclrv2_tf.settings.config import Config
 
     at_once = model.steps_per_execution
     calls = max(1, said.steps // at_once)

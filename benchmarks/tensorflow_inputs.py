@@ -5,7 +5,7 @@ import functools
 import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.pipeline import TrainingInput
+from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import FileSource
 
 BATCH = 50

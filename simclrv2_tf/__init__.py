@@ -11,17 +11,17 @@ __version__ = "0.1.0"
 _HOMES = {
     "data.augment": ("ViewSettings", "augment_views", "center_crop_and_resize"),
     "data.datasets": ("view_batches",),
-    "data.pipeline": ("make_views",),
-    "evaluation": ("knn_accuracy", "linear_probe"),
-    "export": ("save_saved_model",),
-    "nets": ("BatchNorm", "BatchNormSettings", "Classifier", "Network", "ProjectionHead", "ResNet", "summarize"),
-    "training.checkpoints": ("load_network",),
-    "training.classifier": ("ClassificationModel",),
-    "training.distiller": ("Distiller",),
-    "training.lars": ("LARS",),
-    "training.losses": ("NTXent", "distillation_loss", "nt_xent"),
-    "training.schedules": ("WarmUpCosine",),
-    "training.simclr": ("Memory", "SimCLR"),
+    "data.input": ("make_views",),
+    "metrics": ("knn_accuracy", "linear_probe"),
+    "runs.export": ("save_saved_model",),
+    "models": ("BatchNorm", "BatchNormSettings", "Classifier", "Network", "ProjectionHead", "ResNet", "summarize"),
+    "runs.checkpoints": ("load_network",),
+    "methods.classifier": ("ClassificationModel",),
+    "methods.distiller": ("Distiller",),
+    "methods.lars": ("LARS",),
+    "methods.losses": ("NTXent", "distillation_loss", "nt_xent"),
+    "methods.schedules": ("WarmUpCosine",),
+    "methods.simclr": ("Memory", "SimCLR"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,9 +11,10 @@ import textwrap
 
 from absl import flags
 
-from simclrv2_tf.config import Config, LostWorkerError, SettingError, check_bounds
-from simclrv2_tf.recipes import listing
-from simclrv2_tf.startup import import_tensorflow
+from simclrv2_tf.env import import_tensorflow
+from simclrv2_tf.errors import LostWorkerError, SettingError
+from simclrv2_tf.settings.config import Config, check_bounds
+from simclrv2_tf.settings.recipes import listing
 
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 HELP = {dashes + name for dashes in ("-", "--") for name in ("help", "helpshort", "helpfull", "h")}

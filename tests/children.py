@@ -23,7 +23,7 @@ from types import FrameType
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.training.progress import Progress
+from simclrv2_tf.runs.progress import Progress
 
 PACKAGE = str(pathlib.Path(__file__).parents[1] / "simclrv2_tf")
 SPEED = ("images_per_second",)  # what differs between two runs of the same bits
@@ -75,7 +75,7 @@ def program(settings: dict, fault: Fault = NO_FAULT, environment: dict[str, str]
     """``run.py`` with these settings, in the child, and with half of a ResNet-18's blocks."""
     os.environ |= environment or {}
     from simclrv2_tf import cli
-    from simclrv2_tf.nets import resnet
+    from simclrv2_tf.models import resnet
 
     resnet.BLOCKS_PER_GROUP[18] = (1, 1, 1, 1)
 

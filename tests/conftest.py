@@ -55,7 +55,7 @@ def fresh_keras():
 @pytest.fixture(scope="module")
 def half_resnet18():
     """A ResNet-18 of half of its blocks: every kind of layer is there, and is traced in less time."""
-    from simclrv2_tf.nets import resnet
+    from simclrv2_tf.models import resnet
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simclrv2_tf import cli
-from simclrv2_tf.config import Config, SettingError
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(Config)

@@ -12,8 +12,9 @@ import string
 import numpy as np
 import pytest
 
-from simclrv2_tf import cli, precedence
-from simclrv2_tf.config import STAGES, Config
+from simclrv2_tf import cli
+from simclrv2_tf.settings import merge as precedence
+from simclrv2_tf.settings.config import STAGES, Config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,11 +31,11 @@ NOT_RUN = {
     r"machine0|^srun ": "needs several machines",
     r"gs://|runs/r(50|152)": "needs the published checkpoints or what came from them",
     r"imagenet|cifar10|stl10": "needs data from the network",
-    r"--mode=semi_supervised": "five stages, which tests/test_modes.py runs",
+    r"--mode=semi_supervised": "five stages, which tests/modes/test_modes.py runs",
     r"runs/digits": "needs the five stages",
-    r"--mode=benchmark": "measures for half a minute; tests/test_benchmarking.py runs it",
-    r"--mode=preview": "takes as long as a run; tests/test_modes.py runs it",
-    r"--(help|recipe=help)$": "only prints; tests/test_cli.py and tests/test_recipes.py read it",
+    r"--mode=benchmark": "measures for half a minute; tests/modes/test_benchmark.py runs it",
+    r"--mode=preview": "takes as long as a run; tests/modes/test_modes.py runs it",
+    r"--(help|recipe=help)$": "only prints; tests/test_cli.py and tests/settings/test_recipes.py read it",
 }
 
 # What makes a run a toy, after its own flags; absl takes the last one.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from simclrv2_tf import precedence
+from simclrv2_tf.settings import merge as precedence
 
 sys.path.insert(0, "benchmarks")
 import paper_claims

@@ -9,14 +9,15 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from training import tiny
 
 from simclrv2_tf import SimCLR
-from simclrv2_tf.config import Config, SettingError
 from simclrv2_tf.data.sources import open_source
-from simclrv2_tf.training.checkpoints import Checkpoints, find, load_network, run_of
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, run_of
+from simclrv2_tf.settings.config import Config
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "simclrv2_tf"
 # Builtins and functions that turn data into code or a text into a command, and modules that do.

@@ -25,7 +25,7 @@ def view_batches(
 
     Returns:
         Dicts of uint8 ``images [b, num_views, size, size, 3]``, int32 ``labels [b]`` and float32 ``draws``, as
-        ``pipeline.make_views`` takes them.
+        ``input.make_views`` takes them.
 
     Raises:
         ValueError: for a data set of fewer images than a batch, or of anything else than images and integer labels.

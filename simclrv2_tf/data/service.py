@@ -12,8 +12,8 @@ import threading
 import tensorflow as tf
 from absl import app, flags
 
-from simclrv2_tf.config import SettingError, first_line
 from simclrv2_tf.data.sources import ArraySource, FileSource, Source
+from simclrv2_tf.errors import SettingError, first_line
 
 PROTOCOL = "grpc://"
 NEEDS_PYTHON = (".bmp", ".gif", ".webp")  # to be decoded, and a service has none of the run's functions

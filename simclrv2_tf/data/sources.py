@@ -1,7 +1,7 @@
 """Where images come from: arrays, files in folders, TFDS records; and which of their labels may be used.
 
 A source knows how many images it has, their classes and labels, and hands out images; order, crops and batches are
-``pipeline.py``'s. ``open_source`` finds the one that ``--dataset`` names.
+``input.py``'s. ``open_source`` finds the one that ``--dataset`` names.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.config import Config, SettingError, first_line
+from simclrv2_tf.errors import SettingError, first_line
+from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
 

@@ -10,20 +10,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from simclrv2_tf import precedence
-from simclrv2_tf.config import Config, LostWorkerError, SettingError
-from simclrv2_tf.modes.benchmarking import benchmark
+from simclrv2_tf.distributed.devices import choose_strategy, taking_part
+from simclrv2_tf.errors import LostWorkerError, SettingError
+from simclrv2_tf.modes.benchmark import benchmark
 from simclrv2_tf.modes.costs import out_of_memory_explained
-from simclrv2_tf.modes.importing import import_checkpoint
-from simclrv2_tf.modes.inspection import embed, evaluate, export
-from simclrv2_tf.modes.preflight import tpu_preflight
-from simclrv2_tf.modes.previewing import preview
-from simclrv2_tf.modes.reporting import report
+from simclrv2_tf.modes.evaluate import embed, evaluate, export
+from simclrv2_tf.modes.import_checkpoint import import_checkpoint
+from simclrv2_tf.modes.preview import preview
+from simclrv2_tf.modes.report import report
+from simclrv2_tf.modes.resolve import Result, Strategy, finished, fit_batch, settle
 from simclrv2_tf.modes.semi_supervised import semi_supervised
-from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
 from simclrv2_tf.modes.summary import summary
-from simclrv2_tf.modes.training import classify, pretrain
-from simclrv2_tf.training.strategies import choose_strategy, taking_part
+from simclrv2_tf.modes.train import classify, pretrain
+from simclrv2_tf.settings import merge as precedence
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.tools.tpu_preflight.preflight import tpu_preflight
 
 
 @contextlib.contextmanager

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from simclrv2_tf import build
-from simclrv2_tf.config import Config, SettingError, first_line
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.nets import Network, Summary, summarize
-from simclrv2_tf.training.classifier import ClassificationModel
-from simclrv2_tf.training.losses import tile_rows
+from simclrv2_tf.errors import SettingError, first_line
+from simclrv2_tf.methods.classifier import ClassificationModel
+from simclrv2_tf.methods.losses import tile_rows
+from simclrv2_tf.models import Network, Summary, summarize
+from simclrv2_tf.modes import build
+from simclrv2_tf.settings.config import Config
 
 REMEDIES = (
     "what needs less: in pretraining --grad_cache_micro_batch=N, the same contrastive batch with N images in memory at "

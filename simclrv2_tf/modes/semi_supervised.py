@@ -3,17 +3,18 @@
 import gc
 from typing import Any
 
-from simclrv2_tf import build, precedence
-from simclrv2_tf.config import STAGES, Config
-from simclrv2_tf.console import box
 from simclrv2_tf.data.sources import open_labelled
-from simclrv2_tf.modes.preparing import environment
-from simclrv2_tf.modes.starting import Result, Strategy, finished, fit_batch, settle
-from simclrv2_tf.modes.training import classify, pretrain
-from simclrv2_tf.recipes import RECIPES
+from simclrv2_tf.distributed.devices import is_chief
+from simclrv2_tf.modes import build
+from simclrv2_tf.modes.resolve import Result, Strategy, finished, fit_batch, settle
+from simclrv2_tf.modes.setup import environment
+from simclrv2_tf.modes.train import classify, pretrain
 from simclrv2_tf.report import cell, format_table, write_report
-from simclrv2_tf.training.journal import Journal
-from simclrv2_tf.training.strategies import is_chief
+from simclrv2_tf.report.console import box
+from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.settings import merge as precedence
+from simclrv2_tf.settings.config import STAGES, Config
+from simclrv2_tf.settings.recipes import RECIPES
 
 
 def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:

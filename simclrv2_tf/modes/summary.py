@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from simclrv2_tf import precedence
-from simclrv2_tf.config import Config
+from simclrv2_tf.models import Summary
 from simclrv2_tf.modes.costs import cost_of, in_bytes, similarities
-from simclrv2_tf.modes.starting import Result
-from simclrv2_tf.nets import Summary
-from simclrv2_tf.training.checkpoints import run_of
+from simclrv2_tf.modes.resolve import Result
+from simclrv2_tf.runs.checkpoints import run_of
+from simclrv2_tf.settings import merge as precedence
+from simclrv2_tf.settings.config import Config
 
 IMAGENET_CLASSES = 1000
 

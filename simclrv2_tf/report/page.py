@@ -20,10 +20,10 @@ from functools import cache
 from statistics import median
 from typing import Any
 
-from simclrv2_tf.config import STAGES
 from simclrv2_tf.files import write_atomically
 from simclrv2_tf.report import charts
 from simclrv2_tf.report.tables import cell, facts, labels_order, number, tables, words
+from simclrv2_tf.settings.config import STAGES
 
 Paths = Sequence[pathlib.Path]
 

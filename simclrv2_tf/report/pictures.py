@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from simclrv2_tf import evaluation, files
-from simclrv2_tf.data.pipeline import TrainingInput, evaluation_batches, make_views
+from simclrv2_tf import files
+from simclrv2_tf import metrics as evaluation
+from simclrv2_tf.data.input import TrainingInput, evaluation_batches, make_views
 from simclrv2_tf.data.sources import FileSource, RecordSource, Source
 from simclrv2_tf.report import charts
 from simclrv2_tf.report.tables import Row

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import DRAWS, NUM_DRAWS, ViewSettings
-from simclrv2_tf.data.pipeline import TrainingInput
+from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import ArraySource
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

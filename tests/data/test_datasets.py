@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.datasets import view_batches
-from simclrv2_tf.data.pipeline import make_views
+from simclrv2_tf.data.input import make_views
 
 SIZE = 8
 SETTINGS = ViewSettings(SIZE)

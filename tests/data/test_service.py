@@ -9,11 +9,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from simclrv2_tf.config import SettingError
 from simclrv2_tf.data import service
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.pipeline import WHOLE, Part, TrainingInput
+from simclrv2_tf.data.input import WHOLE, Part, TrainingInput
 from simclrv2_tf.data.sources import ArraySource, FileSource
+from simclrv2_tf.errors import SettingError
 
 COUNT, BATCH, SIZE = 14, 8, 16
 CORRUPT = 3

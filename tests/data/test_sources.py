@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from simclrv2_tf.config import Config, SettingError
-from simclrv2_tf.data import decoding, pipeline, sources
+from simclrv2_tf.data import decoding, sources
+from simclrv2_tf.data import input as pipeline
 from simclrv2_tf.data.sources import ArraySource, FileSource, RecordSource, label_subset, open_labelled, open_source
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
 
 tfds.disable_progress_bar()
 

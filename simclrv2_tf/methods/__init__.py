@@ -1,0 +1,1 @@
+"""Training methods, their losses and optimizers."""

@@ -1,0 +1,263 @@
+"""Batch normalisation whose statistics are those of the global batch (SimCLR, arXiv 2002.05709, section 2.2)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from simclrv2_tf.distributed.collectives import all_sum, replica_count
+
+
+@dataclass(frozen=True)
+class BatchNormSettings:
+    """How every batch norm of a network works.
+
+    Attributes:
+        momentum: of the moving statistics, in [0, 1).
+        synchronized: statistics of all replicas' batches together; False: of each replica's own.
+        fused: use TensorFlow's fused kernels where they can serve. Without XLA they are much the fastest; in a step
+            compiled by XLA, set False: the one-pass path is faster there (as is ``pooling.max_pool`` in the stem).
+    """
+
+    momentum: float = 0.9
+    synchronized: bool = True
+    fused: bool = True
+
+    @classmethod
+    def of(cls, settings: "BatchNormSettings | dict | None") -> "BatchNormSettings":
+        """The settings themselves, or those a configuration's dict names, or the defaults."""
+        if isinstance(settings, cls):
+            return settings
+        return cls(**(settings or {}))
+
+
+def statistics_dtype(dtype: str | tf.DType) -> tf.DType:
+    """The dtype in which to sum many values of ``dtype``: float64 for itself, float32 for all others."""
+    return tf.float64 if tf.as_dtype(dtype) == tf.float64 else tf.float32
+
+
+def one_pass_batch_norm(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    epsilon: float,
+    sum_over_replicas: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Batch norm that reads its input once for E[x] and E[x²], with a hand-written gradient.
+
+    The gradient keeps x in its own dtype and two vectors, and recomputes the rest; automatic differentiation would
+    keep float32 copies of x. Each direction talks to the other replicas once.
+
+    Args:
+        x: ``[..., channels]``, any float dtype.
+        gamma: ``[channels]``, float32 (float64 for a float64 layer); the statistics have the same dtype.
+        beta: as ``gamma``.
+        epsilon: added to the variance.
+        sum_over_replicas: sums a vector over the replicas that share their statistics.
+
+    Returns:
+        The normalised x in its dtype, the mean and the biased variance ``[channels]``; no gradient flows through the
+        last two.
+    """
+    axes = list(range(x.shape.rank - 1))
+
+    @tf.custom_gradient
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+        wide = tf.cast(x, gamma.dtype)
+        sums = tf.reduce_sum(wide, axes), tf.reduce_sum(tf.square(wide), axes)
+        mean, variance, count = _global_moments(*sums, _count(x, gamma.dtype), sum_over_replicas)
+        rstd = tf.math.rsqrt(variance + epsilon)
+        scale = gamma * rstd
+        y = tf.cast(wide * scale + (beta - mean * scale), x.dtype)
+
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            dy = tf.cast(dy, gamma.dtype)
+            x_hat = (tf.cast(x, gamma.dtype) - mean) * rstd
+            dbeta, dgamma = tf.reduce_sum(dy, axes), tf.reduce_sum(dy * x_hat, axes)
+            all_dbeta, all_dgamma = tf.split(sum_over_replicas(tf.concat([dbeta, dgamma], 0)), 2)
+            dx = scale * (dy - all_dbeta / count - x_hat * (all_dgamma / count))
+            # gamma's and beta's gradients stay this replica's share: the optimizer sums them like all others.
+            return tf.cast(dx, x.dtype), dgamma, dbeta
+
+        return (y, mean, variance), gradient
+
+    return normalize(x, gamma, beta)
+
+
+def fused_batch_norm(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Batch norm of this replica's batch by TensorFlow's fused kernel; as ``one_pass_batch_norm`` but for float64."""
+    nothing = tf.zeros([0], gamma.dtype)
+    y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=_as_images(x), scale=gamma, offset=beta, mean=nothing, variance=nothing, epsilon=epsilon, is_training=True
+    )
+    # The kernel reports the sample variance Σ(x−x̄)²/(n−1); n = 1 must not turn it into NaN.
+    count = _count(x, variance.dtype)
+    variance = tf.math.multiply_no_nan(variance, (count - 1) / count)
+    return tf.reshape(y, tf.shape(x)), tf.stop_gradient(mean), tf.stop_gradient(variance)
+
+
+def fused_synchronized_batch_norm(
+    x: tf.Tensor,
+    gamma: tf.Tensor,
+    beta: tf.Tensor,
+    epsilon: float,
+    sum_over_replicas: Callable[[tf.Tensor], tf.Tensor],
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """``one_pass_batch_norm`` for several replicas without XLA, made of fused kernels; not for float64.
+
+    Op by op, the one-pass formula is a dozen passes over wide copies of x. Here the training kernel gives this
+    replica's statistics, and the inference kernel normalises with everyone's. Its gradient takes the statistics for
+    constants, ``dx = scale · dy``; what they add, ``−scale · (Σdβ + x̂ · Σdγ) / N``, has the form of a batch norm of x.
+    """
+
+    @tf.custom_gradient
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+        _, mean, variance = fused_batch_norm(x, gamma, beta, epsilon)
+        count = _count(x, gamma.dtype)
+        sums = count * mean, count * (variance + tf.square(mean))
+        mean, variance, count = _global_moments(*sums, count, sum_over_replicas)
+
+        def affine(gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
+            normalized = tf.raw_ops.FusedBatchNormV3(
+                x=_as_images(x),
+                scale=gamma,
+                offset=beta,
+                mean=mean,
+                variance=variance,
+                epsilon=epsilon,
+                is_training=False,
+            )
+            return tf.reshape(normalized.y, tf.shape(x))
+
+        def gradient(dy: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            dx, dgamma, dbeta, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=_as_images(dy),
+                x=_as_images(x),
+                scale=gamma,
+                reserve_space_1=mean,
+                reserve_space_2=variance,
+                reserve_space_3=tf.zeros([0], gamma.dtype),
+                epsilon=epsilon,
+                is_training=False,
+            )
+            all_dbeta, all_dgamma = tf.split(sum_over_replicas(tf.concat([dbeta, dgamma], 0)), 2)
+            scale = gamma * tf.math.rsqrt(variance + epsilon)
+            dx = tf.reshape(dx, tf.shape(x)) + affine(-scale * all_dgamma / count, -scale * all_dbeta / count)
+            return dx, dgamma, dbeta
+
+        return (affine(gamma, beta), mean, variance), gradient
+
+    return normalize(x, gamma, beta)
+
+
+def _count(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    """How many values of x a channel has, scalar."""
+    return tf.cast(tf.size(x, out_type=tf.int64) // x.shape[-1], dtype)
+
+
+def _as_images(x: tf.Tensor) -> tf.Tensor:
+    return x if x.shape.rank == 4 else x[:, None, None, :]
+
+
+def _global_moments(
+    total: tf.Tensor, total_squares: tf.Tensor, count: tf.Tensor, sum_over_replicas: Callable[[tf.Tensor], tf.Tensor]
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Mean, biased variance and count over all replicas, from this replica's sums; one message."""
+    channels = total.shape[0]
+    sums = sum_over_replicas(tf.concat([total, total_squares, count[None]], 0))
+    total, total_squares, count = tf.split(sums, [channels, channels, 1])
+    mean = total / count
+    # The difference of two rounded numbers may fall below zero where the variance is small.
+    return mean, tf.maximum(total_squares / count - tf.square(mean), 0), count
+
+
+@keras.saving.register_keras_serializable(package="simclrv2_tf")
+class BatchNorm(keras.layers.Layer):
+    """Batch normalisation over all axes but the last (arXiv 1502.03167), across replicas if asked.
+
+    As Keras's own: ``training=False`` or ``layer.trainable = False`` normalises with the moving statistics and leaves
+    them alone. Variables and statistics are float32 whatever the policy (float64 where the policy's variables are);
+    the output has the compute dtype. The moving variance is the biased one.
+
+    Args:
+        momentum: of the moving statistics: ``moving ← momentum · moving + (1 − momentum) · batch``.
+        epsilon: added to the variance.
+        center: whether there is a beta.
+        gamma_initializer: ``"zeros"`` for the last batch norm of a residual block.
+        synchronized: statistics over the batches of all replicas, which may differ in size.
+        fused: see ``BatchNormSettings``.
+
+    Input: ``[batch, channels]`` or ``[batch, height, width, channels]``; the output has its shape. Raises
+    ``ValueError`` for another rank or an unknown number of channels.
+    """
+
+    def __init__(
+        self,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        center: bool = True,
+        gamma_initializer: str | keras.initializers.Initializer = "ones",
+        synchronized: bool = True,
+        fused: bool = True,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.center = center
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.synchronized = synchronized
+        self.fused = fused
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        if len(input_shape) not in (2, 4) or input_shape[-1] is None:
+            raise ValueError(f"BatchNorm takes [n, channels] or [n, height, width, channels], not {input_shape}")
+        dtype = statistics_dtype(self.variable_dtype).name
+        shape = (input_shape[-1],)
+        weight = {"shape": shape, "dtype": dtype, "autocast": False}
+        self.gamma = self.add_weight(name="gamma", initializer=self.gamma_initializer, **weight)
+        self.beta = self.add_weight(name="beta", initializer="zeros", **weight) if self.center else None
+        # Every replica keeps its own copy of the moving statistics, so that updating and reading them costs no
+        # communication. `add_weight` does not pass `synchronization` on.
+        weight |= {"trainable": False, "synchronization": "on_read", "aggregation": "only_first_replica"}
+        self.moving_mean = keras.Variable(keras.initializers.Zeros(), name="moving_mean", **weight)
+        self.moving_variance = keras.Variable(keras.initializers.Ones(), name="moving_variance", **weight)
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        # `tf.custom_gradient` refuses functions that touch variables, and a Keras variable converts to its tf.Variable.
+        gamma = tf.identity(self.gamma.value)
+        beta = tf.identity(self.beta.value) if self.center else tf.zeros_like(gamma)
+        if not (training and self.trainable):
+            return self._normalize_by_moving_statistics(inputs, gamma, beta)
+        alone = not self.synchronized or replica_count() == 1
+        fused = self.fused and inputs.dtype != tf.float64
+        if fused and alone:
+            y, mean, variance = fused_batch_norm(inputs, gamma, beta, self.epsilon)
+        else:
+            normalize = fused_synchronized_batch_norm if fused else one_pass_batch_norm
+            reduce = tf.identity if alone else all_sum
+            y, mean, variance = normalize(inputs, gamma, beta, self.epsilon, reduce)
+        for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving.value * self.momentum + batch * (1 - self.momentum))
+        return y
+
+    def _normalize_by_moving_statistics(self, x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
+        scale = gamma * tf.math.rsqrt(self.moving_variance.value + self.epsilon)
+        shift = beta - self.moving_mean.value * scale
+        return tf.cast(tf.cast(x, gamma.dtype) * scale + shift, x.dtype)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return input_shape
+
+    def get_config(self) -> dict:
+        return super().get_config() | {
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "center": self.center,
+            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
+            "synchronized": self.synchronized,
+            "fused": self.fused,
+        }

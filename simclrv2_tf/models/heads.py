@@ -1,0 +1,134 @@
+"""What stands on the encoder: the projection head of the contrastive loss and the classifier."""
+
+from dataclasses import asdict
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from simclrv2_tf.models.batch_norm import BatchNorm, BatchNormSettings, statistics_dtype
+
+HEAD_MODES = ("none", "linear", "nonlinear")
+
+
+class DenseBatchNorm(keras.layers.Layer):
+    """Dense layer without bias, then batch norm, then for a hidden layer ReLU; an output layer has no beta either."""
+
+    def __init__(self, units: int, hidden: bool, batch_norm: BatchNormSettings, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = hidden
+        self.dense = keras.layers.Dense(
+            units,
+            use_bias=False,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            dtype=self.dtype_policy,
+            name="dense",
+        )
+        self.batch_norm = BatchNorm(center=hidden, dtype=self.dtype_policy, name="batch_norm", **asdict(batch_norm))
+
+    def build(self, input_shape: tuple[int | None, int]) -> None:
+        self.dense.build(input_shape)
+        self.batch_norm.build((None, self.dense.units))
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        x = self.batch_norm(self.dense(inputs), training=training)
+        return ops.relu(x) if self.hidden else x
+
+
+@keras.saving.register_keras_serializable(package="simclrv2_tf")
+class ProjectionHead(keras.layers.Layer):
+    """The projection head of SimCLRv2 (arXiv 2006.10029, section 2), any layer of which can be tapped.
+
+    Args:
+        mode: "nonlinear"; "linear": one layer, whatever ``num_layers``; "none": no layer, the features are the output.
+        num_layers: 3 in SimCLRv2. The hidden layers are as wide as the input.
+        out_dim: width of the last layer.
+        batch_norm: settings of the batch norm of every layer.
+
+    Call: ``features [n, d]`` to the list of taps ``[features, layer 1, …, layer N]``, hidden layers after their ReLU,
+    the last ``[n, out_dim]``; ``depth`` runs the first layers only.
+
+    Raises:
+        ValueError: an unknown mode, a number of layers or a width below 1.
+    """
+
+    def __init__(
+        self,
+        mode: str = "nonlinear",
+        num_layers: int = 3,
+        out_dim: int = 128,
+        batch_norm: BatchNormSettings | dict | None = None,
+        **kwargs,
+    ):
+        if mode not in HEAD_MODES:
+            raise ValueError(f"proj_head_mode must be one of {HEAD_MODES}, not {mode!r}")
+        if num_layers < 1 or out_dim < 1:
+            raise ValueError(f"num_proj_layers and proj_out_dim must be 1 or more, not {num_layers} and {out_dim}")
+        super().__init__(**kwargs)
+        self.settings = {
+            "mode": mode,
+            "num_layers": num_layers,
+            "out_dim": out_dim,
+            "batch_norm": asdict(BatchNormSettings.of(batch_norm)),
+        }
+        #: Number of layers that the head really has.
+        self.depth = {"none": 0, "linear": 1, "nonlinear": num_layers}[mode]
+        self.layers = []
+
+    def tap_dim(self, tap: int, feature_dim: int) -> int:
+        """Width of tap 0 (the input) to ``depth`` (the output) over features of width ``feature_dim``."""
+        return self.settings["out_dim"] if 0 < tap == self.depth else feature_dim
+
+    def build(self, input_shape: tuple[int | None, int]) -> None:
+        feature_dim = input_shape[-1]
+        for index in range(1, self.depth + 1):
+            layer = DenseBatchNorm(
+                self.tap_dim(index, feature_dim),
+                hidden=index < self.depth,
+                batch_norm=BatchNormSettings.of(self.settings["batch_norm"]),
+                dtype=self.dtype_policy,
+                name=f"layer{index}",
+            )
+            layer.build((None, feature_dim))
+            self.layers.append(layer)
+
+    def call(self, features: tf.Tensor, training: bool = False, depth: int | None = None) -> list[tf.Tensor]:
+        taps = [features]
+        for layer in self.layers[:depth]:
+            taps.append(layer(taps[-1], training=training))
+        return taps
+
+    def get_config(self) -> dict:
+        return super().get_config() | self.settings
+
+
+@keras.saving.register_keras_serializable(package="simclrv2_tf")
+class Classifier(keras.layers.Layer):
+    """One dense layer with bias whose logits ``[n, num_classes]`` are float32 whatever the policy (float64 if it is).
+
+    Args:
+        num_classes: 1 or more, else ``ValueError``.
+        zero_init: start from zero weights instead of normal ones of standard deviation 0.01.
+    """
+
+    def __init__(self, num_classes: int, zero_init: bool = False, **kwargs):
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be 1 or more, not {num_classes}")
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.zero_init = zero_init
+        self.dense = keras.layers.Dense(
+            num_classes,
+            kernel_initializer="zeros" if zero_init else keras.initializers.RandomNormal(stddev=0.01),
+            dtype=statistics_dtype(self.variable_dtype).name,
+            name="dense",
+        )
+
+    def build(self, input_shape: tuple[int | None, int]) -> None:
+        self.dense.build(input_shape)
+
+    def call(self, features: tf.Tensor) -> tf.Tensor:
+        return self.dense(features)
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"num_classes": self.num_classes, "zero_init": self.zero_init}

@@ -1,0 +1,155 @@
+"""Encoder, projection head and classifier as one network with named endpoints."""
+
+import keras
+import tensorflow as tf
+
+from simclrv2_tf.models.heads import Classifier, ProjectionHead
+
+
+@keras.saving.register_keras_serializable(package="simclrv2_tf")
+class Network(keras.Model):
+    """The whole network of pretraining, fine-tuning and distillation.
+
+    ``build((None, None, None, 3))`` creates all variables without running the network.
+
+    Args:
+        encoder: a ``ResNet`` or any Keras model that maps images to features ``[n, d]``, alone or under the name
+            ``final_avg_pool`` of a dict.
+        projection_head: a three-layer head where None.
+        num_classes: 0 for no classifier.
+        head_input: the head's tap that the classifier reads (``ft_proj_selector``): 0 the features, k the k-th layer.
+        zero_init_classifier: start the classifier from zeros.
+
+    Raises:
+        ValueError: ``head_input`` beyond the head's layers.
+    """
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        projection_head: ProjectionHead | None = None,
+        num_classes: int = 0,
+        head_input: int = 0,
+        zero_init_classifier: bool = False,
+        **kwargs,
+    ):
+        kwargs.setdefault("dtype", encoder.dtype_policy)
+        super().__init__(**kwargs)
+        policy = self.dtype_policy
+        self.encoder = encoder
+        self.projection_head = projection_head or ProjectionHead(dtype=policy, name="projection_head")
+        self.num_classes = num_classes
+        self.zero_init_classifier = zero_init_classifier
+        self.classifier = None
+        if num_classes:
+            self.classifier = Classifier(num_classes, zero_init_classifier, dtype=policy, name="classifier")
+        self.head_input = self._checked_tap(head_input)
+
+    def _checked_tap(self, tap: int) -> int:
+        if not 0 <= tap <= self.projection_head.depth:
+            raise ValueError(f"ft_proj_selector must be 0 to {self.projection_head.depth} for this head, not {tap}")
+        return tap
+
+    def build(self, input_shape: tuple[int | None, ...] = (None, None, None, 3)) -> None:
+        feature_dim = _feature_dim(self.encoder, input_shape)
+        if not self.projection_head.built:  # a deserialised head is
+            self.projection_head.build((None, feature_dim))
+        if self.classifier is not None:
+            self.classifier.build((None, self.projection_head.tap_dim(self.head_input, feature_dim)))
+
+    def call(
+        self,
+        images: tf.Tensor,
+        training: bool = False,
+        head_input: int | None = None,
+        whole_head: bool = False,
+        stop_gradient_to_classifier: bool = False,
+    ) -> dict[str, tf.Tensor]:
+        """Runs the network.
+
+        Args:
+            images: ``[n, h, w, 3]`` floats in [0, 1].
+            training: batch statistics, except in frozen parts.
+            head_input: the tap that the classifier reads, in place of the network's own; it must be as wide.
+            whole_head: run all of the head although there is a classifier. Otherwise the layers above its tap do not
+                run: they cost nothing and their statistics do not move. Without a classifier the whole head runs.
+            stop_gradient_to_classifier: the classifier learns without moving what is below it (online evaluation).
+
+        Returns:
+            The encoder's endpoints, ``proj_head_input``, ``proj_head_1`` … ``proj_head_N`` as far as the head runs,
+            ``proj_head_output`` (the last of them) if all of it does, and ``logits_sup [n, num_classes]`` (float32)
+            if there is a classifier.
+        """
+        outputs = self.encoder(images, training=training)
+        endpoints = dict(outputs) if isinstance(outputs, dict) else {"final_avg_pool": outputs}
+        tap = self.head_input if head_input is None else self._checked_tap(head_input)
+        depth = self.projection_head.depth if whole_head or self.classifier is None else tap
+        taps = self.projection_head(endpoints["final_avg_pool"], training=training, depth=depth)
+        endpoints["proj_head_input"] = taps[0]
+        endpoints |= {f"proj_head_{index}": output for index, output in enumerate(taps) if index > 0}
+        if depth == self.projection_head.depth:
+            endpoints["proj_head_output"] = taps[-1]
+        if self.classifier is not None:
+            features = tf.stop_gradient(taps[tap]) if stop_gradient_to_classifier else taps[tap]
+            endpoints["logits_sup"] = self.classifier(features)
+        return endpoints
+
+    @property
+    def encoder_variables(self) -> list[keras.Variable]:
+        """The encoder's trainable variables, without those of frozen parts."""
+        return self.encoder.trainable_variables
+
+    def head_variables(self, selector: int | None = None) -> list[keras.Variable]:
+        """Trainable variables of the head's layers 1 to ``selector``: what ``head_input=selector`` trains.
+
+        All layers where None. Raises ``ValueError`` for a selector beyond the head's layers.
+        """
+        depth = self.projection_head.depth if selector is None else self._checked_tap(selector)
+        return [v for layer in self.projection_head.layers[:depth] for v in layer.trainable_variables]
+
+    @property
+    def classifier_variables(self) -> list[keras.Variable]:
+        """The classifier's trainable variables; none without a classifier."""
+        return [] if self.classifier is None else self.classifier.trainable_variables
+
+    def get_config(self) -> dict:
+        return super().get_config() | {
+            "encoder": keras.saving.serialize_keras_object(self.encoder),
+            "projection_head": keras.saving.serialize_keras_object(self.projection_head),
+            "num_classes": self.num_classes,
+            "head_input": self.head_input,
+            "zero_init_classifier": self.zero_init_classifier,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None) -> "Network":
+        parts = {
+            name: keras.saving.deserialize_keras_object(config[name], custom_objects)
+            for name in ("encoder", "projection_head")
+        }
+        return cls(**(config | parts))
+
+
+def built_network(model: keras.Model, image_size: int) -> Network:
+    """The network itself, built for square images; any other Keras model under a projection head of three layers."""
+    network = model if isinstance(model, Network) else Network(model, name="network")
+    if not network.built:
+        network.build((None, image_size, image_size, 3))
+    return network
+
+
+def _feature_dim(encoder: keras.Model, input_shape: tuple[int | None, ...]) -> int:
+    """Builds the encoder and tells how wide its features are."""
+    if not encoder.built:
+        encoder.build(input_shape)
+    if hasattr(encoder, "feature_dim"):
+        return encoder.feature_dim
+    images = keras.KerasTensor(input_shape, dtype=encoder.compute_dtype)
+    features = encoder.compute_output_spec(images)
+    features = features["final_avg_pool"] if isinstance(features, dict) else features
+    if len(features.shape) != 2 or features.shape[-1] is None:
+        raise ValueError(
+            f"the encoder's features must be [n, d] with d known, not {tuple(features.shape)}; "
+            'models of keras.applications take include_top=False, pooling="avg"'
+        )
+    return features.shape[-1]

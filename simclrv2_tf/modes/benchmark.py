@@ -1,0 +1,99 @@
+"""The mode that times a run's input and its step, each alone and both together, and says which of them limits it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from simclrv2_tf.data.input import Part
+from simclrv2_tf.data.sources import ArraySource
+from simclrv2_tf.distributed.devices import copying, has_workers
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.methods.base import distribute
+from simclrv2_tf.modes.resolve import Result, planned
+from simclrv2_tf.modes.setup import Ready, ready
+from simclrv2_tf.report.console import box
+from simclrv2_tf.settings.config import Config
+
+SECONDS = 10.0  # of each measurement
+ENDLESS = 10**9  # steps
+BUSY = 0.95  # share of the step's own rate from which on the input is fast enough
+
+
+def benchmark(explicit: dict[str, Any]) -> Result:
+    """Prints images/s of the input alone, of the step alone on one batch again and again, and of both; writes nothing.
+
+    The run is the one that ``preview`` would show.
+    """
+    config, strategy = planned(explicit)
+    if has_workers(strategy):
+        raise SettingError("--mode=benchmark: works on one machine; measure each one alone")
+    run = ready(config, strategy)
+    model, data, steps = run.model, run.data, run.model.steps_per_execution
+
+    def iterator(make: Callable[[Part], tf.data.Dataset]) -> Any:
+        return iter(distribute(strategy, data.batch_size, make, *copying(config)))
+
+    batches = iterator(lambda part: data.of(part).batches(0, ENDLESS))
+    same = iterator(lambda part: data.of(part).batches(0, 1).cache().repeat())
+    rates = {
+        "input": _calls_a_second(lambda: [next(batches) for _ in range(steps)]),
+        "step": _calls_a_second(lambda: float(model.run_steps(same, steps)["loss"])),
+        "both": _calls_a_second(lambda: float(model.run_steps(batches, steps)["loss"])),
+    }
+    rates = {name: rate * steps * data.batch_size for name, rate in rates.items()}
+    told = verdict(config, run, **rates)
+    shown = {name: f"{rate:,.1f} images/s" for name, rate in rates.items()}
+    print(box(f"{config.mode} of {data.source.name}, {data.batch_size} images a step", shown | {"limit": told}))
+    return {"mode": "benchmark", **rates, "limit": told}
+
+
+def _calls_a_second(call: Callable[[], Any]) -> float:
+    """Of the calls after the first ones, which compile and empty full buffers."""
+    for _ in range(3):
+        call()
+    started, calls = time.perf_counter(), 0
+    while (passed := time.perf_counter() - started) < SECONDS or not calls:
+        call()
+        calls += 1
+    return calls / passed
+
+
+def verdict(config: Config, run: Ready, input: float, step: float, both: float) -> str:
+    """What limits a run of these images/s, and which flags to change."""
+    busy = f"the step runs at {min(both / step, 1):.0%} of its own rate"
+    if both >= BUSY * step:
+        return f"the step: {busy}. To go faster: {_faster_step(config, run)}."
+    if input < step:
+        return f"the input: {busy}. To go faster: {_faster_input(config, run)}."
+    return (
+        f"neither alone: {busy}, as both share the processors or wait for each other. To go faster: more processor "
+        f"cores, or a larger --steps_per_execution than {run.model.steps_per_execution}; {_faster_step(config, run)}."
+    )
+
+
+def _faster_step(config: Config, run: Ready) -> str:
+    accelerated = config.use_tpu or bool(tf.config.list_physical_devices("GPU"))
+    advice = {
+        "a GPU or a TPU": not accelerated,
+        "--mixed_precision=bfloat16": accelerated and run.model.network.compute_dtype == "float32",
+        "--jit_compile=true": accelerated and not run.model.jit_compile,
+        "--remat=false if the memory allows": config.remat,
+        f"a --grad_cache_micro_batch above {config.grad_cache_micro_batch}": bool(config.grad_cache_micro_batch),
+        "a smaller --image_size, --resnet_depth or --width_multiplier": True,
+    }
+    return "; ".join(text for text, holds in advice.items() if holds)
+
+
+def _faster_input(config: Config, run: Ready) -> str:
+    encoded = not isinstance(run.data.source, ArraySource)
+    advice = {
+        "--augment_on=device": config.augment_on == "host",
+        f"a --resident_mb above {config.resident_mb}": not encoded and run.data.resident is None,
+        "--jpeg_scaling if the photographs are of a megapixel or more": encoded and not config.jpeg_scaling,
+        "--resize_method=bilinear": encoded and config.resize_method != "bilinear",
+        "--cache_dataset if the disk is slow and the files fit into memory": encoded and not config.cache_dataset,
+        "more processor cores": True,
+    }
+    return "; ".join(text for text, holds in advice.items() if holds)

@@ -1,0 +1,89 @@
+"""What the modes measure of a network on a split: logits, features, accuracies."""
+
+import numpy as np
+import tensorflow as tf
+
+from simclrv2_tf import metrics as evaluation
+from simclrv2_tf.data.input import Part, evaluation_batches
+from simclrv2_tf.data.sources import EncodedSource, NoSuchSplitError, RecordSource, Source, open_source
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.methods.base import ReplicatedModel
+from simclrv2_tf.settings.config import Config
+
+Features = tuple[np.ndarray, np.ndarray]
+
+# kNN compares with at most this many training images.
+KNN_IMAGES = 50_000
+
+
+def evaluation_source(config: Config) -> Source | None:
+    """The evaluation split; None where there is none, or without labels, and the mode can do without.
+
+    Raises:
+        SettingError: if the data are not as they should be; or fine-tuning and its like have nothing to evaluate on.
+    """
+    needed = config.mode in ("finetune", "linear_eval", "supervised", "evaluate")
+    try:
+        source = open_source(config, config.eval_split)
+    except NoSuchSplitError:
+        if needed or config.eval_split:
+            raise
+        return None
+    if source.class_names or config.mode == "embed":
+        return source
+    if needed:
+        raise SettingError(f"--eval_split={config.eval_split}: {source.name} has no labels to evaluate with")
+    return None
+
+
+def check_classes(source: Source | None, classes: int, flag: str) -> None:
+    """Raises SettingError, naming the flag, if a labelled split has not as many classes as a network."""
+    if source is not None and classes and source.class_names and len(source.class_names) != classes:
+        raise SettingError(f"{flag}: knows {classes} classes, {source.name} has {len(source.class_names)}")
+
+
+def logits_of(model: ReplicatedModel, config: Config, source: Source) -> Features:
+    """Logits ``[n, classes]`` and labels ``[n]`` of a split."""
+    return _collect(model, config, source, "logits_sup", config.eval_steps)
+
+
+def features_of(model: ReplicatedModel, config: Config, source: Source, max_steps: int = 0) -> Features:
+    """Encoder outputs ``[n, d]`` and labels ``[n]`` of a split."""
+    return _collect(model, config, source, "final_avg_pool", max_steps)
+
+
+def knn_source(source: Source) -> Source:
+    """The training images that kNN compares with: those with a label, of many a seeded choice."""
+    if isinstance(source, RecordSource):
+        return source
+    labelled = np.flatnonzero(source.labels >= 0)
+    if len(labelled) == source.num_examples <= KNN_IMAGES:
+        return source
+    return source.subset(np.sort(np.random.default_rng(0).permutation(labelled)[:KNN_IMAGES]))
+
+
+def knn_features(model: ReplicatedModel, config: Config, source: Source) -> Features:
+    """Features of a ``knn_source``; of records those of the first ones."""
+    features, labels = features_of(model, config, source, -(-KNN_IMAGES // config.eval_batch_size))
+    return features[labels >= 0], labels[labels >= 0]
+
+
+def _collect(model: ReplicatedModel, config: Config, source: Source, name: str, max_steps: int) -> Features:
+    """An endpoint of every image of a split, and the labels ``[n]``; SettingError if too many images are corrupt."""
+    size = config.eval_batch_size
+
+    def batches(part: Part) -> tf.data.Dataset:
+        return evaluation_batches(source, size, config.image_size, max_steps, config.eval_resize, part)
+
+    try:
+        found = model.collect(batches, size, (name,))
+    finally:
+        if isinstance(source, EncodedSource):
+            source.check_corrupt()
+    return found[name], found["labels"]
+
+
+def top_k(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Top-1, and top-5 where there are more than five classes."""
+    ranks = (1, 5) if logits.shape[1] > 5 else (1,)
+    return {f"top{k}": evaluation.top_k_accuracy(logits, labels, k) for k in ranks}

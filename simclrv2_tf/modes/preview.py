@@ -1,0 +1,102 @@
+"""The mode that shows a run before it starts: what the network will see, and what that will cost."""
+
+import time
+from typing import Any
+
+import keras
+import numpy as np
+
+from simclrv2_tf.data.input import TrainingInput
+from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.methods.schedules import Plan
+from simclrv2_tf.modes import build
+from simclrv2_tf.modes.costs import cost_of, memory_in_words, step_memory
+from simclrv2_tf.modes.resolve import Result, Strategy, planned
+from simclrv2_tf.modes.setup import Ready, ready, what_follows
+from simclrv2_tf.report import charts, facts, pictures, write_preview
+from simclrv2_tf.report.console import box
+from simclrv2_tf.report.tables import duration
+from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.settings.config import Config
+
+SHOWN = 48  # images of the batch
+CLASSES, OF_A_CLASS = 10, 6  # of the labelled images
+TIMED_STEPS = 3
+TIMED_BYTES = 2e9  # activations of a timed step at most: it must fit wherever the run is previewed
+
+
+def preview(explicit: dict[str, Any]) -> Result:
+    """Writes ``preview.html`` about the run that the other settings describe, and its pictures.
+
+    That run is distillation with ``--teacher``, fine-tuning with ``--checkpoint``, else pretraining. Its time is that
+    of some steps on this machine; its memory follows from the shapes of its layers.
+    """
+    config, strategy = planned(explicit)
+    run = ready(_timed(config, strategy), strategy)
+    data = build.training_input(config, run.data.source)
+    plan = Plan.of(config, data.source.num_examples)
+    resolved = what_follows(config, strategy, Ready(run.model, data, plan, run.test))
+    estimate = _estimate(config, strategy, run, plan)
+    figures = {"views": pictures.views_figure(pictures.example_views(data)), **_images(config, data)}
+    model_dir = Journal(build.model_dir(config)).model_dir
+    described = vars(config) | {"resolved": resolved}
+    page = write_preview(model_dir, described, estimate, figures)
+    print(box(f"before {config.mode}: {model_dir}", facts(described) | estimate | {"preview": str(page)}))
+    return {"mode": "preview", "path": str(page), **estimate}
+
+
+def _timed(config: Config, strategy: Strategy) -> Config:
+    """The settings with a batch that is small enough to be tried out."""
+    if config.grad_cache_micro_batch:  # it fits already
+        return config.replace(steps_per_execution=1)
+    replicas, batch = strategy.num_replicas_in_sync, config.train_batch_size
+    activations = step_memory(cost_of(config, 1, config.ft_proj_selector), config, replicas)["activations"] * replicas
+    share = min(1.0, TIMED_BYTES / max(activations, 1))
+    return config.replace(
+        train_batch_size=max(1, int(batch * share) // replicas) * replicas if share < 1 else batch,
+        steps_per_execution=1,
+    )
+
+
+def _estimate(config: Config, strategy: Strategy, run: Ready, plan: Plan) -> dict[str, str]:
+    """Time and memory in words."""
+    timed = run.data.batch_size
+    seconds = _seconds_a_step(run) * config.train_batch_size / timed
+    return {
+        "time": f"about {duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
+        f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
+        "memory": memory_in_words(run.model.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes),
+    }
+
+
+class _Clock(keras.callbacks.Callback):
+    """Notes when each step ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        float(logs["loss"])  # waits for the device
+        self.ends.append(time.perf_counter())
+
+
+def _seconds_a_step(run: Ready) -> float:
+    clock = _Clock()
+    run.model.fit(run.data.batches(0, TIMED_STEPS + 2), epochs=1, verbose=0, shuffle=False, callbacks=[clock])
+    return float(np.median(np.diff(clock.ends)[-TIMED_STEPS:]))  # not the first ones, which compile and fill buffers
+
+
+def _images(config: Config, data: TrainingInput) -> dict[str, charts.Spec]:
+    """The first batch and, where there are labels, some images of each class."""
+    source = data.source
+    views, labels = pictures.first_batch(data, SHOWN)
+    found = {"batch": pictures.batch_figure(views[:, 0], labels, data.batch_size, source.class_names)}
+    if source.class_names and (config.labels_per_class or config.label_fraction < 1):
+        source = open_labelled(config)
+    if not source.class_names or source.labels is None:  # records tell theirs only when all are read
+        return found
+    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
+    chosen = [np.flatnonzero(source.labels == label)[:OF_A_CLASS] for label in range(min(len(counts), CLASSES))]
+    images = [pictures.images_at(source, of_class, config.image_size) for of_class in chosen]
+    return found | {"labels": pictures.labelled_figure(images, OF_A_CLASS, counts, source.class_names)}

@@ -1,0 +1,34 @@
+"""The mode that shows runs that there are already: one again, or several side by side."""
+
+import pathlib
+from typing import Any
+
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.modes.resolve import Result
+from simclrv2_tf.report import write_comparison, write_report
+
+
+def report(explicit: dict[str, Any]) -> Result:
+    """Writes ``report.html`` of ``--model_dir`` again; or with ``--compare`` a ``comparison.html``.
+
+    That one goes to ``--model_dir`` or, without it, to the first of the runs.
+    """
+    compared = [path.strip() for path in explicit.get("compare", "").split(",") if path.strip()]
+    if compared:
+        runs = [_run(path, "compare") for path in dict.fromkeys(compared)]
+        if len(runs) < 2:
+            raise SettingError(f"--compare={explicit['compare']}: give two model directories or more, with commas")
+        folder = pathlib.Path(explicit.get("model_dir") or runs[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        path = write_comparison(runs, folder / "comparison.html")
+    else:
+        path = write_report(_run(explicit.get("model_dir", ""), "model_dir"))
+    print(path)
+    return {"mode": "report", "path": str(path)}
+
+
+def _run(path: str, flag: str) -> pathlib.Path:
+    """A model directory; SettingError that names the flag if it is none."""
+    if not path or not (pathlib.Path(path) / "config.json").is_file():
+        raise SettingError(f"--{flag}={path}: is not the model directory of a run (it has no config.json)")
+    return pathlib.Path(path)

@@ -1,0 +1,1 @@
+"""A run: its training loop, its directory and its checkpoints."""

@@ -1,0 +1,1 @@
+"""Settings: the frozen config, recipes, and how they are merged."""

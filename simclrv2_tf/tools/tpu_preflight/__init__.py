@@ -1,0 +1,1 @@
+"""Experimental: compiles a training step for a TPU that is not attached."""

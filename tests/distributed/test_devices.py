@@ -1,0 +1,119 @@
+"""Flags and environment say which devices a run uses; what cannot be had is refused in one line."""
+
+import json
+import socket
+
+import pytest
+import tensorflow as tf
+
+from simclrv2_tf.distributed.devices import choose_strategy, is_chief, steps_a_call, tell_workers, use_xla
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
+
+IMPATIENT = Config(worker_timeout=1)
+
+
+@pytest.fixture
+def port():
+    """One that is free."""
+    with socket.create_server(("", 0)) as free:
+        return free.getsockname()[1]
+
+
+def tf_config(workers, kind="worker", index=0, **jobs):
+    return json.dumps({"cluster": {"worker": workers} | jobs, "task": {"type": kind, "index": index}})
+
+
+def test_without_flags_and_environment_it_is_the_one_device():
+    strategy = choose_strategy(Config())
+    assert strategy is tf.distribute.get_strategy()
+    assert is_chief(strategy) and tell_workers(strategy, 7) == [7]
+
+
+def test_logical_cpu_devices(replicas):
+    replicas(4)  # numbers the collectives on from there
+    strategy = choose_strategy(Config(cpu_replicas=4))
+    assert strategy.num_replicas_in_sync == 4 and is_chief(strategy)
+    with pytest.raises(SettingError, match="--train_batch_size=510: does not divide by the 4 replicas"):
+        choose_strategy(Config(cpu_replicas=4, train_batch_size=510))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"TF_CONFIG": "{"}, "TF_CONFIG={: names no workers"),
+        ({"TF_CONFIG": '{"cluster": []}'}, "TF_CONFIG=.*names no workers"),
+        ({"TF_CONFIG": tf_config(["a:1", "b:1"], index=2)}, "TF_CONFIG=.*names no workers"),
+        ({"TF_CONFIG": tf_config(["a:1", "b:1"], ps=["c:1"])}, "TF_CONFIG: a task must be worker or chief, not ps"),
+        ({"TF_CONFIG": tf_config(["a:none", "b:1"])}, "a:none: this worker cannot listen there"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NODELIST=: names no workers .*PROCID"),
+    ],
+)
+def test_an_environment_without_sense_is_refused(environment, message, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingError, match=message) as error:
+        choose_strategy(IMPATIENT)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_worker_that_never_comes_is_named(port, monkeypatch):
+    with socket.create_server(("", 0)) as other:  # listens, then no more: its number is free
+        missing = other.getsockname()[1]
+    monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{port}", f"localhost:{missing}"]))
+    with pytest.raises(SettingError, match=rf"--worker_timeout=1: worker 1 \(localhost:{missing}\) has not come"):
+        choose_strategy(IMPATIENT)
+
+
+def test_a_name_that_does_not_resolve(port, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{port}", "no-such-host.invalid:1"]))
+    with pytest.raises(SettingError, match=r"no-such-host.invalid:1: a worker's name does not resolve"):
+        choose_strategy(IMPATIENT)
+
+
+def test_a_taken_port(monkeypatch):
+    with socket.create_server(("", 0)) as taken:
+        monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{taken.getsockname()[1]}", "localhost:1"]))
+        with pytest.raises(SettingError, match=r"this worker cannot listen there.*in use"):
+            choose_strategy(IMPATIENT)
+
+
+@pytest.mark.parametrize("task", [0, 1])
+def test_the_tasks_of_a_slurm_step_are_workers(task, monkeypatch):
+    """On a machine without GPUs too; TensorFlow numbers ports from 8888 on."""
+    environment = {"NUM_TASKS": "2", "NODELIST": "localhost", "TASKS_PER_NODE": "2"}
+    for name, value in environment.items():
+        monkeypatch.setenv(f"SLURM_STEP_{name}", value)
+    monkeypatch.setenv("SLURM_PROCID", str(task))
+    with pytest.raises(SettingError, match=rf"worker {1 - task} \(localhost:{8889 - task}\) has not come"):
+        choose_strategy(IMPATIENT)
+
+
+def test_a_job_of_one_task_is_not_distributed(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", tf_config(["localhost:1"]))
+    assert choose_strategy(Config(worker_timeout=2)) is tf.distribute.get_strategy()
+
+
+def test_logical_devices_are_not_for_workers(port, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{port}", "localhost:1"]))
+    with pytest.raises(SettingError, match="--cpu_replicas=2: a worker on a CPU is one replica"):
+        choose_strategy(Config(cpu_replicas=2, worker_timeout=1))
+
+
+def test_xla_has_no_collectives_on_cpus(replicas):
+    with pytest.raises(SettingError, match="--jit_compile=true: XLA has no collectives on CPUs"):
+        use_xla(Config(jit_compile="true"), replicas(2))
+
+
+def test_a_tpu_that_is_not_there():
+    with pytest.raises(SettingError, match="--tpu_name=local: this TPU cannot be reached"):
+        choose_strategy(Config(use_tpu=True, tpu_name="local"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({}, 1), ({"use_tpu": True}, 10), ({"use_tpu": True, "image_size": 32}, 100), ({"steps_per_execution": 7}, 7)],
+    ids=str,
+)
+def test_an_accelerator_runs_several_steps_a_call(settings, steps):
+    assert steps_a_call(Config(**settings)) == steps

@@ -1,0 +1,106 @@
+"""A step whose loss or gradient is not finite is named, or changes nothing."""
+
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from simclrv2_tf.methods.base import Batch, Logs, ReplicatedModel
+from simclrv2_tf.methods.classifier import ClassificationModel
+from simclrv2_tf.methods.simclr import Memory, SimCLR
+
+
+class Steep(ClassificationModel):
+    """Its loss is finite, the gradient of one kernel is not in steps whose labels are all 0."""
+
+    def train_step(self, batch: Batch) -> Logs:
+        kernel = self.network.classifier.dense.kernel.value
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            distance = tf.reduce_sum(tf.square(kernel - tf.stop_gradient(kernel)))
+            flat = tf.reduce_all(batch["labels"] == 0)
+            loss = tf.where(flat, tf.sqrt(distance), 0.0) + tf.reduce_sum(tf.square(kernel)) * tf.cast(~flat, "float32")
+        self.minimise(tape, loss, [self.network.classifier.dense.kernel])
+        return {"loss": loss, "train_top1": tf.zeros([])}
+
+
+def simclr(strategy: tf.distribute.Strategy | None = None, **how) -> SimCLR:
+    with (strategy or tf.distribute.get_strategy()).scope():
+        network = tiny.network()
+        return tiny.compiled(SimCLR(network, tiny.VIEWS, 0.5, memory=Memory(network, 20, 0.9)), **how)
+
+
+def iterator(model: ReplicatedModel, steps: int, bad: Iterable[int], first: int = 0):
+    """Batches of which some have a view with NaN in it."""
+
+    def spoilt(index: tf.Tensor, batch: Batch) -> Batch:
+        nan = tf.fill(tf.shape(batch["views"])[1:], np.nan)[None]
+        views = tf.concat([batch["views"][:-1], nan], axis=0)
+        return batch | {"views": tf.where(tf.reduce_any(index == list(bad)), views, batch["views"])}
+
+    data = tiny.dataset(first, steps).enumerate().map(spoilt)
+    return iter(model.distribute_strategy.experimental_distribute_dataset(data))
+
+
+def state(model: ReplicatedModel) -> dict[str, np.ndarray]:
+    slots = [variable for variable in model.optimizer.variables if variable.name != "iteration"]
+    return tiny.numbers([*model.network.variables, *slots, *model.memory.variables])
+
+
+def test_the_bad_steps_of_a_call_are_counted_and_the_first_is_named():
+    model = simclr()
+    logs = model.run_steps(iterator(model, 3, []), 3)
+    assert (int(logs["bad_steps"]), int(logs["first_bad_step"])) == (0, -1)
+    logs = model.run_steps(iterator(model, 4, [1]), 4)
+    assert int(logs["first_bad_step"]) == 1 and int(logs["bad_steps"]) == 3  # its weights spoil the later ones
+    assert not np.isfinite(float(logs["loss"]))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "jit_compile"), [("lars", False), ("lars", True), ("momentum", False), ("adam", False)]
+)
+def test_a_skipped_step_changes_nothing_but_the_count(optimizer, jit_compile):
+    model = simclr(optimizer=optimizer, jit_compile=jit_compile, skip_bad_steps=True)
+    model.run_steps(iterator(model, 1, []), 1)
+    before = state(model)
+    logs = model.run_steps(iterator(model, 2, [0, 1]), 2)
+    assert int(logs["bad_steps"]) == 2 and int(model.optimizer.iterations) == 3
+    assert not tiny.moved(before, state(model))
+    logs = model.run_steps(iterator(model, 2, [0], first=1), 2)
+    assert int(logs["bad_steps"]) == 1 and np.isfinite(float(logs["loss"])) and float(logs["loss"]) > 1
+    assert tiny.moved(before, state(model)) >= {variable.path for variable in model.trained_variables}
+    assert all(np.isfinite(value).all() for value in state(model).values())
+
+
+def test_to_skip_costs_good_steps_nothing():
+    found = []
+    for skip in (False, True):
+        keras.backend.clear_session()
+        model = simclr(skip_bad_steps=skip)
+        model.run_steps(iterator(model, 3, []), 3)
+        found.append(state(model))
+    assert not tiny.moved(*found)
+
+
+def test_one_replicas_fault_is_everyones(replicas):
+    strategy = replicas(2)
+    model = simclr(strategy, skip_bad_steps=True)
+    before = state(model)
+    logs = model.run_steps(iterator(model, 2, [0, 1]), 2)  # the NaN is in the second replica's half
+    assert int(logs["bad_steps"]) == 2
+    for variable in [*model.network.variables, *model.memory.variables]:
+        for copy in strategy.experimental_local_results(variable.value):
+            np.testing.assert_array_equal(copy, before[variable.path])
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_gradient_that_is_not_finite_under_a_loss_that_is(skip):
+    model = tiny.compiled(Steep(tiny.network(), tiny.VIEWS), "momentum", skip_bad_steps=skip)
+    data = tiny.dataset(0, 3).enumerate().map(lambda i, b: b | {"labels": b["labels"] * tf.cast(i != 1, tf.int32)})
+    logs = model.run_steps(iter(data), 3)
+    assert int(logs["first_bad_step"]) == 1
+    assert int(logs["bad_steps"]) == (1 if skip else 2)
+    assert np.isfinite(model.network.classifier.dense.kernel.numpy()).all() == skip

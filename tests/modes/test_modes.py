@@ -1,0 +1,395 @@
+"""Each mode, end to end, at toy size on real digits; a run that goes on; a run that must not start."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from simclrv2_tf import cli, modes
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.modes import costs
+from simclrv2_tf.modes import preview as previewing
+from simclrv2_tf.modes import train as training
+from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.settings import merge as precedence
+
+TOY = {
+    "dataset": "digits",
+    "resnet_depth": 18,
+    "width_multiplier": 0.0625,
+    "image_size": 8,
+    "train_batch_size": 50,
+    "train_steps": 4,
+    "checkpoint_steps": 2,
+    "eval_batch_size": 250,
+    "labels_per_class": 5,
+}
+
+
+def rows(model_dir):
+    return (model_dir / "metrics.csv").read_text().splitlines()
+
+
+def weights(model_dir):
+    reader = tf.train.load_checkpoint(str(model_dir / "checkpoints"))
+    return {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())}
+
+
+pytestmark = pytest.mark.usefixtures("half_resnet18")
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory, half_resnet18):
+    """pretrain → linear_eval, supervised, finetune → distill, once for this file."""
+    model_dir = tmp_path_factory.mktemp("runs") / "semi"
+    result = modes.run(TOY | {"mode": "semi_supervised", "model_dir": str(model_dir)})
+    return model_dir, result
+
+
+def test_semi_supervised_runs_every_stage_and_reports(whole_run):
+    model_dir, result = whole_run
+    stages = {path.name for path in model_dir.iterdir() if (path / "checkpoints").is_dir()}
+    assert stages == {"pretrain", "linear_eval", "supervised_5", "finetune_5", "distill_5"}
+    (row,) = result["table"]
+    assert set(row) == {"labels_per_class", "supervised_top1", "finetune_top1", "distill_top1"}
+    assert all(0 <= result[name] <= 1 for name in ("linear_top1", "knn_top1", "online_top1"))
+    assert json.loads((model_dir / "result.json").read_text()) == result
+    page = (model_dir / "report.html").read_text()
+    assert page.count("<figure>") >= 1 + 5 + 4 * 4
+    for name in ("views", "neighbours", "embedding", "curve_loss"):
+        assert (model_dir / f"pretrain/figures/{name}.png").stat().st_size > 1000
+
+
+def test_the_report_is_there_from_the_first_evaluation_on(tmp_path, monkeypatch):
+    seen = []
+
+    def write_report(model_dir):
+        seen.append((len(rows(model_dir)) - 1, training.write_report.real(model_dir).stat().st_size > 1e5))
+
+    write_report.real = training.write_report
+    monkeypatch.setattr(training, "write_report", write_report)
+    modes.run(TOY | {"mode": "supervised", "model_dir": str(tmp_path)})
+    assert seen == [(1, True), (2, True), (2, True)]  # two evaluations and the end
+
+
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config")
+class TestPreview:
+    @pytest.fixture(autouse=True)
+    def without_graphs(self, whole_run):
+        """They take longer to make than these steps."""
+        tf.config.run_functions_eagerly(True)
+        yield
+        tf.config.run_functions_eagerly(False)
+
+    def test_shows_a_run_to_come_and_trains_nothing(self, tmp_path, capsys):
+        found = modes.run(TOY | {"mode": "preview", "model_dir": str(tmp_path)})
+        out = capsys.readouterr().out
+        assert "before pretrain" in out and "4 steps of" in out and "3 steps of 50 images" in out
+        files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.suffix in (".png", ".html")}
+        assert files == {"preview.html"} | {f"preview/{name}.png" for name in ("views", "batch", "labels")}
+        page = (tmp_path / "preview.html").read_text()
+        assert "Labels: 50 images, 5 of each of 10 classes" in page and found["memory"].split(":")[0] in page
+        modes.run(TOY | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory is still the run's
+
+    def test_of_fine_tuning_and_distillation(self, whole_run, tmp_path, capsys):
+        start = {"mode": "preview", "model_dir": str(tmp_path), "train_batch_size": 20, "train_steps": 3}
+        modes.run(start | {"checkpoint": str(whole_run[0] / "pretrain"), "labels_per_class": 2})
+        assert "before finetune" in (out := capsys.readouterr().out) and "20 to train on" in out
+        modes.run(start | {"teacher": str(whole_run[0] / "finetune_5")})
+        assert "before distill" in capsys.readouterr().out
+
+    def test_what_does_not_fit_is_tried_out_with_fewer_images(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(previewing, "TIMED_BYTES", 1e6)
+        modes.run(TOY | {"mode": "preview", "model_dir": str(tmp_path)})
+        timed = int(re.search(r"3 steps of (\d+) images", capsys.readouterr().out)[1])
+        assert 0 < timed < 50
+
+    def test_of_a_run_that_cannot_be_is_refused(self, tmp_path):
+        with pytest.raises(SettingError, match="--train_batch_size=5000"):
+            modes.run(TOY | {"mode": "preview", "train_batch_size": 5000, "model_dir": str(tmp_path / "run")})
+        assert not list(tmp_path.iterdir())
+
+
+class TestReport:
+    def test_of_a_run_is_written_again(self, whole_run):
+        page = whole_run[0] / "supervised_5" / "report.html"
+        page.unlink()
+        assert modes.run({"mode": "report", "model_dir": str(page.parent)})["path"] == str(page)
+        assert page.is_file()
+
+    def test_compares_runs(self, whole_run, tmp_path):
+        runs = [str(whole_run[0] / name) for name in ("supervised_5", "finetune_5")]
+        modes.run({"mode": "report", "compare": ",".join(runs), "model_dir": str(tmp_path / "new")})
+        text = (tmp_path / "new/comparison.html").read_text()
+        assert "supervised_5: Confusion" in text and "finetune_5: Confusion" in text and "ft_proj_selector" in text
+        assert json.loads((whole_run[0] / "finetune_5/result.json").read_text())["mode"] == "finetune"
+
+    @pytest.mark.parametrize(
+        "setting", [{}, {"model_dir": "nowhere"}, {"compare": "nowhere,{run}"}, {"compare": "{run}"}]
+    )
+    def test_of_what_is_no_run_is_refused(self, setting, whole_run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        setting = {name: value.format(run=whole_run[0]) for name, value in setting.items()}
+        flag = "compare" if "compare" in setting else "model_dir"
+        with pytest.raises(SettingError, match=f"^--{flag}="):
+            modes.run({"mode": "report"} | setting)
+        assert not list(tmp_path.iterdir())
+
+
+def test_each_run_keeps_its_settings_and_metrics(whole_run):
+    model_dir, _ = whole_run
+    config = json.loads((model_dir / "finetune_5/config.json").read_text())
+    assert config["labels_per_class"] == 5 and config["mode"] == "finetune"
+    assert config["resolved"]["train_images"] == 50 and config["resolved"]["steps"] == 4
+    header, *body = rows(model_dir / "pretrain")
+    assert header.startswith("step,epoch,loss") and "online_top1" in header and "images_per_second" in header
+    assert [line.split(",")[0] for line in body] == ["2", "4"]
+
+
+def test_the_same_command_again_finds_nothing_to_do(whole_run, capsys):
+    model_dir, result = whole_run
+    before = weights(model_dir / "pretrain")
+    again = modes.run(TOY | {"mode": "semi_supervised", "model_dir": str(model_dir)})
+    assert "Nothing left to train" in capsys.readouterr().out
+    assert again["table"] == result["table"] and again["knn_top1"] == result["knn_top1"]
+    np.testing.assert_equal(weights(model_dir / "pretrain"), before)
+
+
+def test_other_settings_in_the_same_directory_are_refused(whole_run):
+    model_dir, _ = whole_run
+    with pytest.raises(SettingError, match=r"temperature 0\.5 -> 0\.3"):
+        modes.run(TOY | {"mode": "pretrain", "temperature": 0.3, "model_dir": str(model_dir / "pretrain")})
+
+
+def test_other_settings_go_on_if_told(tmp_path, caplog, capsys):
+    settings = TOY | {"mode": "supervised", "model_dir": str(tmp_path), "report": False}
+    modes.run(settings | {"keep_best": "loss"})
+    assert list((tmp_path / "checkpoints/best").glob("step-*.index"))
+    with pytest.raises(SettingError, match=r"train_steps 4 -> 6\); --override_config goes on"):
+        modes.run(settings | {"train_steps": 6})
+    modes.run(settings | {"train_steps": 6, "override_config": True})
+    assert "train_steps 4 -> 6" in caplog.text and "Going on at step 4 of 6" in capsys.readouterr().out
+    assert [line.split(",")[0] for line in rows(tmp_path)] == ["step", "2", "4", "6"]
+    modes.run(settings | {"train_steps": 6})  # now they are the run's own
+
+
+def test_other_images_in_the_same_directory_are_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"x_train": rng.integers(0, 256, (60, 8, 8, 3), np.uint8), "y_train": np.arange(60) % 10}
+    settings = TOY | {"mode": "pretrain", "dataset": f"npz:{tmp_path / 'a.npz'}", "model_dir": str(tmp_path / "run")}
+    np.savez(tmp_path / "a.npz", **arrays)
+    modes.run(settings | {"report": False})
+    (tmp_path / "run/result.json").unlink()
+    arrays["x_train"][7, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(SettingError, match=r"the training images have changed: 60 \(\w+\) -> 60 \(\w+\)"):
+        modes.run(settings)
+
+
+def test_evaluate_repeats_the_result(whole_run, tmp_path, capsys):
+    model_dir, result = whole_run
+    found = modes.run({"mode": "evaluate", "checkpoint": str(model_dir / "finetune_5"), "model_dir": str(tmp_path)})
+    assert found["top1"] == result["table"][0]["finetune_top1"]
+    capsys.readouterr()
+    cli.main(["run.py", "--mode=evaluate", f"--checkpoint={model_dir}/pretrain", f"--model_dir={tmp_path}", "--quiet"])
+    assert capsys.readouterr() == ("", "")
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["knn_top1"] == result["knn_top1"] and found["top1"] == result["online_top1"]
+
+
+def test_embed_writes_both_splits(whole_run, tmp_path):
+    model_dir, _ = whole_run
+    settings = {"mode": "embed", "checkpoint": str(model_dir / "pretrain")}
+    modes.run(settings | {"model_dir": str(tmp_path)})
+    modes.run(settings | {"model_dir": str(tmp_path / "tf1"), "eval_resize": "tf1", "format": "parquet"})
+    others = pq.read_table(tmp_path / "tf1/embeddings.parquet").to_pydict()
+    with np.load(tmp_path / "embeddings.npz") as arrays:
+        features = np.array(others["features"][1297:])
+        assert features.shape == (500, 32) and others["split"] == ["train"] * 1297 + ["test"] * 500
+        assert np.abs(arrays["x_test"] - features).max() > 1e-3  # the same network sees other views
+        assert arrays["x_train"].shape == (1297, 32) and arrays["x_test"].shape == (500, 32)
+        assert list(arrays["class_names"]) == [str(digit) for digit in range(10)]
+        assert set(arrays["y_test"]) == set(range(10))
+        assert np.isfinite(arrays["x_test"]).all() and arrays["x_test"].std() > 0
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_metrics(tmp_path, capsys):
+    """Also with its images elsewhere than on the device."""
+    settings = TOY | {"mode": "pretrain", "report": False}
+    modes.run(settings | {"model_dir": str(tmp_path / "whole")})
+
+    class Killed(Exception):
+        pass
+
+    def stop_after_two_steps(*_):
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("simclrv2_tf.runs.loop.Progress.show", stop_after_two_steps)
+        modes.run(settings | {"model_dir": str(tmp_path / "parts"), "steps_per_execution": 2})
+    assert "step-2" not in str(list((tmp_path / "parts").rglob("*.index")))
+    looked_at = {"profile_steps": "2,3", "histograms": True, "resident_mb": 0}
+    modes.run(settings | looked_at | {"model_dir": str(tmp_path / "parts"), "steps_per_execution": 2})
+    (trace,) = (tmp_path / "parts/tensorboard").glob("plugins/profile/*/*.xplane.pb")
+    assert b"run_steps" in trace.read_bytes()
+    capsys.readouterr()
+    np.testing.assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+
+
+@pytest.mark.slow  # as test_survival's, which kills the process
+def test_resuming_at_a_checkpoint_is_exact(tmp_path, capsys):
+    settings = TOY | {"mode": "pretrain", "report": False, "memory_size": 100}
+    modes.run(settings | {"model_dir": str(tmp_path / "whole")})
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        write_row = Journal.write_row
+
+        def killed_in_the_second_interval(self, row):
+            if row["step"] == 4:
+                raise KeyboardInterrupt
+            write_row(self, row)
+
+        patch.setattr(Journal, "write_row", killed_in_the_second_interval)
+        modes.run(settings | {"model_dir": str(tmp_path / "parts")})
+    capsys.readouterr()
+    modes.run(settings | {"model_dir": str(tmp_path / "parts")})
+    assert "Going on at step 2 of 4" in capsys.readouterr().out
+    np.testing.assert_equal(weights(tmp_path / "parts"), weights(tmp_path / "whole"))
+    speed = rows(tmp_path / "whole")[0].split(",").index("images_per_second")
+    for part, whole in zip(rows(tmp_path / "parts"), rows(tmp_path / "whole"), strict=True):
+        part, whole = part.split(","), whole.split(",")
+        assert part[:speed] + part[speed + 1 :] == whole[:speed] + whole[speed + 1 :]
+
+
+def test_linear_evaluation_on_a_folder_of_files(whole_run, tmp_path):
+    """Pretrained on digits, evaluated on the same digits as PNG files: another source, the same features."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for index in range(0, 300):
+        folder = tmp_path / "images" / f"class {digits.target[index]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.kron(digits.images[index] * 15.9, np.ones((4, 4)))[..., None]
+        (folder / f"{index}.png").write_bytes(tf.io.encode_png(pixels.astype(np.uint8)).numpy())
+    broken = [tmp_path / f"images/class 3/broken {i}.png" for i in range(5)]  # one of five is held out for testing
+    for path in broken:
+        path.write_bytes(b"not a picture")
+    result = modes.run(
+        TOY
+        | {
+            "mode": "linear_eval",
+            "dataset": f"folder:{tmp_path / 'images'}",
+            "checkpoint": str(whole_run[0] / "pretrain"),
+            "labels_per_class": 0,
+            "model_dir": str(tmp_path / "run"),
+        }
+    )
+    assert 0 <= result["linear_top1"] <= 1
+    assert result["corrupt_images"] == [str(path) for path in broken]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mode=finetune", "--checkpoint=/no/such/run"], "--checkpoint=/no/such/run: there is no checkpoint"),
+        (["--mode=evaluate"], "--checkpoint="),
+        (["--mode=distill"], "--teacher="),
+        (["--mode=pretrain", "--dataset=digits", "--train_batch_size=5000"], "--train_batch_size=5000"),
+        (["--mode=finetune", "--dataset=digits"], "--checkpoint="),
+        (["--mode=supervised", "--dataset=digits", "--checkpoint=runs/x"], "--checkpoint=runs/x"),
+        (["--mode=supervised", "--dataset=digits", "--labels_per_class=500"], "--labels_per_class=500"),
+        (["--mode=pretrain", "--dataset=folder:/no/such/folder"], "--dataset=folder:/no/such/folder"),
+        (["--mode=pretrain", "--dataset=digits", "--cpu_replicas=3", "--train_batch_size=256"], "--train_batch_size"),
+        (["--mode=pretrain", "--recipe=nonsense"], "--recipe=nonsense"),
+        (["--mode=semi_supervised", "--dataset=digits", "--stage=distill.temperature=0"], "--temperature=0"),
+        (["--mode=semi_supervised", "--dataset=digits", "--stage=finetune.ft_proj_selector=7"], "--ft_proj_selector=7"),
+        (["--mode=semi_supervised", "--dataset=digits", "--labels_per_class=500"], "--labels_per_class=500"),
+    ],
+)
+def test_what_cannot_run_says_so_in_one_line_and_writes_nothing(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run.py", *flags, f"--model_dir={tmp_path / 'run'}"])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_needs_neither_labels_nor_an_evaluation_split(whole_run, tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(50):
+        pixels = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+    model_dir = tmp_path / "run"
+    settings = {"mode": "distill", "teacher": str(whole_run[0] / "finetune_5"), "dataset": f"folder:{tmp_path}"}
+    settings |= {"resnet_depth": 18, "width_multiplier": 0.0625, "train_steps": 2, "train_batch_size": 10}
+    modes.run(settings | {"model_dir": str(model_dir)})
+    assert [line.split(",")[0] for line in rows(model_dir)[1:]] == ["2"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path):
+    settings = TOY | {"mode": "supervised", "optimizer": "momentum", "learning_rate": 1e30, "train_steps": 30}
+    with pytest.raises(
+        SettingError, match=r"--on_nan=stop: the loss or a gradient is not finite at step \d+ of 30 .*--learning_rate"
+    ):
+        modes.run(settings | {"model_dir": str(tmp_path / "run"), "warmup_epochs": 0.0, "checkpoint_steps": 30})
+    assert not list(tmp_path.rglob("*.index"))
+
+
+def test_epochs_that_are_asked_for_win_over_a_recipes_steps():
+    config = precedence.resolve({"mode": "supervised", "dataset": "digits", "train_epochs": 3})
+    assert config.train_epochs == 3 and config.train_steps == 0
+    staged = precedence.resolve({"dataset": "digits", "stage": ("finetune.train_epochs=7",)}, "finetune")
+    assert staged.train_epochs == 7 and staged.train_steps == 0
+
+
+class TestSummary:
+    def test_of_the_flags_opens_no_data_and_writes_nothing(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        found = modes.run({"mode": "summary", "resnet_depth": 18, "image_size": 32, "memory_size": 4096})
+        text = capsys.readouterr().out
+        assert "ResNet-18 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
+        assert f"{found['parameters']:,}" in text and f"{found['multiply_adds'] / 1e9:.3g}" in text
+        assert "NT-Xent: 1,024 x 5,120 similarities, 409 rows at a time (--loss_tile): 8.38 MB in float32" in text
+        assert not list(tmp_path.iterdir())
+
+    def test_of_a_run(self, whole_run, capsys):
+        model_dir, _ = whole_run
+        config = json.loads((model_dir / "pretrain/config.json").read_text())
+        found = modes.run({"mode": "summary", "checkpoint": str(model_dir / "pretrain"), "train_batch_size": 7})
+        assert "10 classes; pretrain, 7 x 2 views" in capsys.readouterr().out
+        statistics = sum(v.size for name, v in weights(model_dir / "pretrain").items() if "moving_" in name)
+        assert found["parameters"] == config["resolved"]["parameters"] + statistics
+        modes.run({"mode": "summary", "checkpoint": str(model_dir / "linear_eval")})
+        rows = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+        assert rows["total"][1] == rows["classifier"][1] == "330" and rows["block_group4"][-2:] == ["0.00", "MB"]
+
+    def test_of_another_network_than_the_runs_is_refused(self, whole_run):
+        model_dir, _ = whole_run
+        with pytest.raises(SettingError, match="resnet_depth=50"):
+            modes.run({"mode": "summary", "checkpoint": str(model_dir / "pretrain"), "resnet_depth": 50})
+
+
+class TestMemory:
+    def test_what_a_step_will_need_is_told_before_it_and_what_helps_if_that_is_too_much(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "fits")})
+        out = capsys.readouterr().out
+        assert re.search(r"memory +about [\d.]+ MB of [\d.,]+ GB, by .*activations [\d.]+ MB", out)
+        assert "--grad_cache_micro_batch" not in out
+        monkeypatch.setattr(costs, "device_memory", lambda: 500_000)
+        modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "not")})
+        assert re.search(r"of 0.50 MB.* MORE THAN THERE IS; .*--remat", capsys.readouterr().out)
+
+    def test_running_out_of_it_names_the_flags_that_help(self, tmp_path):
+        """A queue beyond any address space."""
+        settings = TOY | {"memory_size": 2**40, "model_dir": str(tmp_path / "run")}
+        with pytest.raises(SettingError, match=r"out of memory \(OOM .*--grad_cache_micro_batch.*--loss_tile.*--remat"):
+            modes.run(settings | {"mode": "pretrain"})
+
+    def test_a_full_disk_is_not_mistaken_for_it(self):
+        with pytest.raises(tf.errors.ResourceExhaustedError, match="No space"), costs.out_of_memory_explained():
+            tf.io.write_file("/dev/full", "x" * 100_000)

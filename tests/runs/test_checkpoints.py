@@ -1,0 +1,346 @@
+"""Checkpoints hold every variable, a resumed run is the uninterrupted one, and a network is loaded or refused."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.methods.base import ReplicatedModel
+from simclrv2_tf.methods.classifier import ClassificationModel
+from simclrv2_tf.methods.distiller import Distiller
+from simclrv2_tf.methods.schedules import WarmUpCosine
+from simclrv2_tf.methods.simclr import Memory, SimCLR
+from simclrv2_tf.models import Network, ProjectionHead
+from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, run_of
+from simclrv2_tf.settings.config import Config
+
+
+def simclr(
+    strategy: tf.distribute.Strategy | None = None, optimizer: str = "lars", seed: int = 0, memory: int = 20, **kwargs
+) -> SimCLR:
+    with (strategy or tf.distribute.get_strategy()).scope():
+        network = tiny.network(seed=seed, **kwargs)
+        queue = Memory(network, memory, 0.9) if memory else None
+        model = SimCLR(network, tiny.VIEWS, 0.5, weight_decay=1e-3, memory=queue)
+        return tiny.compiled(model, optimizer, rate=WarmUpCosine(0.1, 10, 2))
+
+
+def classification(make_encoder=tiny.resnet, **kwargs) -> ClassificationModel:
+    return tiny.compiled(ClassificationModel(tiny.network(make_encoder=make_encoder, **kwargs), tiny.VIEWS))
+
+
+def all_variables(model: ReplicatedModel) -> list[keras.Variable]:
+    memory = getattr(model, "memory", None)
+    return [*model.network.variables, *model.optimizer.variables, *(memory.variables if memory else [])]
+
+
+def scramble(model: ReplicatedModel) -> dict[str, np.ndarray]:
+    """Other values for every variable."""
+    rng = np.random.default_rng(1)
+    for variable in all_variables(model):
+        variable.assign(rng.integers(1, 100, variable.shape))
+    return tiny.numbers(all_variables(model))
+
+
+class TestSaveAndRestore:
+    @pytest.mark.parametrize("optimizer", ["lars", "momentum", "adam"])
+    @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+    def test_every_variable(self, optimizer, policy, tmp_path):
+        keras.config.set_dtype_policy(policy)
+        model = simclr(optimizer=optimizer)
+        expected = scramble(model)
+        Checkpoints(tmp_path, model).save(7)
+        again = simclr(optimizer=optimizer, seed=1)
+        assert tiny.moved(expected, tiny.numbers(all_variables(again))) == set(expected)
+        assert Checkpoints(tmp_path, again).restore() == 7
+        assert not tiny.moved(expected, tiny.numbers(all_variables(again)))
+        kinds = {path.rpartition("/")[2].rpartition("_")[2] for path in expected}
+        assert {"kernel", "gamma", "mean", "variance", "iteration", "queue", "momentum"} - kinds <= (
+            {"momentum"} if optimizer == "adam" else set()
+        )
+        assert ("scale" in kinds) == (policy == "mixed_float16")
+
+    def test_every_variable_of_a_resnet(self, tmp_path):
+        model = classification(tap=1)
+        expected = scramble(model)
+        Checkpoints(tmp_path, model).save(1)
+        again = classification(tap=1, seed=1)
+        Checkpoints(tmp_path, again).restore()
+        assert not tiny.moved(expected, tiny.numbers(all_variables(again)))
+
+    def test_a_distillers_teacher_is_left_out(self, tmp_path):
+        student, teacher = tiny.network(), tiny.network(seed=1)
+        model = tiny.compiled(Distiller(student, teacher, tiny.VIEWS))
+        Checkpoints(tmp_path, model).save(1)
+        expected = tiny.numbers(student.variables)
+        written = [shape for _, shape in tf.train.list_variables(find(str(tmp_path)))]
+        counted = len(student.variables) + len(model.optimizer.variables)
+        assert len(written) == counted + 1  # TensorFlow's graph of objects
+        other = tiny.network(seed=2)
+        load_network(other, str(tmp_path), with_classifier=True)
+        assert not tiny.moved(expected, tiny.numbers(other.variables))
+
+    def test_none_gives_step_0(self, tmp_path):
+        model = simclr()
+        before = tiny.numbers(all_variables(model))
+        assert Checkpoints(tmp_path / "new", model).restore() == 0
+        assert not tiny.moved(before, tiny.numbers(all_variables(model)))
+
+    def test_the_newest_wins_and_so_many_are_kept(self, tmp_path):
+        model = simclr(memory=0)
+        bias = model.network.classifier.dense.bias
+        for step in (8, 9, 10, 11):
+            bias.assign([step] * tiny.CLASSES)
+            Checkpoints(tmp_path, model, keep=2).save(step)  # anew each time: a resumed run goes on removing
+        assert Checkpoints(tmp_path, model).restore() == 11
+        assert np.all(bias.numpy() == 11)
+        kept = {path.name for path in (tmp_path / "checkpoints").glob("*.index")}
+        assert kept == {"step-10.index", "step-11.index"}
+
+    def test_keep_0_keeps_all(self, tmp_path):
+        checkpoints = Checkpoints(tmp_path, simclr(memory=0), keep=0)
+        for step in range(1, 8):
+            checkpoints.save(step)
+        assert len(list((tmp_path / "checkpoints").glob("*.index"))) == 7
+
+    def test_half_a_checkpoint_is_none(self, tmp_path):
+        """A kill while writing leaves files that no ``checkpoint`` file names."""
+        model = simclr(memory=0)
+        Checkpoints(tmp_path, model).save(3)
+        for file in list((tmp_path / "checkpoints").glob("step-3.*")):
+            (tmp_path / "checkpoints" / file.name.replace("step-3", "step-4")).write_bytes(file.read_bytes()[:100])
+        assert Checkpoints(tmp_path, model).restore() == 3
+
+    @pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
+    @pytest.mark.parametrize("damage", ["one bit", "cut off", "empty", "gone"])
+    def test_a_damaged_one_gives_way_to_the_one_before(self, suffix, damage, tmp_path, caplog):
+        model = simclr(memory=0)
+        bias = model.network.classifier.dense.bias
+        for step in (3, 4):
+            bias.assign([step] * tiny.CLASSES)
+            Checkpoints(tmp_path, model).save(step)
+        file = tmp_path / f"checkpoints/step-4.{suffix}"
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        flipped = whole[:middle] + bytes([whole[middle] ^ 8]) + whole[middle + 1 :]
+        file.write_bytes({"one bit": flipped, "cut off": whole[:middle], "empty": b"", "gone": b""}[damage])
+        if damage == "gone":
+            file.unlink()
+        assert Checkpoints(tmp_path, model).restore() == 3
+        assert np.all(bias.numpy() == 3)
+        assert ("step-4 cannot be used" in caplog.text) == ((suffix, damage) != ("index", "gone"))
+
+    def test_nothing_but_damaged_ones_is_refused(self, tmp_path):
+        model = simclr(memory=0)
+        Checkpoints(tmp_path, model).save(3)
+        (tmp_path / "checkpoints/step-3.data-00000-of-00001").write_bytes(b"")
+        with pytest.raises(SettingError, match=f"--model_dir={tmp_path}: is damaged"):
+            Checkpoints(tmp_path, model).restore()
+        with pytest.raises(SettingError, match=f"--teacher={tmp_path}: is damaged"):
+            load_network(model.network, str(tmp_path), with_classifier=True, flag="teacher")
+
+    @pytest.mark.parametrize("room", [0, 100, 2000])
+    def test_on_a_full_disk_the_old_ones_stay(self, room, tmp_path, file_size_limit):
+        model = simclr(memory=0)
+        checkpoints = Checkpoints(tmp_path, model, keep=1)
+        checkpoints.save(3)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
+        with file_size_limit(room), pytest.raises((OSError, tf.errors.OpError)):
+            checkpoints.save(4)
+        assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
+        checkpoints.save(4)
+        assert Checkpoints(tmp_path, model).restore() == 4
+
+    def test_the_best_one_outlives_the_others(self, tmp_path):
+        model = simclr(memory=0)
+        checkpoints = Checkpoints(tmp_path, model, keep=1)
+        for step, best in ((1, True), (2, True), (3, False), (4, False)):
+            model.network.classifier.dense.bias.assign([step] * tiny.CLASSES)
+            if best:
+                checkpoints.save_best(step)
+            checkpoints.save(step)
+        assert {path.name for path in tmp_path.rglob("*.index")} == {"step-4.index", "step-2.index"}
+        load_network(model.network, str(tmp_path / "checkpoints/best"), with_classifier=True)
+        assert np.all(model.network.classifier.dense.bias.numpy() == 2)
+
+    def test_another_networks_directory_is_refused(self, tmp_path):
+        Checkpoints(tmp_path, simclr(memory=0)).save(1)
+        with pytest.raises(SettingError, match=f"--model_dir={tmp_path}: "):
+            Checkpoints(tmp_path, simclr(memory=0, out_dim=6)).restore()
+        with pytest.raises(SettingError, match=f"--model_dir={tmp_path}: "):
+            Checkpoints(tmp_path, simclr(memory=20)).restore()
+
+
+class TestLoadNetwork:
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory):
+        """A model directory with one checkpoint, and the variables in it."""
+        keras.config.set_floatx("float32")  # whatever the test before has left
+        keras.config.set_dtype_policy("float32")
+        path, model = tmp_path_factory.mktemp("run"), simclr(memory=0)
+        scramble(model)
+        Checkpoints(path, model).save(12)
+        return path, tiny.numbers(model.network.variables)
+
+    def test_for_another_number_of_classes(self, run):
+        """Encoder, head and statistics are the run's; the classifier keeps its own initial values."""
+        path, written = run
+        network = tiny.network(classes=7, seed=1)
+        classifier = {variable.path for variable in network.classifier.variables}
+        before = tiny.numbers(network.variables)
+        found = load_network(network, str(path), with_classifier=False)
+        assert found == str(path / "checkpoints" / "step-12")
+        for name, value in tiny.numbers(network.variables).items():
+            np.testing.assert_array_equal(value, before[name] if name in classifier else written[name])
+
+    @pytest.mark.parametrize("classes", [0, tiny.CLASSES])
+    def test_with_its_classifier(self, run, classes):
+        path, written = run
+        network = tiny.network(classes=classes, seed=1)
+        load_network(network, str(path), with_classifier=True)
+        assert not tiny.moved(tiny.numbers(network.variables), written)
+
+    def test_for_another_tap(self, run):
+        path, written = run
+        network = tiny.network(tap=3, seed=1)
+        load_network(network, str(path), with_classifier=False)
+        for variable in network.encoder.variables + network.projection_head.variables:
+            np.testing.assert_array_equal(variable, written[variable.path])
+
+    def test_whatever_the_networks_are_called(self, tmp_path):
+        """Keras numbers what has no name: the second network of a process is called ``network_1``."""
+        models = []
+        for _ in range(2):
+            network = Network(tiny.resnet(), ProjectionHead(out_dim=5), tiny.CLASSES)
+            network.build()
+            models.append(tiny.compiled(SimCLR(network, tiny.VIEWS), "adam"))
+        first, second = (model.network for model in models)
+        assert first.variables[0].path != second.variables[0].path
+        Checkpoints(tmp_path, models[0]).save(1)
+        load_network(second, str(tmp_path), with_classifier=True)
+        for one, other in zip(first.variables, second.variables, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    @pytest.mark.parametrize(
+        "other",
+        [{"classes": 7}, {"out_dim": 6}, {"num_layers": 4}, {"make_encoder": tiny.resnet}],
+        ids=["classes", "width", "layers", "encoder"],
+    )
+    def test_another_network_is_refused(self, run, other):
+        path, _ = run
+        with pytest.raises(SettingError, match=f"--teacher={path}: does not fit this network"):
+            load_network(tiny.network(**other), str(path), with_classifier=True, flag="teacher")
+
+    def test_without_a_classifier_to_load(self, tmp_path):
+        Checkpoints(tmp_path, simclr(classes=0)).save(1)
+        with pytest.raises(SettingError, match=r"--checkpoint=.*does not fit"):
+            load_network(tiny.network(), str(tmp_path), with_classifier=True)
+
+    def test_onto_replicas(self, run, replicas):
+        path, written = run
+        strategy = replicas(2)
+        with strategy.scope():
+            network = tiny.network(seed=1)
+            load_network(network, str(path), with_classifier=True)
+        for variable in network.variables:
+            for copy in strategy.experimental_local_results(variable.value):
+                np.testing.assert_array_equal(copy, written[variable.path])
+
+
+class TestFind:
+    @pytest.fixture(scope="class")
+    def model_dir(self, tmp_path_factory):
+        path = tmp_path_factory.mktemp("run")
+        checkpoints = Checkpoints(path, simclr(memory=0))
+        for step in (90, 100):
+            checkpoints.save(step)
+        return path
+
+    @pytest.mark.parametrize("given", ["", "/", "/checkpoints", "/checkpoints/", "/checkpoints/step-100"])
+    def test_the_newest(self, model_dir, given):
+        assert find(f"{model_dir}{given}") == str(model_dir / "checkpoints" / "step-100")
+
+    def test_an_older_one_by_name(self, model_dir):
+        assert find(f"{model_dir}/checkpoints/step-90").endswith("step-90")
+
+    def test_a_moved_directory(self, tmp_path):
+        Checkpoints(tmp_path / "run", simclr(memory=0)).save(100)
+        moved = (tmp_path / "run").rename(tmp_path / "moved")
+        assert find(str(moved)) == str(moved / "checkpoints" / "step-100")
+
+    @pytest.mark.parametrize("given", ["", "/checkpoints", "/checkpoints/step-5", "/nothing/here"])
+    def test_nothing(self, tmp_path, given):
+        (tmp_path / "checkpoints").mkdir()
+        with pytest.raises(SettingError, match=f"--teacher={tmp_path}{given}: there is no checkpoint"):
+            find(f"{tmp_path}{given}", "teacher")
+
+
+class TestRunOf:
+    def test_settings_and_what_followed(self, tmp_path):
+        Checkpoints(tmp_path, simclr(memory=0)).save(1)
+        with pytest.raises(SettingError, match=f"--teacher={tmp_path}: its config.json is missing"):
+            run_of(str(tmp_path), "teacher")
+        config = Config(resnet_depth=34)
+        text = config.to_json().rstrip().removesuffix("}") + ', "resolved": {"num_classes": 3}}'
+        (tmp_path / "config.json").write_text(text)
+        for given in ("", "/checkpoints", "/checkpoints/step-1"):
+            assert run_of(f"{tmp_path}{given}") == (config, {"num_classes": 3, "head_input": 0})
+
+
+def test_a_run_in_a_bucket_is_read(tmp_path):
+    """TensorFlow's file system in memory stands for gs://."""
+    model, bucket = simclr(memory=0), "ram://bucket/run"
+    Checkpoints(tmp_path, model).save(1)
+    (tmp_path / "config.json").write_text(Config(resnet_depth=34).to_json())
+    for file in (path for path in tmp_path.rglob("*") if path.is_file()):
+        target = f"{bucket}/{file.relative_to(tmp_path)}"
+        tf.io.gfile.makedirs(target.rpartition("/")[0])
+        tf.io.gfile.GFile(target, "wb").write(file.read_bytes())
+    expected = tiny.numbers(model.network.variables)
+    scramble(model)
+    assert run_of(bucket)[0].resnet_depth == 34
+    load_network(model.network, bucket, with_classifier=True)
+    np.testing.assert_equal(tiny.numbers(model.network.variables), expected)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    """Bit for bit: network, optimizer and memory."""
+    whole, first, second = simclr(), simclr(), simclr(seed=1)
+    tiny.fit(whole, tiny.dataset(0, 4))
+
+    tiny.fit(first, tiny.dataset(0, 2))
+    Checkpoints(tmp_path, first).save(2)
+    assert Checkpoints(tmp_path, second).restore() == 2
+    tiny.fit(second, tiny.dataset(2, 2))
+
+    expected = tiny.numbers(all_variables(whole))
+    assert not tiny.moved(expected, tiny.numbers(all_variables(second)))
+    assert tiny.moved(expected, tiny.numbers(all_variables(first))) >= {v.path for v in whole.trained_variables}
+
+
+def test_another_number_of_replicas(replicas, tmp_path):
+    """The statistics, of which every replica keeps its own copy, arrive on all; and back on one device."""
+    tiny.use_float64()
+    strategy = replicas(2)
+    one, two = simclr(), simclr(strategy, seed=1)
+    tiny.fit(one, tiny.dataset(0, 1))
+    Checkpoints(tmp_path, one).save(1)
+    assert Checkpoints(tmp_path, two).restore() == 1
+    expected = tiny.numbers(all_variables(one))
+    for variable in all_variables(two):
+        for copy in strategy.experimental_local_results(variable.value):
+            np.testing.assert_array_equal(copy, expected[variable.path])
+    for model in (one, two):
+        tiny.fit(model, tiny.dataset(1, 1))
+    expected = tiny.numbers(all_variables(two))
+    tiny.assert_close(tiny.numbers(all_variables(one)), expected, rtol=1e-9)
+
+    scramble(one)
+    Checkpoints(tmp_path, two).save(2)
+    assert Checkpoints(tmp_path, one).restore() == 2
+    assert not tiny.moved(expected, tiny.numbers(all_variables(one)))
+    for model in (one, two):
+        tiny.fit(model, tiny.dataset(2, 1))
+    tiny.assert_close(tiny.numbers(all_variables(one)), tiny.numbers(all_variables(two)), rtol=1e-9)

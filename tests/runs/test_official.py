@@ -1,0 +1,293 @@
+"""Checkpoints of the official code: read by name and by object, turned into runs, and written back."""
+
+import functools
+import importlib.util
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from simclrv2_tf import cli, modes
+from simclrv2_tf.distributed.devices import choose_strategy
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.models import Network, ProjectionHead, ResNet, official_names
+from simclrv2_tf.modes import build
+from simclrv2_tf.runs import official
+from simclrv2_tf.runs.checkpoints import load_network, run_of
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+_spec = importlib.util.spec_from_file_location("golden_values", GOLDEN / "values.py")
+values = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(values)
+
+
+def write(prefix, tensors):
+    """A checkpoint with exactly these keys."""
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    keys, constants = list(tensors), [tf.constant(value) for value in tensors.values()]
+    tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=keys, shape_and_slices=[""] * len(keys), tensors=constants)
+    return str(prefix)
+
+
+def contents(path):
+    reader = tf.train.load_checkpoint(str(path))
+    return {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+
+
+def shapes_of(depth, width=1, sk_ratio=0.0, head=None, classes=0, stem="imagenet", se_ratio=0.0):
+    """Official names and shapes of a network that takes no memory."""
+    with keras.StatelessScope(initialize_variables=False):
+        network = Network(ResNet(depth, width, sk_ratio, se_ratio, stem), head, classes)
+        network.build()
+    return {name: tuple(variable.shape) for name, variable in official_names(network).items()}
+
+
+@functools.cache
+def tiny(head="nonlinear", classes=10):
+    """A narrow ResNet-18 as the TF1 code would save it."""
+    shapes = shapes_of(18, 1 / 16, head=ProjectionHead(head, out_dim=8), classes=classes)
+    return {name: values.fill(name, shape) for name, shape in shapes.items()} | {"global_step": np.int64(7)}
+
+
+def imported(path, model_dir, **settings):
+    return modes.run({"mode": "import_checkpoint", "checkpoint": str(path), "model_dir": str(model_dir)} | settings)
+
+
+def network_of(model_dir):
+    config, resolved = run_of(str(model_dir))
+    network = build.network(config, choose_strategy(config), resolved["num_classes"], resolved["head_input"])
+    load_network(network, str(model_dir), with_classifier=bool(resolved["num_classes"]))
+    return network
+
+
+def assert_holds(network, tensors):
+    """The network's variables are bit-equal to those of an official checkpoint."""
+    names = official_names(network)
+    for name, variable in names.items():
+        np.testing.assert_array_equal(variable, tensors[name], err_msg=name)
+    return names
+
+
+def test_a_tf1_checkpoint_gives_the_outputs_of_the_official_code(tmp_path, parity):
+    listing = json.loads((GOLDEN / "ckpt_tf1_r50_1x_sk0_finetune_variables.json").read_text())["graph_creation_order"]
+    tensors = {n: np.int64(123) if n == "global_step" else values.fill(n, shape) for n, shape, _ in listing}
+    result = imported(write(tmp_path / "model.ckpt-123", tensors), tmp_path / "run")
+    assert result["step"] == 123
+    assert "loaded: 281 variables, 34,277,672 numbers" in result["report"]
+    assert "ignored: 161, the optimizer's state" in result["report"]
+    network = network_of(tmp_path / "run")
+    assert len(assert_holds(network, tensors)) == 281
+    recorded = np.load(GOLDEN / "ckpt_tf1_r50_1x_sk0_outputs.npz")
+    layers = {"nl_0": "proj_head_1", "nl_1": "proj_head_2", "nl_2": "proj_head_output"}
+    for size in (64, 224):
+        endpoints = network(values.image_input(f"ckpt_{size}", 2, size), whole_head=True)
+        keys = [key for key in recorded.files if key.startswith(f"{size}px/") and key.endswith(("/full", "/sample"))]
+        assert len(keys) == 11
+        for key in keys:
+            name = key.split("/")[1]
+            actual, expected = np.asarray(endpoints[layers.get(name, name)]), recorded[key]
+            if key.endswith("/sample"):
+                actual = actual.reshape(-1)[values.sample_idx(actual.size, 512)]
+            if name in ("nl_0", "nl_1"):  # recorded before their ReLU
+                expected = np.maximum(expected, 0)
+            parity(f"TF1 checkpoint, ResNet-50, {size} px", actual, expected, 5e-6)
+
+
+def test_a_tf2_checkpoint_is_read_by_its_objects(tmp_path):
+    rows = json.loads((GOLDEN / "ckpt_tf2_r18_1x_sk0_variables.json").read_text())["key_shape_dtype_canonicalTF1name"]
+    tensors = {key: values.fill(name, shape) if name else np.int64(40) for key, shape, _, name in rows}
+    tensors["save_counter/.ATTRIBUTES/VARIABLE_VALUE"] = np.int64(3)
+    tensors["_CHECKPOINTABLE_OBJECT_GRAPH"] = b"graph"
+    result = imported(write(tmp_path / "ckpt-40", tensors), tmp_path / "run")
+    assert result["step"] == 40 and "ResNet-18 x1, sk_ratio 0, se_ratio 0, cifar stem" in result["report"]
+    canonical = {name: tensors[key] for key, _, _, name in rows if name}
+    assert len(assert_holds(network_of(tmp_path / "run"), canonical)) == 121
+    assert run_of(str(tmp_path / "run"))[0].eval_resize == "bicubic"  # TensorFlow 2 resized its images
+
+
+@pytest.mark.parametrize("sk, mode", [(0, "finetune"), (0, "pretrain"), (1, "finetune"), (1, "pretrain")])
+def test_the_recorded_listings_tell_their_network(sk, mode):
+    listing = json.loads((GOLDEN / f"ckpt_tf1_r50_1x_sk{sk}_{mode}_variables.json").read_text())
+    rows = listing["graph_creation_order"]
+    shapes = {name: tuple(shape) for name, shape, _ in rows if not name.endswith("/Momentum")}
+    assert official.network_settings(shapes) == {
+        "resnet_depth": 50,
+        "width_multiplier": 1,
+        "sk_ratio": 0.0625 * sk,
+        "se_ratio": 0,
+        "stem": "imagenet",
+        "proj_head_mode": "nonlinear",
+        "num_proj_layers": 3,
+        "proj_out_dim": 128,
+    }
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"depth": 18, "stem": "cifar"},
+        {"depth": 34, "width": 3, "head": ProjectionHead("none"), "classes": 5},
+        {"depth": 50, "width": 4, "head": ProjectionHead("linear", out_dim=64), "classes": 1000},
+        {"depth": 50, "sk_ratio": 0.0625, "stem": "cifar"},
+        {"depth": 101, "width": 2, "sk_ratio": 0.0625, "head": ProjectionHead(num_layers=4)},
+        {"depth": 152, "width": 3, "sk_ratio": 0.0625, "classes": 1000},
+        {"depth": 200, "head": ProjectionHead(num_layers=2, out_dim=2048)},
+        {"depth": 50, "sk_ratio": 0.25, "se_ratio": 0.0625},
+        {"depth": 18, "width": 0.5, "se_ratio": 0.05},
+    ],
+    ids=lambda made: f"r{made['depth']}",
+)
+def test_names_and_shapes_tell_the_network(made):
+    shapes = shapes_of(**made)
+    found = official.network_settings(shapes)
+    head = ProjectionHead(
+        found["proj_head_mode"], found.get("num_proj_layers", 1), found.get("proj_out_dim", 1), name="head"
+    )
+    keys = ("resnet_depth", "width_multiplier", "sk_ratio", "stem", "se_ratio")
+    depth, width, sk_ratio, stem, se_ratio = (found[key] for key in keys)
+    assert (depth, width, stem) == (made["depth"], made.get("width", 1), made.get("stem", "imagenet"))
+    assert sk_ratio == made.get("sk_ratio", 0)
+    assert shapes_of(depth, width, sk_ratio, head, made.get("classes", 0), stem, se_ratio) == shapes
+
+
+def test_what_else_a_checkpoint_holds_is_ignored_with_the_reason(tmp_path):
+    tensors = tiny(classes=0)
+    besides = {f"ema_model/{name}": 2 * value for name, value in tensors.items() if name != "global_step"}
+    besides |= {"base_model/conv2d/kernel/LARSOptimizer": np.zeros(3, np.float32), "beta1_power": np.float32(0)}
+    result = imported(write(tmp_path / "published/model.ckpt-7", tensors | besides), tmp_path / "run")
+    network = network_of(tmp_path / "run")
+    assert len(assert_holds(network, tensors)) == len(tensors) - 1
+    assert f"ignored: {len(tensors) - 1}, a second copy" in result["report"]
+    assert "ignored: 2, the optimizer's state (base_model/conv2d/kernel/LARSOptimizer, beta1_power)" in result["report"]
+    assert "no classifier" in result["report"]
+
+
+def untrained_head(tensors):
+    start = {"gamma": np.ones_like, "beta": np.zeros_like}
+    return {
+        name: start.get(name.rpartition("/")[2], np.copy)(value) if name.startswith("head_contrastive") else value
+        for name, value in tensors.items()
+    }
+
+
+def test_a_head_that_was_never_trained_is_left_out(tmp_path):
+    path = write(tmp_path / "model.ckpt-7", untrained_head(tiny()))
+    result = imported(path, tmp_path / "run")
+    assert "ignored: 14, a projection head that was never trained" in result["report"]
+    assert "assumed" not in result["report"]
+    assert_holds(network_of(tmp_path / "run"), tiny())
+    assert run_of(str(tmp_path / "run"))[0].proj_head_mode == "none"
+    imported(path, tmp_path / "kept", ft_proj_selector=1)
+    assert run_of(str(tmp_path / "kept"))[0].proj_head_mode == "nonlinear"
+
+
+@pytest.mark.parametrize(
+    ("folder", "said", "wide", "taken"),
+    [
+        ("pretrained", None, 32, 0),
+        ("finetuned_1pct", None, 32, 1),
+        ("finetuned_10pct", None, 32, 1),
+        ("finetuned_100pct", None, 32, 0),
+        ("finetuned_10pct", 0, 32, 0),
+        ("finetuned_100pct", 2, 32, 2),
+        ("finetuned_1pct", None, 8, 3),
+    ],
+)
+def test_which_layer_the_classifier_reads(folder, said, wide, taken, tmp_path):
+    kernel = values.fill("kernel", (wide, 10))
+    path = write(tmp_path / folder / "model.ckpt-7", tiny() | {"head_supervised/linear_layer/dense/kernel": kernel})
+    found = official.read(path, said)
+    assert found.head_input == taken
+    assert found.taps == ([0, 1, 2] if wide == 32 else [3])
+
+
+def test_the_report_says_which_layer_was_assumed(tmp_path):
+    report = imported(write(tmp_path / "finetuned_1pct/model.ckpt-7", tiny()), tmp_path / "run")["report"]
+    assert "assumed: the classifier reads layer 1 of the head. Layers [0, 1, 2] are as wide" in report
+    assert run_of(str(tmp_path / "run"))[1]["head_input"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "flags", "message"),
+    [
+        ({"base_model/conv2d_7/kernel": None}, [], "1 missing: base_model/conv2d_7/kernel"),
+        ({"base_model/extra": np.zeros(1)}, [], "1 left over: base_model/extra"),
+        ({"something/else": np.zeros(1)}, [], "1 left over: something/else"),
+        ({"base_model/conv2d_7/kernel": np.zeros(3)}, [], "1 of another shape: base_model/conv2d_7/kernel"),
+        ({"base_model/conv2d_30/kernel": np.zeros(3)}, [], "are not those of a SimCLR network"),
+        ({"base_model/conv2d/kernel": None}, [], "are not those of a SimCLR network"),
+        ({}, ["--ft_proj_selector=3"], "--ft_proj_selector=3: the classifier reads 32 numbers"),
+        ({}, ["--resnet_depth=50"], "--resnet_depth=50: the checkpoint's network has 18"),
+    ],
+)
+def test_what_is_unexplained_is_refused_and_nothing_written(change, flags, message, tmp_path, capsys):
+    tensors = {name: value for name, value in (tiny() | change).items() if value is not None}
+    path = write(tmp_path / "model.ckpt-7", tensors)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run.py", "--mode=import_checkpoint", f"--checkpoint={path}", f"--model_dir={tmp_path}/run", *flags])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_none_is_refused(tmp_path):
+    with pytest.raises(SettingError, match="there is no checkpoint"):
+        official.read(str(tmp_path / "model.ckpt-7"))
+    (tmp_path / "model.ckpt-7.index").write_bytes(b"no checkpoint")
+    with pytest.raises(SettingError, match="cannot be read"):
+        official.read(str(tmp_path / "model.ckpt-7"))
+    with pytest.raises(SettingError, match="--checkpoint="):
+        modes.run({"mode": "import_checkpoint", "model_dir": str(tmp_path / "run")})
+
+
+@pytest.mark.parametrize("head", ["nonlinear", "linear", "none"])
+def test_in_and_out_again_is_bit_equal(head, tmp_path):
+    tensors = tiny(head)
+    imported(write(tmp_path / "model.ckpt-7", tensors), tmp_path / "run")
+    modes.run({"mode": "export", "format": "tf1_checkpoint", "checkpoint": str(tmp_path / "run")})
+    exported = tmp_path / "run/tf1_checkpoint"
+    again = contents(exported)
+    assert again.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert again[name].dtype == value.dtype
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+    assert tf.train.latest_checkpoint(str(exported)) == str(exported / "model.ckpt-7")
+    imported(exported, tmp_path / "run2")
+    assert_holds(network_of(tmp_path / "run2"), tensors)
+
+
+def test_a_tf1_graph_restores_what_was_exported(tmp_path):
+    imported(write(tmp_path / "model.ckpt-7", tiny()), tmp_path / "run")
+    modes.run({"mode": "export", "format": "tf1_checkpoint", "checkpoint": str(tmp_path / "run")})
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        variables = {n: v1.get_variable(n, value.shape, value.dtype) for n, value in tiny().items()}
+        v1.train.Saver().restore(session, str(tmp_path / "run/tf1_checkpoint/model.ckpt-7"))
+        for name, value in session.run(variables).items():
+            np.testing.assert_array_equal(value, tiny()[name], err_msg=name)
+
+
+def test_the_other_modes_go_on_from_an_imported_one(tmp_path):
+    start = imported(write(tmp_path / "model.ckpt-7", tiny()), tmp_path / "run", dataset="digits", image_size=16)
+    assert start["step"] == 7
+    run = str(tmp_path / "run")
+    toy = {"train_batch_size": 50, "train_steps": 2, "checkpoint_steps": 2, "labels_per_class": 5, "report": False}
+    toy |= {"recipe": "none", "warmup_epochs": 0.0}
+    found = modes.run({"mode": "evaluate", "checkpoint": run})
+    assert 0 <= found["top1"] <= 1 and 0 <= found["knn_top1"] <= 1
+    finetuned = str(tmp_path / "finetuned")
+    modes.run(toy | {"mode": "finetune", "checkpoint": run, "model_dir": finetuned, "ft_proj_selector": 1})
+    config, resolved = run_of(finetuned)
+    assert (config.width_multiplier, config.stem, config.image_size) == (0.0625, "imagenet", 16)
+    assert config.eval_resize == run_of(run)[0].eval_resize == "tf1"
+    assert resolved["head_input"] == 1
+    name = "base_model/conv2d/kernel"
+    moved = np.abs(official_names(network_of(finetuned))[name] - tiny()[name]).max()
+    assert 0 < moved < 0.1 * np.abs(tiny()[name]).max()
+    distilled = {"mode": "distill", "teacher": run, "resnet_depth": 18, "width_multiplier": 0.0625, "dataset": "digits"}
+    result = modes.run(toy | distilled | {"model_dir": str(tmp_path / "distilled")})
+    assert 0 <= result["distill_top1"] <= 1

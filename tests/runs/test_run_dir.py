@@ -1,0 +1,134 @@
+"""What a run writes beside its checkpoints: whole or not at all, once, and by one process at a time."""
+
+import multiprocessing
+
+import keras
+import pytest
+import tensorflow as tf
+
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.files import write_atomically
+from simclrv2_tf.runs.run_dir import Journal
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here is Keras's."""
+
+
+def row(step: int, **values: float) -> dict[str, float]:
+    return {"step": step, "loss": step / 10} | values
+
+
+def scalars(model_dir) -> list[tuple[int, str]]:
+    found = []
+    for file in sorted((model_dir / "tensorboard").glob("events.*")):
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            event = tf.compat.v1.Event.FromString(record)
+            found += [(event.step, value.tag) for value in event.summary.value]
+    return found
+
+
+def test_a_text_is_replaced_at_once_or_not_at_all(tmp_path, file_size_limit):
+    path = tmp_path / "result.json"
+    write_atomically(path, "old")
+    with file_size_limit(3), pytest.raises(OSError):
+        write_atomically(path, "newer")
+    assert [other.name for other in tmp_path.iterdir()] == ["result.json"] and path.read_text() == "old"
+    write_atomically(path, "newer")
+    assert path.read_text() == "newer"
+
+
+def test_rows_that_found_no_room_are_written_with_the_next(tmp_path, file_size_limit):
+    journal = Journal(tmp_path)
+    journal.write_row(row(1))
+    with file_size_limit(5), pytest.raises(OSError):
+        journal.write_row(row(2))
+    journal.write_row(row(3, top1=0.5))
+    assert (tmp_path / "metrics.csv").read_text() == "step,loss,top1\n1,0.1,\n2,0.2,\n3,0.3,0.5\n"
+
+
+@pytest.mark.parametrize("content", [b"step,loss\n1,0.1\nx,0.2\n", b"a,b\n1,2\n", b"\xff\xfe\0"])
+def test_damaged_rows_are_refused(content, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(SettingError, match=f"^--model_dir={tmp_path}: metrics.csv is damaged"):
+        Journal(tmp_path).rows()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 10**5])
+def test_a_damaged_result_is_refused(content, tmp_path):
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(SettingError, match=f"^--model_dir={tmp_path}: result.json is damaged"):
+        Journal(tmp_path).result()
+
+
+class TestRewind:
+    def test_forgets_what_came_after(self, tmp_path):
+        for _ in range(2):  # the second process finds what the first one has left
+            journal = Journal(tmp_path)
+            journal.rewind(2)
+            for step in (3, 4) if journal.rows() else (1, 2, 3, 4):
+                journal.write_row(row(step))
+        assert [one["step"] for one in journal.rows()] == ["1", "2", "3", "4"]
+        assert scalars(tmp_path) == [(step, "loss") for step in (1, 2, 3, 4)]
+
+    def test_to_the_start(self, tmp_path):
+        journal = Journal(tmp_path)
+        journal.write_row(row(1))
+        Journal(tmp_path).rewind(0)
+        assert Journal(tmp_path).rows() == [] and scalars(tmp_path) == []
+
+    def test_forgets_the_pictures_that_end_a_run(self, tmp_path):
+        journal = Journal(tmp_path)
+        journal.write_row(row(1))
+        journal.write_images("views", tf.zeros([1, 2, 2, 3]).numpy(), 1)
+        assert scalars(tmp_path) == [(1, "loss"), (1, "views")]
+        Journal(tmp_path).rewind(1)
+        assert scalars(tmp_path) == [(1, "loss")]
+
+    def test_keeps_the_histograms_of_steps_before(self, tmp_path):
+        journal = Journal(tmp_path)
+        for step in (1, 2):
+            journal.write_histograms([keras.Variable([0.5, 1.5], name="kernel")], step)
+        assert scalars(tmp_path) == [(1, "kernel"), (2, "kernel")]
+        Journal(tmp_path).rewind(1)
+        assert scalars(tmp_path) == [(1, "kernel")]
+
+    def test_a_last_event_that_was_cut_off(self, tmp_path):
+        journal = Journal(tmp_path)
+        for step in (1, 2):
+            journal.write_row(row(step))
+        (file,) = (tmp_path / "tensorboard").glob("events.*")
+        file.write_bytes(file.read_bytes()[:-5])
+        Journal(tmp_path).rewind(2)
+        assert scalars(tmp_path) == [(1, "loss")]
+
+
+@pytest.mark.parametrize(("losses", "best"), [([3], True), ([3, 2], True), ([3, 4], False), ([3, 3], False)])
+def test_which_row_is_the_best(losses, best, tmp_path):
+    journal = Journal(tmp_path)
+    for step, loss in enumerate(losses):
+        journal.write_row({"step": step, "loss": loss, "eval_top1": -loss})
+    assert journal.last_row_is_best((("loss",), False)) == best
+    assert journal.last_row_is_best((("online_top1", "eval_top1"), True)) == best
+
+
+def enter(model_dir, entered, leave):
+    with Journal(model_dir).locked():
+        entered.set()
+        leave.wait()
+
+
+def test_one_process_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    entered, leave = context.Event(), context.Event()
+    other = context.Process(target=enter, args=(tmp_path, entered, leave))
+    other.start()
+    entered.wait(60)
+    refused = pytest.raises(SettingError, match=rf"^--model_dir={tmp_path}: in use by process {other.pid} on ")
+    with refused, Journal(tmp_path).locked():
+        pass
+    other.kill()  # it has no chance to tidy up
+    other.join()
+    with Journal(tmp_path).locked():
+        pass

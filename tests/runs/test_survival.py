@@ -1,0 +1,152 @@
+"""A run that is killed, interrupted or denied the disk goes on to the bits of a run that was never stopped."""
+
+import json
+import random
+import signal
+
+import children
+import pytest
+
+from simclrv2_tf.runs.signals import StopRequest
+
+TOY = {
+    "mode": "pretrain",
+    "dataset": "digits",
+    "recipe": "none",
+    "resnet_depth": 18,
+    "width_multiplier": 0.0625,
+    "image_size": 8,
+    "train_batch_size": 50,
+    "train_steps": 11,
+    "checkpoint_steps": 3,
+    "eval_batch_size": 100,
+    "eval_steps": 1,
+    "memory_size": 100,
+    "report": "false",
+    "deterministic": "true",
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here runs in this process."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped, and the number of calls in it."""
+    place = tmp_path_factory.mktemp("whole")
+    counting = children.SignalAt(0, count_to=place / "calls")
+    assert children.run(TOY | {"model_dir": place / "run"}, place / "log", counting) == 0
+    return place / "run", int((place / "calls").read_text())
+
+
+def kill_and_compare(kills, whole, model_dir):
+    """Runs the same command with each of these faults in turn, then to its end: to the bits of the whole run."""
+    settings = TOY | {"model_dir": model_dir}
+    for kill in kills:
+        status = children.run(settings, model_dir.with_suffix(".log"), kill)
+        assert status in (-signal.SIGKILL, -signal.SIGXFSZ)
+    assert children.run(settings, model_dir.with_suffix(".log")) == 0
+    children.assert_same_records(model_dir, whole)
+
+
+def random_kills(seed, calls, count):
+    """None so late that the run could end before the last one."""
+    moments = random.Random(seed)
+    return [children.SignalAt(moments.randrange(1, calls // (count + 1))) for _ in range(count)]
+
+
+def test_kills_while_saving_while_evaluating_and_at_random_change_nothing(whole, tmp_path):
+    model_dir, calls = whole
+    saving, evaluating = children.FileSizeLimit(100_000, fatal=True), children.SignalAt(1, function="collect")
+    kill_and_compare([saving, evaluating, *random_kills(0, calls, 2)], model_dir, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_kills_at_random_moments_change_nothing(seed, whole, tmp_path):
+    model_dir, calls = whole
+    kill_and_compare(random_kills(seed, calls, 4), model_dir, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_kills_before_each_kind_of_file_change_nothing(whole, tmp_path):
+    before = [("write_row", 1), ("_write_rows", 1), ("save", 1), ("_write", 1)]
+    before += [("write_atomically", 1), ("write_atomically", 2), ("_remove", 1), ("write_result", 1)]
+    kill_and_compare([children.SignalAt(call, function=name) for name, call in before], whole[0], tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_kills_between_the_stages_change_nothing(tmp_path):
+    more = {"mode": "semi_supervised", "labels_per_class": 2, "train_batch_size": 20, "memory_size": 0}
+    whole, killed = (TOY | more | {"model_dir": tmp_path / name} for name in ("whole", "killed"))
+    assert children.run(whole, tmp_path / "log") == 0
+    between = children.SignalAt(1, function="finished")
+    for _ in range(4):
+        assert children.run(killed, tmp_path / "log", between) == -signal.SIGKILL
+    assert children.run(killed, tmp_path / "log") == 0
+    stages = sorted(path.parent.name for path in (tmp_path / "whole").glob("*/config.json"))
+    assert len(stages) == 5
+    for stage in stages:
+        children.assert_same_records(tmp_path / "killed" / stage, tmp_path / "whole" / stage)
+    results = [json.loads((settings["model_dir"] / "result.json").read_text()) for settings in (whole, killed)]
+    assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(number, status, whole, tmp_path):
+    model_dir, calls = whole
+    settings = TOY | {"model_dir": tmp_path / "run"}
+    assert children.run(settings, tmp_path / "log", children.SignalAt(calls // 3, number)) == status
+    log = (tmp_path / "log").read_text()
+    assert f"{number.name}: stopping after this step" in log and "Traceback" not in log
+    assert ("To go on: python run.py --mode=pretrain" in log) == (number is signal.SIGINT)
+    assert children.run(settings, tmp_path / "log") == 0
+    children.assert_same_records(tmp_path / "run", model_dir)
+
+
+@pytest.mark.parametrize(
+    ("stride", "more"),
+    [
+        (5, {}),
+        pytest.param(1, {"report": "true", "keep_best": "loss"}, marks=pytest.mark.slow),
+    ],
+    ids=["some changes", "all changes"],
+)
+def test_a_disk_that_is_full_stops_the_run_and_room_lets_it_go_on(stride, more, whole, tmp_path):
+    """From any change of a file on; the run goes on from the checkpoint that it had."""
+    settings = TOY | {"model_dir": tmp_path / "run"} | more
+    child = children.start(tmp_path / "log", children.run_on_full_disks, settings, stride, tmp_path / "told")
+    child.join()
+    *stopped, last = json.loads((tmp_path / "told").read_text())
+    assert last["status"] == 0 and not last["left"] and len(stopped) > 1
+    for one in stopped:
+        told = one["output"].splitlines()[-1]
+        assert one["status"] == 2 and told.startswith(f"error: --model_dir={tmp_path}/run: "), one
+        assert "(File too large" in told or "; File too large" in told, told
+        assert "Traceback" not in one["output"], one
+    newest = [max(one["steps"], default=0) for one in (*stopped, last)]
+    assert newest == sorted(newest) and newest[-1] == 11
+    children.assert_same_records(tmp_path / "run", whole[0], pictures="report" not in more)
+
+
+def stop_twice():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_the_second_signal_stops_at_once(tmp_path):
+    child = children.start(tmp_path / "log", stop_twice)
+    child.join()
+    assert child.exitcode == -signal.SIGINT and "once more stops at once" in (tmp_path / "log").read_text()
+
+
+def test_a_full_disk_can_be_outlived(tmp_path):
+    settings = TOY | {"model_dir": tmp_path / "run", "on_checkpoint_error": "continue"}
+    assert children.run(settings, tmp_path / "log", children.FileSizeLimit(100_000)) == 0
+    assert (tmp_path / "log").read_text().count("could not be saved") == 4
+    assert not list(tmp_path.rglob("step-*"))
+    assert (tmp_path / "run/result.json").is_file()

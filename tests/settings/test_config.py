@@ -1,0 +1,215 @@
+"""Settings out of bounds or at odds with each other are refused in one line that names the flag and the value."""
+
+import contextlib
+import dataclasses
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import NETWORK_SETTINGS, STAGES, Config, check_bounds, parse_value
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here is Keras's."""
+
+
+def refusal(**settings):
+    with pytest.raises(SettingError) as caught:
+        Config(**settings)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def beyond(field):
+    """The nearest values outside the bounds of a setting, each with what its refusal says."""
+    bounds, step = field.metadata, 1 if isinstance(field.default, int) else 1e-6
+    if bounds["minimum"] is not None:
+        yield bounds["minimum"] - step, "or more"
+    if bounds["above"] is not None:
+        yield bounds["above"], "must be above"
+    if bounds["maximum"] is not None:
+        yield bounds["maximum"] + step, "or less"
+    if bounds["choices"]:
+        yield "nonsense", "must be one of"
+    if isinstance(field.default, float):
+        yield from ((value, "must be a finite number") for value in (math.nan, math.inf, -math.inf))
+
+
+def at(field):
+    """The values on the bounds of a setting."""
+    bounds = field.metadata
+    yield from bounds["choices"]
+    yield from (bounds[bound] for bound in ("minimum", "maximum") if bounds[bound] is not None)
+
+
+OUTSIDE = [(name, value, why) for name, field in FIELDS.items() for value, why in beyond(field)]
+ON_BOUNDS = [(name, value) for name, field in FIELDS.items() for value in at(field)]
+
+
+@pytest.mark.parametrize("name, value, why", OUTSIDE)
+def test_values_outside_their_bounds_are_refused(name, value, why):
+    message = refusal(**{name: value})
+    assert message.startswith(f"--{name}={value}: ") and why in message
+    with pytest.raises(SettingError, match=f"--{name}="):
+        check_bounds({name: value})
+
+
+@pytest.mark.parametrize("name, value", ON_BOUNDS)
+def test_values_on_their_bounds_are_taken(name, value):
+    needs = {
+        "teacher": "run",
+        "checkpoint": "run",
+        "train_steps": 1,
+        "memory_size": 1,
+    }  # what another mode or no epochs would ask for
+    assert getattr(Config(**needs | {name: value}), name) == value
+
+
+def test_every_number_has_a_lower_bound():
+    """But for the depth, which has its own list."""
+    numbers = {name for name, field in FIELDS.items() if type(field.default) in (int, float)}
+    bounded = {name for name, value, why in OUTSIDE if why in ("or more", "must be above")}
+    assert numbers - bounded == {"resnet_depth"}
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(resnet_depth=42), "--resnet_depth=42: must be 18, 34, 50, 101, 152 or 200"),
+        (dict(resnet_depth=18, sk_ratio=0.0625), "--sk_ratio=0.0625: selective kernels need --resnet_depth of 50"),
+        (dict(sk_ratio=0.0625, stem="cifar", image_size=64), "--stem=cifar: "),
+        (dict(mode="embed", checkpoint="x", format="onnx"), "--format=onnx: embed writes npz, parquet"),
+        (dict(ft_proj_selector=4), "--ft_proj_selector=4: the projection head has only 3 layers"),
+        (dict(ft_proj_selector=2, proj_head_mode="linear"), "--ft_proj_selector=2: the projection head has only 1"),
+        (dict(ft_proj_selector=1, proj_head_mode="none"), "--ft_proj_selector=1: the projection head has only 0"),
+        (
+            dict(labels_per_class=5, label_fraction=0.1),
+            "--label_fraction=0.1: give either this or --labels",
+        ),
+        (dict(train_batch_size=1), "--train_batch_size=1: pretrain compares"),
+        (dict(model_dir="gs://bucket/run"), "--model_dir=gs://bucket/run: must be a local or mounted directory"),
+        (dict(dataset="folder:caf\udce9"), "--dataset='folder:caf\\udce9': must be UTF-8"),
+        (dict(train_epochs=0), "--train_epochs=0: give --train_epochs or --train_steps above 0"),
+        (dict(mode="distill"), "--teacher=: distill needs"),
+        (dict(mode="evaluate"), "--checkpoint=: evaluate needs"),
+        (dict(mode="embed"), "--checkpoint=: embed needs"),
+        (dict(mode="export"), "--checkpoint=: export needs"),
+        (dict(mode="linear_eval"), "--checkpoint=: linear_eval needs"),
+    ],
+)
+def test_contradictions_are_refused(settings, message):
+    assert refusal(**settings).startswith(message)
+
+
+def test_what_is_no_contradiction():
+    Config(train_epochs=0, train_steps=10)
+    Config(ft_proj_selector=3)
+    Config(resnet_depth=50, sk_ratio=0.0625, stem="cifar", image_size=32)
+    Config(mode="finetune")  # from scratch
+
+
+def test_changed_copies_are_checked():
+    config = Config()
+    assert config.replace(temperature=0.5).temperature == 0.5 and config.temperature == 0.1
+    with pytest.raises(SettingError, match=r"^--temperature=0: must be above 0$"):
+        config.replace(temperature=0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.temperature = 0.5
+
+
+def test_derived_settings():
+    assert [Config(image_size=size).stem_kind for size in (32, 33)] == ["cifar", "imagenet"]
+    assert Config(image_size=32, stem="imagenet").stem_kind == "imagenet"
+    layers = [Config(proj_head_mode=mode, num_proj_layers=5).head_layers for mode in ("none", "linear", "nonlinear")]
+    assert layers == [0, 1, 5]
+
+
+def test_where_a_run_lives():
+    assert Config(dataset="folder:/a b", mode="supervised").run_dir == "runs/folder__a b-supervised"
+    assert Config(dataset="digits", recipe="none").run_dir == "runs/digits-pretrain"
+    assert Config(recipe="imagenet_1pct", dataset="npz:x").run_dir == "runs/imagenet_1pct-pretrain"
+    assert Config(recipe="imagenet_1pct", model_dir="here").run_dir == "here"
+
+
+def test_settings_survive_json():
+    config = Config(stage=("finetune.learning_rate=0.1",), use_blur=False, learning_rate=1e-7, dataset="folder:/ä b")
+    text = config.to_json()
+    assert Config.from_json(text) == config
+    assert list(json.loads(text)) == list(FIELDS)  # every setting, in order
+
+
+def test_unknown_and_missing_settings_in_json_are_passed_over():
+    text = json.dumps({"temperature": 0.7, "a_setting_to_come": [1, 2], "resolved": {"steps": 3}})
+    assert Config.from_json(text) == Config(temperature=0.7)
+    with pytest.raises(SettingError, match=r"^--temperature=-1: "):
+        Config.from_json('{"temperature": -1}')
+
+
+@pytest.mark.parametrize(
+    "name, text, value",
+    [
+        ("learning_rate", "1e-3", 1e-3),
+        ("train_epochs", "7", 7),
+        ("dataset", "digits", "digits"),
+        ("use_blur", "False", False),
+        ("use_blur", "1", True),
+    ],
+)
+def test_values_from_text(name, text, value):
+    assert parse_value(name, text) == value and type(parse_value(name, text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [("learning_rate", "fast"), ("train_epochs", "1.5"), ("use_blur", "maybe"), ("nosuch", "1"), ("stage", "x")],
+)
+def test_texts_that_are_no_values_are_refused(name, text):
+    with pytest.raises(SettingError, match=name):
+        parse_value(name, text)
+
+
+def test_lists_of_settings_name_settings():
+    assert set(NETWORK_SETTINGS) < set(FIELDS)
+    assert set(STAGES) < set(FIELDS["mode"].metadata["choices"])
+    assert all(field.metadata["help"].strip() and field.metadata["group"] for field in FIELDS.values())
+
+
+def values_of(field):
+    """Anything that a setting may be, and some that it may not."""
+    if field.metadata["choices"]:
+        return st.sampled_from(field.metadata["choices"])
+    kinds = {bool: st.booleans(), int: st.integers(-2, 5000), float: st.floats(-0.1, 1.1), str: st.text(max_size=5)}
+    return kinds.get(type(field.default), st.tuples(st.text(max_size=5)))
+
+
+@given(st.data())
+def test_any_settings_are_refused_by_name_or_survive_json(data):
+    names = data.draw(st.lists(st.sampled_from(list(FIELDS)), max_size=4, unique=True))
+    values = {name: data.draw(values_of(FIELDS[name])) for name in names}
+    try:
+        config = Config(**values)
+    except SettingError as error:
+        assert str(error).startswith("--")
+    else:
+        assert Config.from_json(config.to_json()) == config
+        check_bounds(values)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), st.lists, max_leaves=3
+)
+
+
+@given(JSON | st.dictionaries(st.sampled_from(list(FIELDS)), JSON, max_size=3), st.integers(0, 5))
+def test_damaged_json_is_refused(found, cut):
+    text = json.dumps(found)
+    with contextlib.suppress(SettingError):
+        Config.from_json(text[: len(text) - cut])
