@@ -39,7 +39,7 @@ CONTESTANTS = {
 }
 
 
-def cost_of(name: str, folder: pathlib.Path) -> float:
+def network_cost(name: str, folder: pathlib.Path) -> float:
     """CPU milliseconds an image, in this process."""
     module, function, settings = CONTESTANTS[name]
     run = getattr(importlib.import_module(f"benchmarks.{module}"), function)
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--contestant", choices=CONTESTANTS, help="measure this one, in this process")
     arguments = parser.parse_args()
     if arguments.contestant:
-        print(cost_of(arguments.contestant, arguments.folder))
+        print(network_cost(arguments.contestant, arguments.folder))
         return
     with tempfile.TemporaryDirectory() as made:
         folder = arguments.folder or pathlib.Path(made)

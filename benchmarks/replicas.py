@@ -30,7 +30,7 @@ from benchmarks.page import origin, write
 from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.methods.base import distribute
 from simclrv2_tf.models import BatchNorm
-from simclrv2_tf.modes.setup import ready
+from simclrv2_tf.modes.setup import build_run
 from simclrv2_tf.settings.config import Config
 
 STEPS, TRIES = 5, 5
@@ -148,7 +148,7 @@ def steps(environment: dict[str, str], folder: pathlib.Path, index: int, replica
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     config = Config(mode="pretrain", model_dir=str(folder), recipe="none", cpu_replicas=replicas, **TRAINING)
     strategy = choose_strategy(config)
-    run = ready(config, strategy)
+    run = build_run(config, strategy)
     count = (TRIES + 2) * STEPS
     iterator = iter(distribute(strategy, run.data.batch_size, lambda part: run.data.of(part).batches(0, count)))
     took = seconds(lambda: float(run.model.run_steps(iterator, STEPS)["loss"])) / STEPS

@@ -14,7 +14,7 @@ from absl import flags
 from simclrv2_tf.env import import_tensorflow
 from simclrv2_tf.errors import LostWorkerError, SettingError
 from simclrv2_tf.settings.config import Config, check_bounds
-from simclrv2_tf.settings.recipes import listing
+from simclrv2_tf.settings.recipes import format_recipes
 
 DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 HELP = {dashes + name for dashes in ("-", "--") for name in ("help", "helpshort", "helpfull", "h")}
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         explicit = parse(argv, values)
         if explicit.get("recipe") == "help":
-            print(listing())
+            print(format_recipes())
             return
         quiet = values["quiet"].value
         import_tensorflow(verbose=values["v"].value > 0)  # seconds that --help need not wait for

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 # What TensorFlow's libraries write while they are loaded, before any log level reaches them. Nothing else is held back.
-SMALL_TALK = (
+STARTUP_NOISE = (
     "All log messages before absl::InitializeLog",
     "oneDNN custom operations are on",
     "Could not find cuda drivers on your machine",
@@ -31,16 +31,16 @@ def import_tensorflow(verbose: bool = False) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     has_gpu_driver = any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg")))
     if has_gpu_driver:
-        keep_tuning(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
-    hidden = SMALL_TALK if has_gpu_driver else SMALL_TALK + NO_DRIVER
+        cache_xla_tuning(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
+    hidden = STARTUP_NOISE if has_gpu_driver else STARTUP_NOISE + NO_DRIVER
     quiet = int(os.environ["TF_CPP_MIN_LOG_LEVEL"] or 0) >= 2 and "tensorflow" not in sys.modules
-    with without_lines(hidden) if quiet else contextlib.nullcontext():
+    with filtered_stderr(hidden) if quiet else contextlib.nullcontext():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
 
 
-def keep_tuning(cache: pathlib.Path) -> None:
+def cache_xla_tuning(cache: pathlib.Path) -> None:
     """Has XLA keep what it finds out about a GPU's convolutions, most of the first compile, for the next run.
 
     Of several processes that run at once, one writes; the others read. XLA's entries carry the GPU's model.
@@ -71,7 +71,7 @@ def keep_tuning(cache: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def without_lines(texts: tuple[str, ...]) -> Iterator[None]:
+def filtered_stderr(texts: tuple[str, ...]) -> Iterator[None]:
     """Leaves the lines that contain one of the texts out of standard error, C++'s too; all others appear at once.
 
     The filter is a process of its own, so that the last words of a crash come through.

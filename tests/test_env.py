@@ -47,13 +47,13 @@ def test_only_the_lines_named_are_left_out():
     """Not C++'s other lines, nor what a crash says last; and standard error is itself again afterwards."""
     code = """
 import os, sys
-from simclrv2_tf.env import without_lines
-with without_lines(("hum", "[0]")):
+from simclrv2_tf.env import filtered_stderr
+with filtered_stderr(("hum", "[0]")):
     os.write(2, b"an error\\n a hum\\n")
     print("python's", file=sys.stderr)
     print("a [0]", file=sys.stderr)
 print("hum", file=sys.stderr)
-with without_lines(("hum",)):
+with filtered_stderr(("hum",)):
     os.write(2, b"the last words\\n")
     os.abort()
 """
@@ -64,8 +64,8 @@ with without_lines(("hum",)):
 
 KEEP = """
 import os, pathlib, sys
-from simclrv2_tf.env import keep_tuning
-keep_tuning(pathlib.Path({cache!r}))
+from simclrv2_tf.env import cache_xla_tuning
+cache_xla_tuning(pathlib.Path({cache!r}))
 print(os.environ.get("XLA_FLAGS", ""))
 """
 

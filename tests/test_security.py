@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from simclrv2_tf import SimCLR
 from simclrv2_tf.data.sources import open_source
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, run_of
+from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, read_run_config
 from simclrv2_tf.settings.config import Config
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "simclrv2_tf"
@@ -152,7 +152,7 @@ def test_settings_that_are_none_are_refused(text, run):
     try:
         file.write_bytes(text.encode(errors="surrogatepass"))
         with pytest.raises(SettingError, match=f"^--teacher={run}: its config.json is damaged$"):
-            run_of(str(run), "teacher")
+            read_run_config(str(run), "teacher")
     finally:
         file.write_bytes(whole)
 

@@ -115,8 +115,10 @@ def _views_of_scaled_jpeg(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSe
 def _views(image: tf.Tensor, boxes: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
     # TensorFlow resizes floats faster than bytes; but it reads few pixels of a large crop, and a cast all of them.
     small = tf.size(image) <= 3 * 8 * settings.image_size**2
-    in_floats, in_bytes = (functools.partial(_resized, image, boxes, settings, kind) for kind in (tf.float32, tf.uint8))
-    return tf.cond(small, in_floats, in_bytes)
+    in_floats, format_bytes = (
+        functools.partial(_resized, image, boxes, settings, kind) for kind in (tf.float32, tf.uint8)
+    )
+    return tf.cond(small, in_floats, format_bytes)
 
 
 def _resized(image: tf.Tensor, boxes: tf.Tensor, settings: ViewSettings, kind: tf.DType) -> tf.Tensor:

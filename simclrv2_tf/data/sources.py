@@ -57,7 +57,7 @@ class ArraySource:
         """Tells by which pixels and labels a run goes on."""
         return _fingerprint(self.num_examples, self.images, self.labels, *self.class_names)
 
-    def with_labels_at(self, indices: np.ndarray) -> "ArraySource":
+    def mask_labels_except(self, indices: np.ndarray) -> "ArraySource":
         """All images, of which only those at ``indices`` keep their label; the others get −1."""
         return dataclasses.replace(self, labels=_labels_at(self.labels, indices))
 
@@ -129,7 +129,7 @@ class FileSource(EncodedSource):
         names = (f"{os.path.relpath(path, root)} {size}" for path, size in zip(self.paths, sizes, strict=True))
         return _fingerprint(self.num_examples, self.labels, *names, *self.class_names)
 
-    def with_labels_at(self, indices: np.ndarray) -> "FileSource":
+    def mask_labels_except(self, indices: np.ndarray) -> "FileSource":
         """All files, of which only those at ``indices`` keep their label; the others get −1."""
         return dataclasses.replace(self, labels=_labels_at(self.labels, indices))
 
@@ -200,7 +200,7 @@ class RecordSource(EncodedSource):
         data = self._read(seed) if whole else self._in_order
         return data.shuffle(min(self.num_examples, SHUFFLE_BUFFER), seed=seed, reshuffle_each_iteration=False)
 
-    def with_labels_at(self, indices: np.ndarray) -> "RecordSource":
+    def mask_labels_except(self, indices: np.ndarray) -> "RecordSource":
         """All records, of which only those at ``indices`` of the file order keep their label; the others get −1."""
         return dataclasses.replace(self, labels=_labels_at(self.labels, indices))
 
@@ -269,7 +269,7 @@ def open_labelled(config: Config, *, keep_unlabelled: bool = False) -> Source:
     if isinstance(source, RecordSource):
         source = source.with_labels()
     chosen = label_subset(source.labels, config.labels_per_class, config.label_fraction, config.seed)
-    return source.with_labels_at(chosen) if keep_unlabelled else source.subset(chosen)
+    return source.mask_labels_except(chosen) if keep_unlabelled else source.subset(chosen)
 
 
 def open_source(config: Config, split: str) -> Source:

@@ -46,7 +46,7 @@ def all_sum(tensor: tf.Tensor) -> tf.Tensor:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensor)
 
 
-def loops_can_communicate() -> bool:
+def can_communicate_in_loops() -> bool:
     """Whether replicas can talk from inside a ``tf.while_loop``.
 
     Those of the mirrored strategies meet in Python while the step is traced, and cannot meet in the graph of a loop.

@@ -52,7 +52,7 @@ def _local_strategy(cpu_replicas: int, worker_timeout: int) -> Strategy:
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if resolver is not None:
-        _meet(resolver, worker_timeout)
+        _wait_for_workers(resolver, worker_timeout)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which TensorFlow has just begun to ignore
@@ -118,7 +118,7 @@ def _workers() -> Resolver | None:
     )
 
 
-def _meet(resolver: Resolver, timeout: int) -> None:
+def _wait_for_workers(resolver: Resolver, timeout: int) -> None:
     """Waits until every worker's address answers: TensorFlow's own waiting neither ends nor can be interrupted.
 
     Until then this worker listens at its own address, where TensorFlow's server will.
@@ -165,7 +165,7 @@ def is_chief(strategy: Strategy) -> bool:
 
 
 @contextlib.contextmanager
-def taking_part(strategy: Strategy) -> Iterator[None]:
+def worker_context(strategy: Strategy) -> Iterator[None]:
     """What a process does within it, it does as one of the workers: all but the chief keep silent.
 
     Workers tell each other every few seconds that they live. When one falls silent, TensorFlow ends the collectives
@@ -195,7 +195,7 @@ def has_workers(strategy: Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def tell_workers(strategy: Strategy, number: int) -> list[int]:
+def gather_from_workers(strategy: Strategy, number: int) -> list[int]:
     """Each worker's ``number``, on every worker, once for each of its replicas; returns when all have told theirs."""
     if not has_workers(strategy):
         return [number]
@@ -238,7 +238,7 @@ def dtype_policy(config: Config) -> str:
     return "mixed_bfloat16" if config.use_tpu or ampere else "float32"
 
 
-def steps_a_call(config: Config) -> int:
+def default_steps_per_execution(config: Config) -> int:
     """Steps that the devices run in one go, in the order of a second on a GPU; one step on a CPU.
 
     Between two calls they stand idle for a few milliseconds, while the host looks at the metrics and starts the next.

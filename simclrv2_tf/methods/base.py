@@ -189,7 +189,7 @@ class ReplicatedModel(keras.Model):
         by_optimizer = [*self.trained_variables, *slots]
         return Undo(by_optimizer, [*self.network.non_trainable_variables, *memory])
 
-    def agree_on_statistics(self) -> None:
+    def average_local_statistics(self) -> None:
         """Where the replicas have moving statistics of their own (local batch norm), all get the mean of them."""
         layers = [layer for layer in self._flatten_layers() if isinstance(layer, BatchNorm) and not layer.synchronized]
 
@@ -220,7 +220,7 @@ class ReplicatedModel(keras.Model):
         # The names are not an argument, which a TPU would be sent; and each function is traced once.
         forward = tf.function(lambda batch: self._endpoints(batch, names), autograph=False)
         forward = vars(self).setdefault(f"_forward{names}", forward)
-        self.agree_on_statistics()
+        self.average_local_statistics()
         strategy = self.distribute_strategy
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
         for batch in distribute(strategy, batch_size, make):
@@ -244,7 +244,7 @@ class ReplicatedModel(keras.Model):
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Does nothing: our models are built when they are made. Keras would take a batch and average its integers."""
 
-    def minimise(self, tape: tf.GradientTape, loss: tf.Tensor, variables: list[keras.Variable]) -> None:
+    def apply_gradients_of(self, tape: tf.GradientTape, loss: tf.Tensor, variables: list[keras.Variable]) -> None:
         """Applies the gradients of a replica's share of the loss. Variables outside its graph stay as they are."""
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         self.optimizer.apply(gradients, variables)

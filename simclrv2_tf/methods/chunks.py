@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from simclrv2_tf.distributed.collectives import loops_can_communicate
+from simclrv2_tf.distributed.collectives import can_communicate_in_loops
 
 Nest = Any  # tensors in dicts, lists or tuples
 
@@ -51,7 +51,7 @@ def map_rows(
 def map_parts(function: Callable[[Nest], Nest], parts: Nest, dtypes: Nest, communicates: bool = False) -> Nest:
     """``function`` of each part of what ``split`` returns, stacked: ``[parts, ...]``; else as ``map_rows``."""
     count = tf.nest.flatten(parts)[0].shape[0]
-    if not communicates or loops_can_communicate():
+    if not communicates or can_communicate_in_loops():
         part = lambda index: function(_part(parts, index))  # noqa: E731
         return tf.map_fn(part, tf.range(count), fn_output_signature=dtypes, parallel_iterations=1)
     results: list[Nest] = []
@@ -64,7 +64,7 @@ def map_parts(function: Callable[[Nest], Nest], parts: Nest, dtypes: Nest, commu
 def fold_parts(function: Callable[[Nest, Nest], Nest], start: Nest, parts: Nest) -> Nest:
     """``function(… function(function(start, part 0), part 1) …)``; it may talk to other replicas."""
     count = tf.nest.flatten(parts)[0].shape[0]
-    if loops_can_communicate():
+    if can_communicate_in_loops():
         step = lambda found, index: function(found, _part(parts, index))  # noqa: E731
         return tf.foldl(step, tf.range(count), start, parallel_iterations=1)
     for index in range(count):

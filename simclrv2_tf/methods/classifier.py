@@ -65,6 +65,6 @@ class ClassificationModel(ReplicatedModel):
             loss = tf.reduce_mean(supervised_loss(labels, logits))
             loss += l2_penalty(penalised_variables(self), self.weight_decay)
             scaled = self.optimizer.scale_loss(loss / replica_count())
-        self.minimise(tape, scaled, self.trained_variables)
+        self.apply_gradients_of(tape, scaled, self.trained_variables)
         hits = tf.argmax(logits, axis=1, output_type=labels.dtype) == labels
         return {"loss": loss, "train_top1": tf.reduce_mean(tf.cast(hits, tf.float32))}

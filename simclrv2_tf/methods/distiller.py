@@ -57,7 +57,7 @@ class Distiller(ClassificationModel):
                 supervised = supervised_loss(tf.maximum(labels, 0), logits)
                 loss += (1 - self.alpha) * labelled_mean(supervised, labels)
             scaled = self.optimizer.scale_loss(loss / replica_count())
-        self.minimise(tape, scaled, self.trained_variables)
+        self.apply_gradients_of(tape, scaled, self.trained_variables)
         agree = tf.argmax(logits, axis=1) == tf.argmax(teacher_logits, axis=1)
         return {
             "loss": loss,

@@ -196,12 +196,12 @@ class _SimilarityMatrix:
         self.total = tf.shape(gathered)[0]
         self.candidates = tf.concat([gathered[:, 0], gathered[:, 1], self.scale * queue], axis=0)  # [2N + m, d]
         self.images = replica_index() * tf.shape(views)[0] + tf.range(tf.shape(views)[0])
-        self.images_a_tile = max(tile_rows(self.candidates.shape[0] or 1, tile) // 2, 1)
+        self.images_per_tile = max(tile_rows(self.candidates.shape[0] or 1, tile) // 2, 1)
 
     def compare(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Loss, hit and entropy of each image, ``[n]``, and the log-partition of each row, ``[n, 2]``."""
         dtype = self.views.dtype
-        return self._in_tiles(self._compare, (self.views, self.images), (dtype,) * 4)
+        return self._map_tiles(self._compare, (self.views, self.images), (dtype,) * 4)
 
     def gradient(self, partition: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
         """Gradient ``[n, 2, d]`` of the views from that of every replica's losses, ``upstream [n]`` here."""
@@ -222,7 +222,7 @@ class _SimilarityMatrix:
                 gradients.append(self.scale * tf.matmul(as_row + as_candidate, self.candidates))
             return tf.stack(gradients, axis=1)
 
-        return self._in_tiles(of_tile, (self.views, self.images, partition, upstream), self.views.dtype)
+        return self._map_tiles(of_tile, (self.views, self.images, partition, upstream), self.views.dtype)
 
     def _compare(self, views: tf.Tensor, images: tf.Tensor) -> tuple[tf.Tensor, ...]:
         losses, partitions = [], []
@@ -250,8 +250,8 @@ class _SimilarityMatrix:
         is_positive = column == (images + (1 - view) * self.total)[:, None]
         return tf.where(is_itself, logits.dtype.min, logits), is_positive
 
-    def _in_tiles(self, function: Callable, arguments: tuple[tf.Tensor, ...], dtypes: Any) -> Any:
-        return map_rows(lambda rows: function(*rows), arguments, self.images_a_tile, dtypes)
+    def _map_tiles(self, function: Callable, arguments: tuple[tf.Tensor, ...], dtypes: Any) -> Any:
+        return map_rows(lambda rows: function(*rows), arguments, self.images_per_tile, dtypes)
 
 
 def _rows(hidden: tf.Tensor, normalize: bool) -> tf.Tensor:

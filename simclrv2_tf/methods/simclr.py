@@ -123,7 +123,7 @@ class SimCLR(ReplicatedModel):
             batch = {"views": make_views(batch, self.views)}
             with tf.GradientTape() as tape:
                 scaled, logs = self._objective(self._embed(batch), labels)
-            self.minimise(tape, scaled, variables)
+            self.apply_gradients_of(tape, scaled, variables)
         else:
             logs, gradients = cached_gradients(
                 self._embed,

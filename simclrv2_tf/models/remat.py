@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 
-def call_without_keeping(layer: keras.layers.Layer, inputs: tf.Tensor) -> tf.Tensor:
+def call_with_remat(layer: keras.layers.Layer, inputs: tf.Tensor) -> tf.Tensor:
     """``layer(inputs, training=True)``, of which only the inputs are kept for the gradient ("Training Deep Nets with
     Sublinear Memory Cost", arXiv 1604.06174).
 

@@ -11,7 +11,7 @@ from keras import ops
 
 from simclrv2_tf.models.batch_norm import BatchNorm, BatchNormSettings, statistics_dtype
 from simclrv2_tf.models.pooling import max_pool
-from simclrv2_tf.models.remat import call_without_keeping
+from simclrv2_tf.models.remat import call_with_remat
 
 BLOCKS_PER_GROUP = {
     18: (2, 2, 2, 2),
@@ -260,10 +260,7 @@ class BlockGroup(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         for block in self.blocks:
-            if self.remat and training:
-                inputs = call_without_keeping(block, inputs)
-            else:
-                inputs = block(inputs, training=training)
+            inputs = call_with_remat(block, inputs) if self.remat and training else block(inputs, training=training)
         return inputs
 
 

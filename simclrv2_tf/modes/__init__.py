@@ -10,15 +10,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from simclrv2_tf.distributed.devices import choose_strategy, taking_part
+from simclrv2_tf.distributed.devices import choose_strategy, worker_context
 from simclrv2_tf.errors import LostWorkerError, SettingError
 from simclrv2_tf.modes.benchmark import benchmark
-from simclrv2_tf.modes.costs import out_of_memory_explained
+from simclrv2_tf.modes.costs import explain_out_of_memory
 from simclrv2_tf.modes.evaluate import embed, evaluate, export
 from simclrv2_tf.modes.import_checkpoint import import_checkpoint
 from simclrv2_tf.modes.preview import preview
 from simclrv2_tf.modes.report import report
-from simclrv2_tf.modes.resolve import Result, Strategy, finished, fit_batch, settle
+from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config
 from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.summary import summary
 from simclrv2_tf.modes.train import classify, pretrain
@@ -28,7 +28,7 @@ from simclrv2_tf.tools.tpu_preflight.preflight import tpu_preflight
 
 
 @contextlib.contextmanager
-def _data_explained() -> Iterator[None]:
+def _explain_data_errors() -> Iterator[None]:
     """Data that are damaged or cut off, and services that lost their place, end a run in one line."""
     try:
         yield
@@ -49,7 +49,7 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 
 @contextlib.contextmanager
-def _full_disk_explained(explicit: dict[str, Any]) -> Iterator[None]:
+def _explain_file_errors(explicit: dict[str, Any]) -> Iterator[None]:
     """A file that Python or TensorFlow cannot write ends a run in one line: those that were there are whole."""
     try:
         yield
@@ -71,25 +71,25 @@ def run(explicit: dict[str, Any]) -> Result:
     Raises:
         SettingError: for a setting or an input that cannot be used, before anything is written.
     """
-    with _full_disk_explained(explicit), _data_explained(), out_of_memory_explained():
+    with _explain_file_errors(explicit), _explain_data_errors(), explain_out_of_memory():
         return _run(explicit)
 
 
 def _run(explicit: dict[str, Any]) -> Result:
     _check_backend()
     mode = explicit.get("mode", "pretrain")
-    settle_themselves: dict[str, Callable[[dict[str, Any]], Result]] = {
+    resolve_own_config: dict[str, Callable[[dict[str, Any]], Result]] = {
         "summary": summary,
         "preview": preview,
         "tpu_preflight": tpu_preflight,
         "benchmark": benchmark,
         "report": report,
     }
-    if mode in settle_themselves:
-        return settle_themselves[mode](explicit)
+    if mode in resolve_own_config:
+        return resolve_own_config[mode](explicit)
     if mode == "semi_supervised":
         strategy = choose_strategy(precedence.resolve(explicit))
-        with taking_part(strategy):
+        with worker_context(strategy):
             return semi_supervised(explicit, strategy)
     functions: dict[str, Callable[[Config, Strategy], Result]] = {
         "pretrain": pretrain,
@@ -102,12 +102,12 @@ def _run(explicit: dict[str, Any]) -> Result:
         "export": export,
         "import_checkpoint": import_checkpoint,
     }
-    config = settle(explicit)
+    config = resolve_config(explicit)
     strategy = choose_strategy(config)
-    with taking_part(strategy):
+    with worker_context(strategy):
         if "train_batch_size" not in explicit:
-            config = fit_batch(config, strategy)
-        return finished(config) or functions[mode](config, strategy)
+            config = cap_batch_size(config, strategy)
+        return finished_result(config) or functions[mode](config, strategy)
 
 
 def _check_backend() -> None:

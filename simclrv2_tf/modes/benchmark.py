@@ -12,7 +12,7 @@ from simclrv2_tf.distributed.devices import copying, has_workers
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import distribute
 from simclrv2_tf.modes.resolve import Result, planned
-from simclrv2_tf.modes.setup import Ready, ready
+from simclrv2_tf.modes.setup import Run, build_run
 from simclrv2_tf.report.console import box
 from simclrv2_tf.settings.config import Config
 
@@ -29,7 +29,7 @@ def benchmark(explicit: dict[str, Any]) -> Result:
     config, strategy = planned(explicit)
     if has_workers(strategy):
         raise SettingError("--mode=benchmark: works on one machine; measure each one alone")
-    run = ready(config, strategy)
+    run = build_run(config, strategy)
     model, data, steps = run.model, run.data, run.model.steps_per_execution
 
     def iterator(make: Callable[[Part], tf.data.Dataset]) -> Any:
@@ -38,9 +38,9 @@ def benchmark(explicit: dict[str, Any]) -> Result:
     batches = iterator(lambda part: data.of(part).batches(0, ENDLESS))
     same = iterator(lambda part: data.of(part).batches(0, 1).cache().repeat())
     rates = {
-        "input": _calls_a_second(lambda: [next(batches) for _ in range(steps)]),
-        "step": _calls_a_second(lambda: float(model.run_steps(same, steps)["loss"])),
-        "both": _calls_a_second(lambda: float(model.run_steps(batches, steps)["loss"])),
+        "input": _calls_per_second(lambda: [next(batches) for _ in range(steps)]),
+        "step": _calls_per_second(lambda: float(model.run_steps(same, steps)["loss"])),
+        "both": _calls_per_second(lambda: float(model.run_steps(batches, steps)["loss"])),
     }
     rates = {name: rate * steps * data.batch_size for name, rate in rates.items()}
     told = verdict(config, run, **rates)
@@ -49,7 +49,7 @@ def benchmark(explicit: dict[str, Any]) -> Result:
     return {"mode": "benchmark", **rates, "limit": told}
 
 
-def _calls_a_second(call: Callable[[], Any]) -> float:
+def _calls_per_second(call: Callable[[], Any]) -> float:
     """Of the calls after the first ones, which compile and empty full buffers."""
     for _ in range(3):
         call()
@@ -60,7 +60,7 @@ def _calls_a_second(call: Callable[[], Any]) -> float:
     return calls / passed
 
 
-def verdict(config: Config, run: Ready, input: float, step: float, both: float) -> str:
+def verdict(config: Config, run: Run, input: float, step: float, both: float) -> str:
     """What limits a run of these images/s, and which flags to change."""
     busy = f"the step runs at {min(both / step, 1):.0%} of its own rate"
     if both >= BUSY * step:
@@ -73,7 +73,7 @@ def verdict(config: Config, run: Ready, input: float, step: float, both: float) 
     )
 
 
-def _faster_step(config: Config, run: Ready) -> str:
+def _faster_step(config: Config, run: Run) -> str:
     accelerated = config.use_tpu or bool(tf.config.list_physical_devices("GPU"))
     advice = {
         "a GPU or a TPU": not accelerated,
@@ -86,7 +86,7 @@ def _faster_step(config: Config, run: Ready) -> str:
     return "; ".join(text for text, holds in advice.items() if holds)
 
 
-def _faster_input(config: Config, run: Ready) -> str:
+def _faster_input(config: Config, run: Run) -> str:
     encoded = not isinstance(run.data.source, ArraySource)
     advice = {
         "--augment_on=device": config.augment_on == "host",

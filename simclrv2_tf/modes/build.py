@@ -12,7 +12,7 @@ from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.service import services
 from simclrv2_tf.data.sources import Source
-from simclrv2_tf.distributed.devices import dtype_policy, is_chief, steps_a_call, use_xla
+from simclrv2_tf.distributed.devices import default_steps_per_execution, dtype_policy, is_chief, use_xla
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import ReplicatedModel
 from simclrv2_tf.methods.classifier import ClassificationModel
@@ -118,7 +118,7 @@ def compile_model(model: ReplicatedModel, config: Config, strategy: tf.distribut
     model.compile(
         optimizer=build_optimizer(config.optimizer, plan.schedule, config.momentum, config.weight_decay),
         jit_compile=use_xla(config, strategy),
-        steps_per_execution=min(steps_a_call(config), plan.interval_steps),
+        steps_per_execution=min(default_steps_per_execution(config), plan.interval_steps),
         skip_bad_steps=config.on_nan == "skip",
     )
 

@@ -23,7 +23,7 @@ REMEDIES = (
 )
 
 
-def cost_of(config: Config, classes: int, tap: int) -> Summary:
+def network_cost(config: Config, classes: int, tap: int) -> Summary:
     """What the network of a run costs; nothing is allocated."""
 
     def make_network() -> Network:
@@ -59,16 +59,18 @@ def similarities(config: Config) -> tuple[int, int, int]:
     return rows, columns, min(tile_rows(columns, config.loss_tile), rows)
 
 
-def memory_in_words(network: Network, config: Config, replicas: int, resident: int = 0) -> str:
+def format_memory_estimate(network: Network, config: Config, replicas: int, resident: int = 0) -> str:
     """What a step of this network needs, with so many bytes of resident images; if that is too much, what to do."""
     found = summarize(lambda: network, config.image_size, whole_head=config.mode == "pretrain")
     memory, there = step_memory(found, config, replicas), device_memory()
     if resident:
         memory["images of --resident_mb"] = resident
     needed, each = sum(memory.values()), f" on each of {replicas} replicas" if replicas > 1 else ""
-    of = f" of {in_bytes(there)}" if there else ""
-    parts = ", ".join(f"{name} {in_bytes(size)}" for name, size in memory.items())
-    told = f"about {in_bytes(needed)}{of}{each}, by the shapes of the layers: {parts}; the libraries' own comes on top"
+    of = f" of {format_bytes(there)}" if there else ""
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
+    told = (
+        f"about {format_bytes(needed)}{of}{each}, by the shapes of the layers: {parts}; the libraries' own comes on top"
+    )
     enough = there is None or needed * max(config.cpu_replicas, 1) <= there
     return told if enough else f"{told}. MORE THAN THERE IS; {REMEDIES}"
 
@@ -90,7 +92,7 @@ def device_memory() -> int | None:
 
 
 @contextlib.contextmanager
-def out_of_memory_explained() -> Iterator[None]:
+def explain_out_of_memory() -> Iterator[None]:
     """Turns TensorFlow's error for memory that is not there into a SettingError that names the flags that help."""
     try:
         yield
@@ -101,6 +103,6 @@ def out_of_memory_explained() -> Iterator[None]:
         raise SettingError(f"out of memory ({reason}); {REMEDIES}") from None
 
 
-def in_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Such as 1.25 GB."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"

@@ -9,20 +9,20 @@ from simclrv2_tf.methods.classifier import ClassificationModel
 from simclrv2_tf.modes import build
 from simclrv2_tf.modes.measure import (
     check_classes,
+    compute_features,
+    compute_logits,
     evaluation_source,
-    features_of,
     knn_features,
-    knn_source,
-    logits_of,
+    knn_subset,
     top_k,
 )
 from simclrv2_tf.modes.resolve import Result, Strategy
 from simclrv2_tf.report import scores
 from simclrv2_tf.report.console import box
-from simclrv2_tf.runs.checkpoints import find, load_network, run_of, step_of
+from simclrv2_tf.runs.checkpoints import find, load_network, read_run_config, step_of
 from simclrv2_tf.runs.embeddings import Embedded, write_npz, write_parquet
 from simclrv2_tf.runs.export import check_onnx_packages, save_onnx, save_saved_model, save_tf1_checkpoint
-from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
 
 
@@ -36,12 +36,12 @@ def evaluate(config: Config, strategy: Strategy) -> Result:
     check_classes(test, model.network.num_classes, f"--checkpoint={config.checkpoint}")
     result: Result = {"mode": "evaluate", "checkpoint": config.checkpoint, "eval_images": test.num_examples}
     if model.network.classifier is not None:
-        result |= top_k(*logits_of(model, config, test))
+        result |= top_k(*compute_logits(model, config, test))
     if source.class_names:
-        train_features = knn_features(model, config, knn_source(source))
-        result["knn_top1"] = evaluation.knn_accuracy(*train_features, *features_of(model, config, test))
-    journal = Journal(build.output_dir(build.model_dir(config), strategy))
-    write_atomically(journal.model_dir / "evaluation.json", json.dumps(result, indent=1))
+        train_features = knn_features(model, config, knn_subset(source))
+        result["knn_top1"] = evaluation.knn_accuracy(*train_features, *compute_features(model, config, test))
+    run_dir = RunDirectory(build.output_dir(build.model_dir(config), strategy))
+    write_atomically(run_dir.model_dir / "evaluation.json", json.dumps(result, indent=1))
     print(box(f"evaluate: {config.checkpoint}", scores(result)))
     return result
 
@@ -50,8 +50,8 @@ def embed(config: Config, strategy: Strategy) -> Result:
     """Features of both splits in ``embeddings.npz`` or ``.parquet``; see ``write_npz`` and ``write_parquet``."""
     sources = [open_source(config, config.train_split), evaluation_source(config)]
     model = _trained_model(config, strategy)
-    splits = [Embedded(source, *features_of(model, config, source)) for source in sources if source is not None]
-    model_dir = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir
+    splits = [Embedded(source, *compute_features(model, config, source)) for source in sources if source is not None]
+    model_dir = RunDirectory(build.output_dir(build.model_dir(config), strategy)).model_dir
     path = model_dir / f"embeddings.{config.output_format}"
     with replacing(path) as unfinished:
         {"npz": write_npz, "parquet": write_parquet}[config.output_format](splits, unfinished)
@@ -64,7 +64,7 @@ def export(config: Config, strategy: Strategy) -> Result:
     if config.format == "onnx":
         check_onnx_packages()
     model = _trained_model(config.replace(jit_compile="false", mixed_precision="float32", remat=False), strategy)
-    path = Journal(build.output_dir(build.model_dir(config), strategy)).model_dir / config.output_format
+    path = RunDirectory(build.output_dir(build.model_dir(config), strategy)).model_dir / config.output_format
     if config.format == "tf1_checkpoint":
         save_tf1_checkpoint(model.network, step_of(find(config.checkpoint)), path)
         print(f"{path}: for the official code's --checkpoint, or tf.compat.v1.train.Saver")
@@ -80,7 +80,7 @@ def export(config: Config, strategy: Strategy) -> Result:
 
 def _trained_model(config: Config, strategy: Strategy) -> ClassificationModel:
     """The network of ``--checkpoint``, to look at."""
-    _, resolved = run_of(config.checkpoint)
+    _, resolved = read_run_config(config.checkpoint)
     with strategy.scope():
         network = build.network(config, strategy, resolved["num_classes"], resolved["head_input"])
         found = load_network(network, config.checkpoint, with_classifier=bool(resolved["num_classes"]))

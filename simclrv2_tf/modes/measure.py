@@ -42,17 +42,17 @@ def check_classes(source: Source | None, classes: int, flag: str) -> None:
         raise SettingError(f"{flag}: knows {classes} classes, {source.name} has {len(source.class_names)}")
 
 
-def logits_of(model: ReplicatedModel, config: Config, source: Source) -> Features:
+def compute_logits(model: ReplicatedModel, config: Config, source: Source) -> Features:
     """Logits ``[n, classes]`` and labels ``[n]`` of a split."""
     return _collect(model, config, source, "logits_sup", config.eval_steps)
 
 
-def features_of(model: ReplicatedModel, config: Config, source: Source, max_steps: int = 0) -> Features:
+def compute_features(model: ReplicatedModel, config: Config, source: Source, max_steps: int = 0) -> Features:
     """Encoder outputs ``[n, d]`` and labels ``[n]`` of a split."""
     return _collect(model, config, source, "final_avg_pool", max_steps)
 
 
-def knn_source(source: Source) -> Source:
+def knn_subset(source: Source) -> Source:
     """The training images that kNN compares with: those with a label, of many a seeded choice."""
     if isinstance(source, RecordSource):
         return source
@@ -63,8 +63,8 @@ def knn_source(source: Source) -> Source:
 
 
 def knn_features(model: ReplicatedModel, config: Config, source: Source) -> Features:
-    """Features of a ``knn_source``; of records those of the first ones."""
-    features, labels = features_of(model, config, source, -(-KNN_IMAGES // config.eval_batch_size))
+    """Features of a ``knn_subset``; of records those of the first ones."""
+    features, labels = compute_features(model, config, source, -(-KNN_IMAGES // config.eval_batch_size))
     return features[labels >= 0], labels[labels >= 0]
 
 

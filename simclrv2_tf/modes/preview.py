@@ -10,13 +10,13 @@ from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.modes import build
-from simclrv2_tf.modes.costs import cost_of, memory_in_words, step_memory
+from simclrv2_tf.modes.costs import format_memory_estimate, network_cost, step_memory
 from simclrv2_tf.modes.resolve import Result, Strategy, planned
-from simclrv2_tf.modes.setup import Ready, ready, what_follows
+from simclrv2_tf.modes.setup import Run, build_run, resolved_settings
 from simclrv2_tf.report import charts, facts, pictures, write_preview
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.tables import duration
-from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
 
 SHOWN = 48  # images of the batch
@@ -32,13 +32,13 @@ def preview(explicit: dict[str, Any]) -> Result:
     of some steps on this machine; its memory follows from the shapes of its layers.
     """
     config, strategy = planned(explicit)
-    run = ready(_timed(config, strategy), strategy)
+    run = build_run(_timed(config, strategy), strategy)
     data = build.training_input(config, run.data.source)
     plan = Plan.of(config, data.source.num_examples)
-    resolved = what_follows(config, strategy, Ready(run.model, data, plan, run.test))
+    resolved = resolved_settings(config, strategy, Run(run.model, data, plan, run.test))
     estimate = _estimate(config, strategy, run, plan)
     figures = {"views": pictures.views_figure(pictures.example_views(data)), **_images(config, data)}
-    model_dir = Journal(build.model_dir(config)).model_dir
+    model_dir = RunDirectory(build.model_dir(config)).model_dir
     described = vars(config) | {"resolved": resolved}
     page = write_preview(model_dir, described, estimate, figures)
     print(box(f"before {config.mode}: {model_dir}", facts(described) | estimate | {"preview": str(page)}))
@@ -50,7 +50,9 @@ def _timed(config: Config, strategy: Strategy) -> Config:
     if config.grad_cache_micro_batch:  # it fits already
         return config.replace(steps_per_execution=1)
     replicas, batch = strategy.num_replicas_in_sync, config.train_batch_size
-    activations = step_memory(cost_of(config, 1, config.ft_proj_selector), config, replicas)["activations"] * replicas
+    activations = (
+        step_memory(network_cost(config, 1, config.ft_proj_selector), config, replicas)["activations"] * replicas
+    )
     share = min(1.0, TIMED_BYTES / max(activations, 1))
     return config.replace(
         train_batch_size=max(1, int(batch * share) // replicas) * replicas if share < 1 else batch,
@@ -58,14 +60,16 @@ def _timed(config: Config, strategy: Strategy) -> Config:
     )
 
 
-def _estimate(config: Config, strategy: Strategy, run: Ready, plan: Plan) -> dict[str, str]:
+def _estimate(config: Config, strategy: Strategy, run: Run, plan: Plan) -> dict[str, str]:
     """Time and memory in words."""
     timed = run.data.batch_size
-    seconds = _seconds_a_step(run) * config.train_batch_size / timed
+    seconds = _seconds_per_step(run) * config.train_batch_size / timed
     return {
         "time": f"about {duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
         f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
-        "memory": memory_in_words(run.model.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes),
+        "memory": format_memory_estimate(
+            run.model.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
+        ),
     }
 
 
@@ -81,7 +85,7 @@ class _Clock(keras.callbacks.Callback):
         self.ends.append(time.perf_counter())
 
 
-def _seconds_a_step(run: Ready) -> float:
+def _seconds_per_step(run: Run) -> float:
     clock = _Clock()
     run.model.fit(run.data.batches(0, TIMED_STEPS + 2), epochs=1, verbose=0, shuffle=False, callbacks=[clock])
     return float(np.median(np.diff(clock.ends)[-TIMED_STEPS:]))  # not the first ones, which compile and fill buffers

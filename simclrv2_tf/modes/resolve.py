@@ -13,8 +13,8 @@ from simclrv2_tf.errors import SettingError
 from simclrv2_tf.modes import build
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs import official
-from simclrv2_tf.runs.checkpoints import find, run_of
-from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.runs.checkpoints import find, read_run_config
+from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings import merge as precedence
 from simclrv2_tf.settings.config import STAGES, Config
 
@@ -24,7 +24,7 @@ Result = dict[str, Any]
 Strategy = tf.distribute.Strategy
 
 # Settings that may differ when a run goes on.
-FREE = {
+MAY_CHANGE_ON_RESUME = {
     "model_dir", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoint_max", "keep_best", "on_checkpoint_error",
     "on_nan", "override_config", "deterministic", "format", "report", "compare", "embedding", "profile_steps",
     "histograms", "cache_dataset", "data_dir", "max_corrupt_share", "recipe", "stage", "augment_on",
@@ -33,7 +33,7 @@ FREE = {
 }  # fmt: skip
 
 
-def settle(explicit: dict[str, Any], stage: str = "") -> Config:
+def resolve_config(explicit: dict[str, Any], stage: str = "") -> Config:
     """The run's settings; those of the run that it starts from, too."""
     mode = stage or explicit.get("mode", "pretrain")
     paths = {k: explicit[k].rstrip("/") for k in ("checkpoint", "teacher") if explicit.get(k)}
@@ -52,7 +52,7 @@ def settle(explicit: dict[str, Any], stage: str = "") -> Config:
         described = Config(mode=mode, checkpoint=explicit["checkpoint"], eval_resize=resize, **found.settings)
         return precedence.resolve({"ft_proj_selector": found.head_input} | explicit, parent=described)
     flag = "teacher" if mode == "distill" else "checkpoint"
-    parent = run_of(explicit[flag], flag)[0] if explicit.get(flag) else None
+    parent = read_run_config(explicit[flag], flag)[0] if explicit.get(flag) else None
     return precedence.resolve(explicit, stage, parent)
 
 
@@ -62,12 +62,12 @@ def planned(explicit: dict[str, Any]) -> tuple[Config, Strategy]:
     It is distillation with ``--teacher``, fine-tuning with ``--checkpoint``, else pretraining.
     """
     mode = "distill" if explicit.get("teacher") else "finetune" if explicit.get("checkpoint") else "pretrain"
-    config = settle(explicit | {"mode": mode}, mode)
+    config = resolve_config(explicit | {"mode": mode}, mode)
     strategy = choose_strategy(config)
-    return config if "train_batch_size" in explicit else fit_batch(config, strategy), strategy
+    return config if "train_batch_size" in explicit else cap_batch_size(config, strategy), strategy
 
 
-def fit_batch(config: Config, strategy: Strategy) -> Config:
+def cap_batch_size(config: Config, strategy: Strategy) -> Config:
     """A stage with fewer labelled images than its batch takes them all at once (as many as the replicas can share)."""
     if config.mode not in ("supervised", "finetune"):
         return config
@@ -78,7 +78,7 @@ def fit_batch(config: Config, strategy: Strategy) -> Config:
     return config.replace(train_batch_size=min(config.train_batch_size, images // replicas * replicas))
 
 
-def finished(config: Config) -> Result | None:
+def finished_result(config: Config) -> Result | None:
     """The result of a training run that has nothing left to do."""
     model_dir = build.model_dir(config)
     if config.mode not in STAGES or not (model_dir / "result.json").is_file():
@@ -88,7 +88,7 @@ def finished(config: Config) -> Result | None:
     print(f"Nothing left to train: {model_dir} has its result.")
     if config.report and not (model_dir / "report.html").is_file():  # killed just before it
         write_report(model_dir)
-    return Journal(model_dir).result()
+    return RunDirectory(model_dir).result()
 
 
 def changed(config: Config, model_dir: pathlib.Path, resolved: dict[str, Any] | None = None) -> bool:
@@ -110,7 +110,7 @@ def changed(config: Config, model_dir: pathlib.Path, resolved: dict[str, Any] | 
     differences = [
         f"{name} {getattr(earlier, name)} -> {value}"
         for name, value in vars(config).items()
-        if name not in FREE and getattr(earlier, name) != value
+        if name not in MAY_CHANGE_ON_RESUME and getattr(earlier, name) != value
     ]
     images = json.loads(text).get("resolved", {}).get("images")
     if resolved and images not in (None, resolved["images"]):

@@ -6,12 +6,12 @@ from typing import Any
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.distributed.devices import is_chief
 from simclrv2_tf.modes import build
-from simclrv2_tf.modes.resolve import Result, Strategy, finished, fit_batch, settle
+from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config
 from simclrv2_tf.modes.setup import environment
 from simclrv2_tf.modes.train import classify, pretrain
 from simclrv2_tf.report import cell, format_table, write_report
 from simclrv2_tf.report.console import box
-from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings import merge as precedence
 from simclrv2_tf.settings.config import STAGES, Config
 from simclrv2_tf.settings.recipes import RECIPES
@@ -33,8 +33,8 @@ def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:
         of_stage = explicit | {"model_dir": str(folder)} | settings
         function = pretrain if name == "pretrain" else classify
         gc.collect()  # the model and the images of the stage before, which the device need not hold beside this one's
-        settled = fit_batch(settle(of_stage, name), strategy)
-        result = finished(settled) or function(settled, strategy)
+        settled = cap_batch_size(resolve_config(of_stage, name), strategy)
+        result = finished_result(settled) or function(settled, strategy)
         seconds.append(result["seconds"])
         return result
 
@@ -58,9 +58,9 @@ def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:
         "online_top1": pretrained.get("online_top1"),
         "seconds": round(sum(seconds), 1),
     }
-    journal = Journal(build.output_dir(model_dir, strategy))
-    journal.write_config(config, environment())
-    journal.write_result(result)
+    run_dir = RunDirectory(build.output_dir(model_dir, strategy))
+    run_dir.write_config(config, environment())
+    run_dir.write_result(result)
     found = {"time": cell("seconds", result["seconds"])}
     if config.report and is_chief(strategy):
         found["report"] = str(write_report(model_dir))

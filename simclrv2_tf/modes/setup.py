@@ -21,12 +21,12 @@ from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.modes import build
 from simclrv2_tf.modes.measure import check_classes, evaluation_source
 from simclrv2_tf.modes.resolve import Strategy
-from simclrv2_tf.runs.checkpoints import load_network, run_of
+from simclrv2_tf.runs.checkpoints import load_network, read_run_config
 from simclrv2_tf.settings.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
-class Ready:
+class Run:
     """What a run needs before its first step."""
 
     model: ReplicatedModel
@@ -35,13 +35,13 @@ class Ready:
     test: Source | None
 
 
-def ready(config: Config, strategy: Strategy) -> Ready:
+def build_run(config: Config, strategy: Strategy) -> Run:
     """Data and model of a training mode; SettingError if they cannot be had."""
     prepare = {"pretrain": _ready_to_pretrain, "distill": _ready_to_distill}.get(config.mode, _ready_to_classify)
     return _with_resident_images(prepare(config, strategy), config, strategy)
 
 
-def _with_resident_images(run: Ready, config: Config, strategy: Strategy) -> Ready:
+def _with_resident_images(run: Run, config: Config, strategy: Strategy) -> Run:
     """The run with its images in the memory of each device, if they are small enough."""
     source = run.data.source
     if config.augment_on == "host" or not isinstance(source, ArraySource):
@@ -58,7 +58,7 @@ def _with_resident_images(run: Ready, config: Config, strategy: Strategy) -> Rea
     return dataclasses.replace(run, data=data)
 
 
-def _ready_to_pretrain(config: Config, strategy: Strategy) -> Ready:
+def _ready_to_pretrain(config: Config, strategy: Strategy) -> Run:
     source, test = open_source(config, config.train_split), evaluation_source(config)
     data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
     classes = len(source.class_names) if config.lineareval_while_pretraining else 0
@@ -69,10 +69,10 @@ def _ready_to_pretrain(config: Config, strategy: Strategy) -> Ready:
             load_network(network, config.checkpoint, with_classifier=False)
         model = build.simclr(config, network, micro_batch)
         build.compile_model(model, config, strategy, plan)
-    return Ready(model, data, plan, test)
+    return Run(model, data, plan, test)
 
 
-def _ready_to_classify(config: Config, strategy: Strategy) -> Ready:
+def _ready_to_classify(config: Config, strategy: Strategy) -> Run:
     source, test = open_labelled(config), evaluation_source(config)
     data, plan = build.training_input(config, source), Plan.of(config, source.num_examples)
     with strategy.scope():
@@ -82,11 +82,11 @@ def _ready_to_classify(config: Config, strategy: Strategy) -> Ready:
         model = ClassificationModel(network, build.views(config), config.weight_decay)
         build.freeze(model, config)
         build.compile_model(model, config, strategy, plan)
-    return Ready(model, data, plan, test)
+    return Run(model, data, plan, test)
 
 
-def _ready_to_distill(config: Config, strategy: Strategy) -> Ready:
-    teacher_config, resolved = run_of(config.teacher, "teacher")
+def _ready_to_distill(config: Config, strategy: Strategy) -> Run:
+    teacher_config, resolved = read_run_config(config.teacher, "teacher")
     if config.distill_alpha < 1:
         source = open_labelled(config, keep_unlabelled=True)
     else:
@@ -107,10 +107,10 @@ def _ready_to_distill(config: Config, strategy: Strategy) -> Ready:
             network, teacher, build.views(config), config.temperature, config.distill_alpha, config.weight_decay
         )
         build.compile_model(model, config, strategy, plan)
-    return Ready(model, data, plan, test)
+    return Run(model, data, plan, test)
 
 
-def what_follows(config: Config, strategy: Strategy, run: Ready) -> dict[str, Any]:
+def resolved_settings(config: Config, strategy: Strategy, run: Run) -> dict[str, Any]:
     """What follows from the settings: the ``resolved`` of a ``config.json``."""
     model, data, plan, network = run.model, run.data, run.plan, run.model.network
     # the class of the workers' one has another name than TensorFlow gives it in public

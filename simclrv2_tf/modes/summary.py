@@ -3,9 +3,9 @@
 from typing import Any
 
 from simclrv2_tf.models import Summary
-from simclrv2_tf.modes.costs import cost_of, in_bytes, similarities
+from simclrv2_tf.modes.costs import format_bytes, network_cost, similarities
 from simclrv2_tf.modes.resolve import Result
-from simclrv2_tf.runs.checkpoints import run_of
+from simclrv2_tf.runs.checkpoints import read_run_config
 from simclrv2_tf.settings import merge as precedence
 from simclrv2_tf.settings.config import Config
 
@@ -18,13 +18,13 @@ def summary(explicit: dict[str, Any]) -> Result:
     Without ``--checkpoint`` the run is pretraining, with a classifier for ImageNet's classes beside it.
     """
     if explicit.get("checkpoint"):
-        parent, resolved = run_of(explicit["checkpoint"])
+        parent, resolved = read_run_config(explicit["checkpoint"])
         config = precedence.resolve(explicit, parent=parent).replace(mode=parent.mode)
         classes, tap = resolved["num_classes"], resolved["head_input"]
     else:
         config, classes, tap = precedence.resolve(explicit, "pretrain"), IMAGENET_CLASSES, 0
 
-    found = cost_of(config, classes, tap)
+    found = network_cost(config, classes, tap)
     print(format_summary(found, config, classes))
     total = found.total
     return {"mode": "summary", "parameters": total.parameters, "multiply_adds": total.multiply_adds}
@@ -43,7 +43,7 @@ def format_summary(found: Summary, config: Config, classes: int) -> str:
     ]
 
     for name, cost in (found.parts | {"encoder alone": found.encoder, "total": found.total}).items():
-        kept = in_bytes(cost.activations * batch * views * found.itemsize)
+        kept = format_bytes(cost.activations * batch * views * found.itemsize)
         gflops = f"{cost.multiply_adds / 1e9:,.3g}"
         lines.append(f"{name:16}{cost.trained:14,}{cost.parameters:17,}{gflops:>15}{kept:>20}")
     lines += [
@@ -56,6 +56,6 @@ def format_summary(found: Summary, config: Config, classes: int) -> str:
         rows, columns, held = similarities(config)
         lines.append(
             f"NT-Xent: {rows:,} x {columns:,} similarities, {held:,} rows at a time (--loss_tile): "
-            f"{in_bytes(4 * held * columns)} in float32."
+            f"{format_bytes(4 * held * columns)} in float32."
         )
     return "\n".join(lines)

@@ -166,7 +166,7 @@ def find(path: str, flag: str = "checkpoint") -> str:
     raise SettingError(f"--{flag}={path}: there is no checkpoint")
 
 
-def run_of(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]:
+def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]:
     """The settings of the run that wrote a checkpoint, and what had followed from them (its ``config.json``).
 
     Raises:

@@ -10,14 +10,14 @@ import tensorflow as tf
 
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import EncodedSource
-from simclrv2_tf.distributed.devices import copying, tell_workers
+from simclrv2_tf.distributed.devices import copying, gather_from_workers
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.methods.base import ReplicatedModel, distribute
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.runs.checkpoints import Checkpoints
 from simclrv2_tf.runs.profiling import Profile
 from simclrv2_tf.runs.progress import IntervalMeans, Progress
-from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.runs.signals import StopRequest
 from simclrv2_tf.settings.config import Config
 
@@ -30,7 +30,7 @@ def train(
     model: ReplicatedModel,
     data: TrainingInput,
     plan: Plan,
-    journal: Journal,
+    run_dir: RunDirectory,
     config: Config,
     evaluate: Evaluate,
     refresh: Callable[[], None] = lambda: None,
@@ -44,7 +44,7 @@ def train(
         model: compiled.
         data: its input.
         plan: how long.
-        journal: where the records go.
+        run_dir: where the records go.
         config: of it ``keep_checkpoint_max``, ``keep_best`` and ``on_checkpoint_error``.
         evaluate: gives numbers of the model as it is.
         refresh: brings what people look at up to date, when an interval is saved.
@@ -56,19 +56,19 @@ def train(
     means = IntervalMeans(model.train_metrics)
     checkpoints = Checkpoints(config.run_dir, model, config.keep_checkpoint_max, {"interval": means.variables})
     step = checkpoints.restore()
-    if len(set(tell_workers(model.distribute_strategy, step))) > 1:
+    if len(set(gather_from_workers(model.distribute_strategy, step))) > 1:
         raise SettingError(f"--model_dir={config.run_dir}: the workers find different checkpoints; they must share it")
-    journal.rewind(step)
+    run_dir.rewind(step)
     if isinstance(data.source, EncodedSource):
-        data.source.corrupt.update(journal.corrupt_images())
+        data.source.corrupt.update(run_dir.corrupt_images())
     if step >= plan.total_steps:
-        print(f"Nothing left to train: {journal.model_dir} is at step {step} of {plan.total_steps}.")
+        print(f"Nothing left to train: {run_dir.model_dir} is at step {step} of {plan.total_steps}.")
         return
     if step:
-        print(f"Going on at step {step} of {plan.total_steps} (checkpoint in {journal.model_dir}).")
+        print(f"Going on at step {step} of {plan.total_steps} (checkpoint in {run_dir.model_dir}).")
     if model.jit_compile:
         print("Compiling the training step with XLA: about a minute on a GPU.", flush=True)
-    _run(model, data, plan, step, means, evaluate, _Save(model, journal, checkpoints, data, config, refresh))
+    _run(model, data, plan, step, means, evaluate, _Save(model, run_dir, checkpoints, data, config, refresh))
 
 
 def _run(
@@ -86,7 +86,7 @@ def _run(
     strategy = model.distribute_strategy
     iterator = iter(distribute(strategy, data.batch_size, make, *copying(save.config)))
     progress = Progress(data.batch_size, plan, step)
-    with StopRequest() as stop, Profile(save.config.profiled, save.journal.model_dir / "tensorboard") as profile:
+    with StopRequest() as stop, Profile(save.config.profiled, save.run_dir.model_dir / "tensorboard") as profile:
         while step < plan.total_steps:
             end = plan.interval_end(step)
             steps = profile.before(step, min(model.steps_per_execution, end - step))
@@ -108,7 +108,7 @@ def _run(
                 row |= evaluate()
                 save(step, row)
                 progress.show(row)
-            if any(tell_workers(strategy, bool(stop.signal))) and step < plan.total_steps:
+            if any(gather_from_workers(strategy, bool(stop.signal))) and step < plan.total_steps:
                 if step != end:
                     save(step)
                 print(f"\nStopped at step {step} of {plan.total_steps}.", flush=True)
@@ -132,7 +132,7 @@ class _Save:
     """Writes what a run has come to."""
 
     model: ReplicatedModel
-    journal: Journal
+    run_dir: RunDirectory
     checkpoints: Checkpoints
     data: TrainingInput
     config: Config
@@ -144,25 +144,27 @@ class _Save:
         Raises:
             SettingError: if that fails and the run is not to go on without.
         """
-        self.model.agree_on_statistics()
+        self.model.average_local_statistics()
         try:
             if isinstance(self.data.source, EncodedSource):
-                self.journal.write_corrupt_images(self.data.source.corrupt)
+                self.run_dir.write_corrupt_images(self.data.source.corrupt)
             if row is not None:
-                self.journal.write_row(row)
+                self.run_dir.write_row(row)
                 if self.config.histograms:
-                    self.journal.write_histograms(self.model.network.weights, step)
-                if self.config.keep_best != "none" and self.journal.last_row_is_best(BEST[self.config.keep_best]):
+                    self.run_dir.write_histograms(self.model.network.weights, step)
+                if self.config.keep_best != "none" and self.run_dir.last_row_is_best(BEST[self.config.keep_best]):
                     self.checkpoints.save_best(step)
             self.checkpoints.save(step)
             self.refresh()
         except (OSError, tf.errors.OpError) as error:
             reason = getattr(error, "strerror", None) or first_line(error)
-            told = f"--model_dir={self.journal.model_dir}: step {step} could not be saved ({reason})"
+            told = f"--model_dir={self.run_dir.model_dir}: step {step} could not be saved ({reason})"
             if self.config.on_checkpoint_error == "stop":
                 raise SettingError(f"{told}; what was saved before is whole: make room, then run it again") from None
             log.warning("%s; going on, as --on_checkpoint_error=continue says", told)
-        tell_workers(self.model.distribute_strategy, step)  # none goes on to look for it before the chief is done
+        gather_from_workers(
+            self.model.distribute_strategy, step
+        )  # none goes on to look for it before the chief is done
 
 
 # Columns of ``metrics.csv`` that tell which checkpoint is the best, and whether a greater number is better.

@@ -20,7 +20,7 @@ SHOWN = (
     "learning_rate",
     "images_per_second",
 )
-SECONDS_A_LINE = 60
+SECONDS_PER_LINE = 60
 
 
 class IntervalMeans:
@@ -85,7 +85,7 @@ class Progress:
         """Brings the bar up to date. A line comes with each row of ``metrics.csv``, and after a while without."""
         shown = {name: value for name, value in values.items() if name in SHOWN}
         if not sys.stdout.isatty():
-            if "epoch" in values or time.monotonic() > self.last_line + SECONDS_A_LINE:
+            if "epoch" in values or time.monotonic() > self.last_line + SECONDS_PER_LINE:
                 told = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
                 print(f"step {self.step:,} of {self.plan.total_steps:,}  {told}", flush=True)
                 self.last_line = time.monotonic()

@@ -21,7 +21,7 @@ from simclrv2_tf.files import write_atomically
 from simclrv2_tf.settings.config import Config
 
 
-class Journal:
+class RunDirectory:
     """The records of one model directory, which is made if it is not there.
 
     Raises:

@@ -437,7 +437,7 @@ NETWORK_SETTINGS = (
 )
 
 
-def no_such_setting(name: str) -> SettingError:
+def unknown_setting_error(name: str) -> SettingError:
     """What is said of a name that is no setting's."""
     return SettingError(f"{name}: there is no such setting (see python run.py --help)")
 
@@ -450,7 +450,7 @@ def parse_value(name: str, text: str) -> Any:
     """
     fields = {field.name: field for field in dataclasses.fields(Config)}
     if name not in fields or name == "stage":
-        raise no_such_setting(name)
+        raise unknown_setting_error(name)
     kind = type(fields[name].default)
     try:
         if kind is bool:

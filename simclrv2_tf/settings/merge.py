@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings.config import NETWORK_SETTINGS, STAGES, Config, no_such_setting, parse_value
+from simclrv2_tf.settings.config import NETWORK_SETTINGS, STAGES, Config, parse_value, unknown_setting_error
 from simclrv2_tf.settings.recipes import RECIPES, Recipe, Settings
 
 # What a run takes from the run it starts from, unless told otherwise.
@@ -14,7 +14,7 @@ SAME_IMAGES = (
     "eval_resize",
 )  # fmt: skip
 # What a mode that looks at a run does not take from it.
-ITS_OWN = ("mode", "model_dir", "checkpoint", "recipe", "stage", "format")
+NOT_INHERITED = ("mode", "model_dir", "checkpoint", "recipe", "stage", "format")
 ENCODER_SETTINGS = ("resnet_depth", "width_multiplier", "sk_ratio", "se_ratio")
 
 
@@ -35,7 +35,7 @@ def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -
     known = {field.name for field in dataclasses.fields(Config)}
     for name in explicit:
         if name not in known:
-            raise no_such_setting(name)
+            raise unknown_setting_error(name)
     mode = stage or explicit.get("mode", "pretrain")
     said = _said(explicit, mode)
     inherited = _inherited(parent, mode)
@@ -91,7 +91,7 @@ def _inherited(parent: Config | None, mode: str) -> dict[str, Any]:
         return {}
     settings = dataclasses.asdict(parent)
     if mode in ("evaluate", "embed", "export", "summary"):
-        return {k: v for k, v in settings.items() if k not in ITS_OWN}
+        return {k: v for k, v in settings.items() if k not in NOT_INHERITED}
     return {name: settings[name] for name in SAME_IMAGES}
 
 

@@ -1,6 +1,6 @@
 """Named settings: the paper's, the official README's, and small ones. ``--recipe=NAME`` loads one, flags win over it.
 
-``merge.py`` says what wins over what; ``--recipe=help`` prints ``listing()``, which is ``docs/recipes.md``.
+``merge.py`` says what wins over what; ``--recipe=help`` prints ``format_recipes()``, which is ``docs/recipes.md``.
 """
 
 import dataclasses
@@ -376,7 +376,7 @@ labels, linear, supervised. Not measured here.
 |---|---|---|---|---|---|"""
 
 
-def listing() -> str:
+def format_recipes() -> str:
     """Every recipe with its commands and its published and measured accuracies, as Markdown."""
     auto = ", ".join(f"`{name}`" for name, recipe in RECIPES.items() if recipe.common["dataset"] == name)
     return "\n\n".join([HEADER.format(auto=auto), *map(_section, RECIPES), _networks()])

@@ -388,8 +388,8 @@ def test_views_lie_between_0_and_1_and_8_bit_images_are_scaled():
     for rows, kind in ((draws, ViewSettings(32)), (draws_of(16), ViewSettings.crop_and_flip(32))):
         overshot = augment.augment_views(images * 1.4 - 0.2, rows, kind).numpy()
         assert overshot.min() == 0 and overshot.max() <= 1 and overshot.dtype == np.float32
-    in_bytes = augment.augment_views((images * 255).round().astype(np.uint8), draws, ViewSettings(32))
-    np.testing.assert_allclose(in_bytes, augment.augment_views(images, draws, ViewSettings(32)), atol=2e-6)
+    format_bytes = augment.augment_views((images * 255).round().astype(np.uint8), draws, ViewSettings(32))
+    np.testing.assert_allclose(format_bytes, augment.augment_views(images, draws, ViewSettings(32)), atol=2e-6)
 
 
 def test_a_view_depends_on_its_own_draws_alone():

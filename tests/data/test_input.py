@@ -304,7 +304,7 @@ def test_a_worker_decodes_only_its_own_images(jpegs):
 @pytest.mark.parametrize("kind", KINDS)
 def test_unknown_labels_are_minus_one(data, kind):
     source = data[kind].with_labels() if kind == "records" else data[kind]
-    few = source.with_labels_at(np.array([3, 7]))
+    few = source.mask_labels_except(np.array([3, 7]))
     known = set(source.labels[[3, 7]])
     labels = labels_of(take(training(few, batch_size=COUNT).batches(0, 1)))
     assert set(labels) == known | {-1} and (labels == -1).sum() == COUNT - 2

@@ -6,7 +6,13 @@ import socket
 import pytest
 import tensorflow as tf
 
-from simclrv2_tf.distributed.devices import choose_strategy, is_chief, steps_a_call, tell_workers, use_xla
+from simclrv2_tf.distributed.devices import (
+    choose_strategy,
+    default_steps_per_execution,
+    gather_from_workers,
+    is_chief,
+    use_xla,
+)
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
 
@@ -27,7 +33,7 @@ def tf_config(workers, kind="worker", index=0, **jobs):
 def test_without_flags_and_environment_it_is_the_one_device():
     strategy = choose_strategy(Config())
     assert strategy is tf.distribute.get_strategy()
-    assert is_chief(strategy) and tell_workers(strategy, 7) == [7]
+    assert is_chief(strategy) and gather_from_workers(strategy, 7) == [7]
 
 
 def test_logical_cpu_devices(replicas):
@@ -116,4 +122,4 @@ def test_a_tpu_that_is_not_there():
     ids=str,
 )
 def test_an_accelerator_runs_several_steps_a_call(settings, steps):
-    assert steps_a_call(Config(**settings)) == steps
+    assert default_steps_per_execution(Config(**settings)) == steps

@@ -47,19 +47,22 @@ def trained(model: SimCLR, steps: int = 3) -> tuple[list[dict[str, float]], dict
 
 
 @pytest.mark.parametrize(
-    ("count", "steps_a_call"),
+    ("count", "default_steps_per_execution"),
     [pytest.param(2, 1, marks=pytest.mark.slow), (2, 3), pytest.param(4, 1, marks=pytest.mark.slow)],
 )
-def test_fit_on_replicas_equals_one_device(count, steps_a_call, replicas):
+def test_fit_on_replicas_equals_one_device(count, default_steps_per_execution, replicas):
     """Losses, weights, statistics and momenta, in float64; the unlabelled rows are all on the first replica."""
     tiny.use_float64()
     strategy = replicas(count)
     one_logs, one = trained(simclr())
-    model = simclr(strategy, steps_per_execution=steps_a_call)
+    model = simclr(strategy, steps_per_execution=default_steps_per_execution)
     logs, many = trained(model)
     expected = [
-        {name: np.mean([call[name] for call in one_logs[start : start + steps_a_call]]) for name in one_logs[0]}
-        for start in range(0, len(one_logs), steps_a_call)
+        {
+            name: np.mean([call[name] for call in one_logs[start : start + default_steps_per_execution]])
+            for name in one_logs[0]
+        }
+        for start in range(0, len(one_logs), default_steps_per_execution)
     ]
     for ours, mean in zip(logs, expected, strict=True):
         assert ours == pytest.approx(mean, rel=1e-6)  # logs are float32
@@ -90,10 +93,10 @@ class Counter(ReplicatedModel):
         return {"number": tf.identity(self.steps.value), "above": tf.reduce_mean(tf.cast(batch["x"] > 10, tf.float32))}
 
 
-def count_steps(strategy: tf.distribute.Strategy, steps_a_call: int = 3, **how) -> Counter:
+def count_steps(strategy: tf.distribute.Strategy, default_steps_per_execution: int = 3, **how) -> Counter:
     with strategy.scope():
         model = Counter()
-        model.compile(jit_compile=how.pop("jit_compile", False), steps_per_execution=steps_a_call, **how)
+        model.compile(jit_compile=how.pop("jit_compile", False), steps_per_execution=default_steps_per_execution, **how)
     return model
 
 
@@ -121,7 +124,7 @@ def test_a_later_fit_traces_nothing(count, replicas):
 
 
 def test_a_step_runs_on_the_steps_it_is_given():
-    model = count_steps(tf.distribute.get_strategy(), steps_a_call=1)
+    model = count_steps(tf.distribute.get_strategy(), default_steps_per_execution=1)
     assert [logs["number"] for logs in tiny.fit(model, rows(3))] == [1, 2, 3]
 
 
@@ -167,7 +170,7 @@ def test_replicas_with_statistics_of_their_own_agree_on_the_mean(replicas):
     tiny.fit(model, tiny.dataset(0, 1))
     values = lambda variable: np.stack(strategy.experimental_local_results(variable.value))  # noqa: E731
     before = {v.path: values(v) for v in model.network.variables}
-    model.agree_on_statistics()
+    model.average_local_statistics()
     for variable in model.network.variables:
         first, second = before[variable.path]
         after = values(variable)

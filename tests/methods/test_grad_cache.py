@@ -89,7 +89,7 @@ def test_batch_norm_sees_a_micro_batch(xla):
             moved.append(tiny.numbers(model.network.non_trainable_variables))
         outputs = {name: tf.concat([output[name] for output in outputs], axis=0) for name in outputs[0]}
         scaled, _ = model._objective(outputs, tf.constant(batch["labels"]))
-    model.minimise(tape, scaled, model.trained_variables)
+    model.apply_gradients_of(tape, scaled, model.trained_variables)
     means = {path: (moved[0][path] + moved[1][path]) / 2 for path in moved[0]}
     assert all(not np.allclose(moved[0][path], moved[1][path]) for path in means)
     tiny.assign(model.network.non_trainable_variables, means)
@@ -103,16 +103,16 @@ def residual_encoder(remat: bool) -> keras.Model:
 
 
 @pytest.mark.parametrize(
-    ("steps_a_call", "remat"),
+    ("default_steps_per_execution", "remat"),
     [(2, True), *(pytest.param(*how, marks=pytest.mark.slow) for how in [(2, False), (1, True)])],
 )
-def test_replicas_share_a_micro_batch(steps_a_call, remat, replicas):
+def test_replicas_share_a_micro_batch(default_steps_per_execution, remat, replicas):
     """Two replicas with two images each at a time are one device with those four, rematerialised or not."""
     tiny.use_float64()
     order = [0, 1, 4, 5, 2, 3, 6, 7]  # replica 0 has images 0 to 3
     batches = tiny.dataset(0, 2, unlabelled=[0, 1])
     with (strategy := replicas(2)).scope():
-        model = simclr(2, steps_per_execution=steps_a_call, make_encoder=lambda: residual_encoder(remat))
+        model = simclr(2, steps_per_execution=default_steps_per_execution, make_encoder=lambda: residual_encoder(remat))
     logs, two = trained(model, batches)
     plain = simclr(4, make_encoder=lambda: residual_encoder(False))
     one_logs, one = trained(plain, batches.map(lambda batch: {k: tf.gather(v, order) for k, v in batch.items()}))

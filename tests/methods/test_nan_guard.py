@@ -23,7 +23,7 @@ class Steep(ClassificationModel):
             distance = tf.reduce_sum(tf.square(kernel - tf.stop_gradient(kernel)))
             flat = tf.reduce_all(batch["labels"] == 0)
             loss = tf.where(flat, tf.sqrt(distance), 0.0) + tf.reduce_sum(tf.square(kernel)) * tf.cast(~flat, "float32")
-        self.minimise(tape, loss, [self.network.classifier.dense.kernel])
+        self.apply_gradients_of(tape, loss, [self.network.classifier.dense.kernel])
         return {"loss": loss, "train_top1": tf.zeros([])}
 
 

@@ -13,7 +13,7 @@ from simclrv2_tf.errors import SettingError
 from simclrv2_tf.modes import costs
 from simclrv2_tf.modes import preview as previewing
 from simclrv2_tf.modes import train as training
-from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings import merge as precedence
 
 TOY = {
@@ -244,14 +244,14 @@ def test_resuming_at_a_checkpoint_is_exact(tmp_path, capsys):
     settings = TOY | {"mode": "pretrain", "report": False, "memory_size": 100}
     modes.run(settings | {"model_dir": str(tmp_path / "whole")})
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        write_row = Journal.write_row
+        write_row = RunDirectory.write_row
 
         def killed_in_the_second_interval(self, row):
             if row["step"] == 4:
                 raise KeyboardInterrupt
             write_row(self, row)
 
-        patch.setattr(Journal, "write_row", killed_in_the_second_interval)
+        patch.setattr(RunDirectory, "write_row", killed_in_the_second_interval)
         modes.run(settings | {"model_dir": str(tmp_path / "parts")})
     capsys.readouterr()
     modes.run(settings | {"model_dir": str(tmp_path / "parts")})
@@ -391,5 +391,5 @@ class TestMemory:
             modes.run(settings | {"mode": "pretrain"})
 
     def test_a_full_disk_is_not_mistaken_for_it(self):
-        with pytest.raises(tf.errors.ResourceExhaustedError, match="No space"), costs.out_of_memory_explained():
+        with pytest.raises(tf.errors.ResourceExhaustedError, match="No space"), costs.explain_out_of_memory():
             tf.io.write_file("/dev/full", "x" * 100_000)

@@ -13,7 +13,7 @@ from simclrv2_tf.methods.distiller import Distiller
 from simclrv2_tf.methods.schedules import WarmUpCosine
 from simclrv2_tf.methods.simclr import Memory, SimCLR
 from simclrv2_tf.models import Network, ProjectionHead
-from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, run_of
+from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, read_run_config
 from simclrv2_tf.settings.config import Config
 
 
@@ -281,12 +281,12 @@ class TestRunOf:
     def test_settings_and_what_followed(self, tmp_path):
         Checkpoints(tmp_path, simclr(memory=0)).save(1)
         with pytest.raises(SettingError, match=f"--teacher={tmp_path}: its config.json is missing"):
-            run_of(str(tmp_path), "teacher")
+            read_run_config(str(tmp_path), "teacher")
         config = Config(resnet_depth=34)
         text = config.to_json().rstrip().removesuffix("}") + ', "resolved": {"num_classes": 3}}'
         (tmp_path / "config.json").write_text(text)
         for given in ("", "/checkpoints", "/checkpoints/step-1"):
-            assert run_of(f"{tmp_path}{given}") == (config, {"num_classes": 3, "head_input": 0})
+            assert read_run_config(f"{tmp_path}{given}") == (config, {"num_classes": 3, "head_input": 0})
 
 
 def test_a_run_in_a_bucket_is_read(tmp_path):
@@ -300,7 +300,7 @@ def test_a_run_in_a_bucket_is_read(tmp_path):
         tf.io.gfile.GFile(target, "wb").write(file.read_bytes())
     expected = tiny.numbers(model.network.variables)
     scramble(model)
-    assert run_of(bucket)[0].resnet_depth == 34
+    assert read_run_config(bucket)[0].resnet_depth == 34
     load_network(model.network, bucket, with_classifier=True)
     np.testing.assert_equal(tiny.numbers(model.network.variables), expected)
 

@@ -16,7 +16,7 @@ from simclrv2_tf.errors import SettingError
 from simclrv2_tf.models import Network, ProjectionHead, ResNet, official_names
 from simclrv2_tf.modes import build
 from simclrv2_tf.runs import official
-from simclrv2_tf.runs.checkpoints import load_network, run_of
+from simclrv2_tf.runs.checkpoints import load_network, read_run_config
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 _spec = importlib.util.spec_from_file_location("golden_values", GOLDEN / "values.py")
@@ -57,7 +57,7 @@ def imported(path, model_dir, **settings):
 
 
 def network_of(model_dir):
-    config, resolved = run_of(str(model_dir))
+    config, resolved = read_run_config(str(model_dir))
     network = build.network(config, choose_strategy(config), resolved["num_classes"], resolved["head_input"])
     load_network(network, str(model_dir), with_classifier=bool(resolved["num_classes"]))
     return network
@@ -105,7 +105,7 @@ def test_a_tf2_checkpoint_is_read_by_its_objects(tmp_path):
     assert result["step"] == 40 and "ResNet-18 x1, sk_ratio 0, se_ratio 0, cifar stem" in result["report"]
     canonical = {name: tensors[key] for key, _, _, name in rows if name}
     assert len(assert_holds(network_of(tmp_path / "run"), canonical)) == 121
-    assert run_of(str(tmp_path / "run"))[0].eval_resize == "bicubic"  # TensorFlow 2 resized its images
+    assert read_run_config(str(tmp_path / "run"))[0].eval_resize == "bicubic"  # TensorFlow 2 resized its images
 
 
 @pytest.mark.parametrize("sk, mode", [(0, "finetune"), (0, "pretrain"), (1, "finetune"), (1, "pretrain")])
@@ -179,9 +179,9 @@ def test_a_head_that_was_never_trained_is_left_out(tmp_path):
     assert "ignored: 14, a projection head that was never trained" in result["report"]
     assert "assumed" not in result["report"]
     assert_holds(network_of(tmp_path / "run"), tiny())
-    assert run_of(str(tmp_path / "run"))[0].proj_head_mode == "none"
+    assert read_run_config(str(tmp_path / "run"))[0].proj_head_mode == "none"
     imported(path, tmp_path / "kept", ft_proj_selector=1)
-    assert run_of(str(tmp_path / "kept"))[0].proj_head_mode == "nonlinear"
+    assert read_run_config(str(tmp_path / "kept"))[0].proj_head_mode == "nonlinear"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_which_layer_the_classifier_reads(folder, said, wide, taken, tmp_path):
 def test_the_report_says_which_layer_was_assumed(tmp_path):
     report = imported(write(tmp_path / "finetuned_1pct/model.ckpt-7", tiny()), tmp_path / "run")["report"]
     assert "assumed: the classifier reads layer 1 of the head. Layers [0, 1, 2] are as wide" in report
-    assert run_of(str(tmp_path / "run"))[1]["head_input"] == 1
+    assert read_run_config(str(tmp_path / "run"))[1]["head_input"] == 1
 
 
 @pytest.mark.parametrize(
@@ -281,9 +281,9 @@ def test_the_other_modes_go_on_from_an_imported_one(tmp_path):
     assert 0 <= found["top1"] <= 1 and 0 <= found["knn_top1"] <= 1
     finetuned = str(tmp_path / "finetuned")
     modes.run(toy | {"mode": "finetune", "checkpoint": run, "model_dir": finetuned, "ft_proj_selector": 1})
-    config, resolved = run_of(finetuned)
+    config, resolved = read_run_config(finetuned)
     assert (config.width_multiplier, config.stem, config.image_size) == (0.0625, "imagenet", 16)
-    assert config.eval_resize == run_of(run)[0].eval_resize == "tf1"
+    assert config.eval_resize == read_run_config(run)[0].eval_resize == "tf1"
     assert resolved["head_input"] == 1
     name = "base_model/conv2d/kernel"
     moved = np.abs(official_names(network_of(finetuned))[name] - tiny()[name]).max()

@@ -18,7 +18,7 @@ def test_lines_without_a_terminal_are_plain_and_few(capsys):
 
 
 def test_a_long_interval_tells_that_it_goes_on(capsys, monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS_A_LINE", -1)
+    monkeypatch.setattr(progress, "SECONDS_PER_LINE", -1)
     progress.Progress(8, PLAN, 0).add({"loss": 2.5}, 1, 0.5)
     assert capsys.readouterr().out == "step 1 of 4  loss 2.5  learning_rate 0.1  images_per_second 16\n"
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.files import write_atomically
-from simclrv2_tf.runs.run_dir import Journal
+from simclrv2_tf.runs.run_dir import RunDirectory
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +40,11 @@ def test_a_text_is_replaced_at_once_or_not_at_all(tmp_path, file_size_limit):
 
 
 def test_rows_that_found_no_room_are_written_with_the_next(tmp_path, file_size_limit):
-    journal = Journal(tmp_path)
-    journal.write_row(row(1))
+    run_dir = RunDirectory(tmp_path)
+    run_dir.write_row(row(1))
     with file_size_limit(5), pytest.raises(OSError):
-        journal.write_row(row(2))
-    journal.write_row(row(3, top1=0.5))
+        run_dir.write_row(row(2))
+    run_dir.write_row(row(3, top1=0.5))
     assert (tmp_path / "metrics.csv").read_text() == "step,loss,top1\n1,0.1,\n2,0.2,\n3,0.3,0.5\n"
 
 
@@ -52,69 +52,69 @@ def test_rows_that_found_no_room_are_written_with_the_next(tmp_path, file_size_l
 def test_damaged_rows_are_refused(content, tmp_path):
     (tmp_path / "metrics.csv").write_bytes(content)
     with pytest.raises(SettingError, match=f"^--model_dir={tmp_path}: metrics.csv is damaged"):
-        Journal(tmp_path).rows()
+        RunDirectory(tmp_path).rows()
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 10**5])
 def test_a_damaged_result_is_refused(content, tmp_path):
     (tmp_path / "result.json").write_bytes(content)
     with pytest.raises(SettingError, match=f"^--model_dir={tmp_path}: result.json is damaged"):
-        Journal(tmp_path).result()
+        RunDirectory(tmp_path).result()
 
 
 class TestRewind:
     def test_forgets_what_came_after(self, tmp_path):
         for _ in range(2):  # the second process finds what the first one has left
-            journal = Journal(tmp_path)
-            journal.rewind(2)
-            for step in (3, 4) if journal.rows() else (1, 2, 3, 4):
-                journal.write_row(row(step))
-        assert [one["step"] for one in journal.rows()] == ["1", "2", "3", "4"]
+            run_dir = RunDirectory(tmp_path)
+            run_dir.rewind(2)
+            for step in (3, 4) if run_dir.rows() else (1, 2, 3, 4):
+                run_dir.write_row(row(step))
+        assert [one["step"] for one in run_dir.rows()] == ["1", "2", "3", "4"]
         assert scalars(tmp_path) == [(step, "loss") for step in (1, 2, 3, 4)]
 
     def test_to_the_start(self, tmp_path):
-        journal = Journal(tmp_path)
-        journal.write_row(row(1))
-        Journal(tmp_path).rewind(0)
-        assert Journal(tmp_path).rows() == [] and scalars(tmp_path) == []
+        run_dir = RunDirectory(tmp_path)
+        run_dir.write_row(row(1))
+        RunDirectory(tmp_path).rewind(0)
+        assert RunDirectory(tmp_path).rows() == [] and scalars(tmp_path) == []
 
     def test_forgets_the_pictures_that_end_a_run(self, tmp_path):
-        journal = Journal(tmp_path)
-        journal.write_row(row(1))
-        journal.write_images("views", tf.zeros([1, 2, 2, 3]).numpy(), 1)
+        run_dir = RunDirectory(tmp_path)
+        run_dir.write_row(row(1))
+        run_dir.write_images("views", tf.zeros([1, 2, 2, 3]).numpy(), 1)
         assert scalars(tmp_path) == [(1, "loss"), (1, "views")]
-        Journal(tmp_path).rewind(1)
+        RunDirectory(tmp_path).rewind(1)
         assert scalars(tmp_path) == [(1, "loss")]
 
     def test_keeps_the_histograms_of_steps_before(self, tmp_path):
-        journal = Journal(tmp_path)
+        run_dir = RunDirectory(tmp_path)
         for step in (1, 2):
-            journal.write_histograms([keras.Variable([0.5, 1.5], name="kernel")], step)
+            run_dir.write_histograms([keras.Variable([0.5, 1.5], name="kernel")], step)
         assert scalars(tmp_path) == [(1, "kernel"), (2, "kernel")]
-        Journal(tmp_path).rewind(1)
+        RunDirectory(tmp_path).rewind(1)
         assert scalars(tmp_path) == [(1, "kernel")]
 
     def test_a_last_event_that_was_cut_off(self, tmp_path):
-        journal = Journal(tmp_path)
+        run_dir = RunDirectory(tmp_path)
         for step in (1, 2):
-            journal.write_row(row(step))
+            run_dir.write_row(row(step))
         (file,) = (tmp_path / "tensorboard").glob("events.*")
         file.write_bytes(file.read_bytes()[:-5])
-        Journal(tmp_path).rewind(2)
+        RunDirectory(tmp_path).rewind(2)
         assert scalars(tmp_path) == [(1, "loss")]
 
 
 @pytest.mark.parametrize(("losses", "best"), [([3], True), ([3, 2], True), ([3, 4], False), ([3, 3], False)])
 def test_which_row_is_the_best(losses, best, tmp_path):
-    journal = Journal(tmp_path)
+    run_dir = RunDirectory(tmp_path)
     for step, loss in enumerate(losses):
-        journal.write_row({"step": step, "loss": loss, "eval_top1": -loss})
-    assert journal.last_row_is_best((("loss",), False)) == best
-    assert journal.last_row_is_best((("online_top1", "eval_top1"), True)) == best
+        run_dir.write_row({"step": step, "loss": loss, "eval_top1": -loss})
+    assert run_dir.last_row_is_best((("loss",), False)) == best
+    assert run_dir.last_row_is_best((("online_top1", "eval_top1"), True)) == best
 
 
 def enter(model_dir, entered, leave):
-    with Journal(model_dir).locked():
+    with RunDirectory(model_dir).locked():
         entered.set()
         leave.wait()
 
@@ -126,9 +126,9 @@ def test_one_process_at_a_time(tmp_path):
     other.start()
     entered.wait(60)
     refused = pytest.raises(SettingError, match=rf"^--model_dir={tmp_path}: in use by process {other.pid} on ")
-    with refused, Journal(tmp_path).locked():
+    with refused, RunDirectory(tmp_path).locked():
         pass
     other.kill()  # it has no chance to tidy up
     other.join()
-    with Journal(tmp_path).locked():
+    with RunDirectory(tmp_path).locked():
         pass

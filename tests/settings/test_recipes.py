@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from simclrv2_tf import cli, modes
 from simclrv2_tf.methods.schedules import Plan
-from simclrv2_tf.modes.resolve import settle
+from simclrv2_tf.modes.resolve import resolve_config
 from simclrv2_tf.settings.config import STAGES, Config
 from simclrv2_tf.settings.merge import resolve
 from simclrv2_tf.settings.recipes import PAPER_NETWORKS, RECIPES
@@ -129,7 +129,7 @@ def run(images, tmp_path_factory, half_resnet18):
 
     def run(recipe, mode, **start):
         explicit = {"recipe": recipe, "mode": mode, "dataset": images} | TOY | start
-        config = settle(explicit).replace(recipe="none")
+        config = resolve_config(explicit).replace(recipe="none")
         if config not in finished:
             finished[config] = place / str(len(finished))
             modes.run(explicit | {"model_dir": str(finished[config])})

@@ -19,8 +19,8 @@ from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.modes import build
-from simclrv2_tf.modes.costs import in_bytes
-from simclrv2_tf.modes.resolve import Result, settle
+from simclrv2_tf.modes.costs import format_bytes
+from simclrv2_tf.modes.resolve import Result, resolve_config
 from simclrv2_tf.modes.summary import IMAGENET_CLASSES
 from simclrv2_tf.report.console import box
 from simclrv2_tf.settings.config import Config
@@ -61,7 +61,7 @@ def tpu_preflight(explicit: dict[str, Any]) -> Result:
     The compiled program is the whole step: augmentation, network, loss, gradients, optimizer, and what the replicas
     say to each other. Not in it: the input, evaluation, checkpoints. No data are opened and no weight is allocated.
     """
-    config = settle(explicit | {"mode": "pretrain", "use_tpu": True}, "pretrain")
+    config = resolve_config(explicit | {"mode": "pretrain", "use_tpu": True}, "pretrain")
     chip, replicas = chips_of(config.tpu_topology)
     if config.train_batch_size % replicas:
         raise SettingError(f"--train_batch_size={config.train_batch_size}: does not divide by the {replicas} replicas")
@@ -195,16 +195,16 @@ def _compile(program: bytes, topology: str) -> dict[str, float]:
 def told(found: dict[str, float], chip: Chip, fits: bool, config: Config, replicas: int) -> dict[str, str]:
     """The compiler's findings in words; what to change if the step does not fit."""
     limit = found.get("limit", chip.memory)
-    memory = f"{in_bytes(found['needed'])} of {in_bytes(limit)} on each chip"
+    memory = f"{format_bytes(found['needed'])} of {format_bytes(limit)} on each chip"
     if "operations" in found:
         parts = ", ".join(
-            f"{name} {in_bytes(found[name])}" for name in ("variables and input", "temporaries", "program")
+            f"{name} {format_bytes(found[name])}" for name in ("variables and input", "temporaries", "program")
         )
         seconds = max(found["operations"] / chip.operations, found["moved"] / chip.bandwidth)
         lines = {
             "memory": f"{memory}: {parts}",
-            "operations": f"{found['operations'] / 1e12:,.3g} TFLOP and {in_bytes(found['moved'])} moved a step and "
-            f"replica, {found['all-reduces']} all-reduces",
+            "operations": f"{found['operations'] / 1e12:,.3g} TFLOP and {format_bytes(found['moved'])} moved per step "
+            f"and replica, {found['all-reduces']} all-reduces",
             "time": f"at least {1e3 * seconds:,.3g} ms a step, by the chip's peaks, links left out",
         }
     else:
