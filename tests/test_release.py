@@ -33,7 +33,9 @@ def built(tmp_path_factory):
     """The sdist and the wheel, of a copy of what is in the repository."""
     place = tmp_path_factory.mktemp("release")
     shutil.copytree(
-        ROOT, place / "source", ignore=lambda at, names: [n for n in names if n[0] == "." or n in ("runs", "tests")]
+        ROOT,
+        place / "source",
+        ignore=lambda at, names: [n for n in names if n[0] == "." or (at == str(ROOT) and n in ("runs", "tests"))],
     )
     run = subprocess.run(
         [sys.executable, "-c", BUILD, str(place)], cwd=place / "source", capture_output=True, text=True
