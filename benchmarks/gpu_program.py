@@ -59,7 +59,7 @@ def step_program(said: argparse.Namespace) -> str:
     from simclrv2_tf.data.augment import NUM_DRAWS
     from simclrv2_tf.methods.schedules import Plan
     from simclrv2_tf.methods.simclr import SimCLR
-    from simclrv2_tf.modes import build
+    from simclrv2_tf.modes.setup import build_network, build_views, compile_method
     from simclrv2_tf.settings.config import Config
 
     settings = {"color_jitter_strength": 0.5, "use_blur": False} if said.image_size <= 32 else {}
@@ -72,9 +72,9 @@ def step_program(said: argparse.Namespace) -> str:
         **settings,
     )
     strategy = tf.distribute.get_strategy()
-    network = build.network(config, strategy, num_classes=0)
-    model = SimCLR(network, build.views(config), config.temperature, config.hidden_norm, config.weight_decay)
-    build.compile_model(model, config, strategy, Plan.of(config, 1_281_167))
+    network = build_network(config, strategy, num_classes=0)
+    model = SimCLR.from_settings(network, build_views(config, SimCLR), config)
+    compile_method(model, config, strategy, Plan.of(config, 1_281_167))
     batch = {
         "images": tf.zeros([said.batch, 2, said.image_size, said.image_size, 3], tf.uint8),
         "draws": tf.zeros([said.batch, 2, NUM_DRAWS]),

@@ -24,8 +24,9 @@ def measure(case: str, depth: int, size: int, batch: int, micro_batch: int, xla:
     import tensorflow as tf
 
     from simclrv2_tf.data.augment import NUM_DRAWS
+    from simclrv2_tf.methods.optimizers import build_optimizer
     from simclrv2_tf.methods.simclr import SimCLR
-    from simclrv2_tf.modes import build
+    from simclrv2_tf.modes.setup import build_network, build_views
     from simclrv2_tf.settings.config import Config
 
     config = Config(
@@ -36,9 +37,9 @@ def measure(case: str, depth: int, size: int, batch: int, micro_batch: int, xla:
         remat="remat" in CASES[case],
         grad_cache_micro_batch=micro_batch if "micro_batch" in CASES[case] else 0,
     )
-    network = build.network(config, tf.distribute.get_strategy(), num_classes=0)
-    model = SimCLR(network, build.views(config), micro_batch=config.grad_cache_micro_batch)
-    model.compile(build.build_optimizer("lars", 0.1), jit_compile=xla)
+    network = build_network(config, tf.distribute.get_strategy(), num_classes=0)
+    model = SimCLR(network, build_views(config, SimCLR), micro_batch=config.grad_cache_micro_batch)
+    model.compile(build_optimizer("lars", 0.1), jit_compile=xla)
     pixels = tf.random.stateless_uniform([batch, 2, size, size, 3], (0, 0), 0, 256, tf.int32)
     images = {
         "images": tf.cast(pixels, tf.uint8),

@@ -28,7 +28,7 @@ import test_workers
 
 from benchmarks.page import origin, write
 from simclrv2_tf.distributed.devices import choose_strategy
-from simclrv2_tf.methods.base import distribute
+from simclrv2_tf.methods.inference import distribute
 from simclrv2_tf.models import BatchNorm
 from simclrv2_tf.modes.setup import build_run
 from simclrv2_tf.settings.config import Config

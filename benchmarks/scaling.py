@@ -13,7 +13,7 @@ import pathlib
 import tensorflow as tf
 
 from simclrv2_tf.models import Network, Summary, summarize
-from simclrv2_tf.modes import build
+from simclrv2_tf.modes.setup import build_network
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.tools.tpu_preflight.preflight import CHIPS, Chip
 
@@ -56,7 +56,7 @@ def cost(settings: dict) -> tuple[Summary, int, int]:
     made: list[Network] = []
 
     def make() -> Network:
-        made.append(build.network(config, tf.distribute.get_strategy(), CLASSES))
+        made.append(build_network(config, tf.distribute.get_strategy(), CLASSES))
         return made[0]
 
     found = summarize(make, config.image_size)

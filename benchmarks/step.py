@@ -67,7 +67,7 @@ def prepare(said: argparse.Namespace):
     from simclrv2_tf.distributed.devices import choose_strategy
     from simclrv2_tf.methods.schedules import Plan
     from simclrv2_tf.methods.simclr import SimCLR
-    from simclrv2_tf.modes import build
+    from simclrv2_tf.modes.setup import build_network, build_views, compile_method
     from simclrv2_tf.settings.config import Config
 
     if said.threads:
@@ -86,9 +86,9 @@ def prepare(said: argparse.Namespace):
     )
     strategy = choose_strategy(config)
     with strategy.scope():
-        network = build.network(config, strategy, num_classes=0)
-        model = SimCLR(network, build.views(config), config.temperature, config.hidden_norm, config.weight_decay)
-        build.compile_model(model, config, strategy, Plan.of(config, 1_281_167))
+        network = build_network(config, strategy, num_classes=0)
+        model = SimCLR.from_settings(network, build_views(config, SimCLR), config)
+        compile_method(model, config, strategy, Plan.of(config, 1_281_167))
     batch = {
         "images": tf.cast(256 * tf.random.uniform([said.batch, 2, said.image_size, said.image_size, 3]), tf.uint8),
         "draws": tf.random.uniform([said.batch, 2, NUM_DRAWS]),
@@ -101,7 +101,7 @@ def measure(said: argparse.Namespace) -> dict[str, str | float]:
     """Images a second of our step, in this process."""
     model, batches = prepare(said)
     from simclrv2_tf.distributed.devices import copying
-    from simclrv2_tf.methods.base import distribute
+    from simclrv2_tf.methods.inference import distribute
     from simclrv2_tf.settings.config import Config
 
     at_once = model.steps_per_execution

@@ -21,7 +21,10 @@ _HOMES = {
     "methods.lars": ("LARS",),
     "methods.losses": ("NTXent", "distillation_loss", "nt_xent"),
     "methods.schedules": ("WarmUpCosine",),
-    "methods.simclr": ("Memory", "SimCLR"),
+    "methods.simclr": ("SimCLR",),
+    "methods.base": ("Method",),
+    "methods.momentum": ("MovingAverage",),
+    "methods.pretraining": ("Pretraining",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

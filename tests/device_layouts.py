@@ -11,10 +11,11 @@ import tiny
 from simclrv2_tf.data.input import Part, evaluation_batches
 from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.distributed.devices import choose_strategy
-from simclrv2_tf.methods.base import ReplicatedModel, distribute
+from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.classifier import ClassificationModel
 from simclrv2_tf.methods.distiller import Distiller
-from simclrv2_tf.methods.simclr import Memory, SimCLR
+from simclrv2_tf.methods.inference import collect, distribute
+from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.settings.config import Config
 
 STEPS, CALL, BATCH = 20, 4, 24
@@ -23,14 +24,14 @@ KINDS = ("pretrain", "finetune", "distill")
 Numbers = dict[str, np.ndarray]
 
 
-def make(kind: str) -> ReplicatedModel:
+def make(kind: str) -> Method:
     network = tiny.network(tap=1 if kind == "finetune" else 0)
     if kind == "pretrain":
-        memory = Memory(network, 2 * BATCH + 7, 0.9)
-        return tiny.compiled(SimCLR(network, tiny.VIEWS, 0.5, weight_decay=1e-3, memory=memory))
+        memory = {"memory_size": 2 * BATCH + 7, "ema_decay": 0.9}
+        return tiny.compiled(SimCLR(network, tiny.VIEWS, 0.5, weight_decay=1e-3, **memory))
     if kind == "finetune":
-        return tiny.compiled(ClassificationModel(network, tiny.VIEWS, 1e-3), "momentum")
-    return tiny.compiled(Distiller(network, tiny.network(seed=1), tiny.VIEWS, 0.5, 0.5, 1e-3))
+        return tiny.compiled(ClassificationModel(network, tiny.VIEWS, weight_decay=1e-3), "momentum")
+    return tiny.compiled(Distiller(network, tiny.network(seed=1), tiny.VIEWS, 0.5, 0.5, weight_decay=1e-3))
 
 
 def train(kind: str, strategy: tf.distribute.Strategy, precision: str = "float64") -> Numbers:
@@ -56,11 +57,14 @@ def train(kind: str, strategy: tf.distribute.Strategy, precision: str = "float64
     return found | tiny.numbers(variables) | evaluate(model)
 
 
-def evaluate(model: ReplicatedModel) -> Numbers:
+def evaluate(model: Method) -> Numbers:
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, tiny.SIZE, tiny.SIZE, 3), "uint8")
     source = ArraySource("test", images, np.arange(IMAGES, dtype="int32"), ("class",))
-    found = model.collect(
-        lambda part: evaluation_batches(source, BATCH, tiny.SIZE, part=part), BATCH, ("final_avg_pool", "logits_sup")
+    found = collect(
+        model,
+        lambda part: evaluation_batches(source, BATCH, tiny.SIZE, part=part),
+        BATCH,
+        ("final_avg_pool", "logits_sup"),
     )
     return {f"evaluated/{name}": values for name, values in found.items()}
 

@@ -12,7 +12,7 @@ from simclrv2_tf import (
     LARS,
     ClassificationModel,
     Distiller,
-    Memory,
+    Method,
     Network,
     NTXent,
     ProjectionHead,
@@ -86,9 +86,9 @@ def made(kind: str) -> keras.Model:
     network = small()
     network.build()
     if kind == "simclr":
-        return SimCLR(network, VIEWS, 0.5, weight_decay=1e-3, memory=Memory(network, 6, 0.9), micro_batch=2)
+        return SimCLR(network, VIEWS, 0.5, weight_decay=1e-3, memory_size=6, ema_decay=0.9, micro_batch=2)
     if kind == "classification":
-        return ClassificationModel(small(tap=1), VIEWS, 1e-3, name="tuned")
+        return ClassificationModel(small(tap=1), VIEWS, weight_decay=1e-3, name="tuned")
     return Distiller(small(), network, VIEWS, temperature=0.2, alpha=0.5)
 
 
@@ -130,5 +130,5 @@ def test_every_public_layer_and_model_can_be_saved():
     kept = (keras.layers.Layer, keras.losses.Loss, keras.optimizers.Optimizer)
     for name in simclrv2_tf.__all__:
         kind = getattr(simclrv2_tf, name)
-        if inspect.isclass(kind) and issubclass(kind, kept) and kind is not Memory:  # SimCLR makes it
+        if inspect.isclass(kind) and issubclass(kind, kept) and kind is not Method:
             assert keras.saving.get_registered_object(f"simclrv2_tf>{name}") is kind

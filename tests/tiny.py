@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.methods.base import ReplicatedModel
+from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.optimizers import build_optimizer
 from simclrv2_tf.models import BatchNorm, Network, ProjectionHead, ResNet
 
@@ -55,8 +55,8 @@ def network(
     return made
 
 
-def compiled(model: ReplicatedModel, optimizer: str = "lars", rate: float = 0.1, decay: float = 1e-3, **how):
-    """The model as ``build.compile_model`` leaves it."""
+def compiled(model: Method, optimizer: str = "lars", rate: float = 0.1, decay: float = 1e-3, **how):
+    """The model as ``setup.compile_method`` leaves it."""
     model.compile(optimizer=build_optimizer(optimizer, rate, 0.9, decay), **{"jit_compile": False, **how})
     return model
 
@@ -90,7 +90,7 @@ class Logs(keras.callbacks.Callback):
         self.calls.append({name: float(value) for name, value in logs.items()})
 
 
-def fit(model: ReplicatedModel, batches: tf.data.Dataset) -> list[dict[str, float]]:
+def fit(model: Method, batches: tf.data.Dataset) -> list[dict[str, float]]:
     """Trains on the batches once; returns the logs of every call."""
     logs = Logs()
     model.fit(batches, verbose=0, shuffle=False, callbacks=[logs])

@@ -48,6 +48,17 @@ class ArraySource:
     class_names: tuple[str, ...]
 
     @property
+    def resident_images(self):
+        return self.images
+
+    @property
+    def corrupt(self):
+        return set()
+
+    def check_corrupt(self):
+        pass
+
+    @property
     def num_examples(self) -> int:
         """Images in the source."""
         return len(self.images)
@@ -77,6 +88,8 @@ class EncodedSource:
 
     max_corrupt_share: float = 1.0
     corrupt: set[str] = dataclasses.field(default_factory=set, compare=False)
+
+    resident_images = None
 
     def report_corrupt(self, image: int | bytes) -> None:
         """Counts and logs an image that could not be decoded, once.

@@ -73,7 +73,7 @@ def _logical_cpus(count: int) -> list[str]:
 
 
 def _tpu_strategy(config: Config) -> Strategy:
-    address = config.master or config.tpu_name
+    address = config.tpu_name
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
             tpu=address, zone=config.tpu_zone or None, project=config.gcp_project or None
@@ -221,10 +221,10 @@ def use_xla(config: Config, strategy: Strategy) -> bool:
     return config.jit_compile == "true"
 
 
-def copying(config: Config) -> tuple[str, int]:
-    """The GPU that batches are copied to while it computes, "" for none, and how many ``distribute`` keeps there."""
+def prefetch_device(config: Config) -> str:
+    """Name of the GPU that batches are copied to while it computes; "" for none."""
     gpus = [] if config.cpu_replicas else tf.config.list_logical_devices("GPU")
-    return gpus[0].name if gpus else "", config.device_prefetch
+    return gpus[0].name if gpus else ""
 
 
 def dtype_policy(config: Config) -> str:

@@ -1,146 +1,154 @@
-"""The base of every model that is trained: a step on every replica, each with its share of the batch."""
+"""The base class of every training method: one step on every replica, several steps per call of the device.
+
+A method is a subclass of ``Method`` that writes ``forward`` and ``objective``; the step itself, the replicas, the
+NaN guard and micro-batches are here. ``simclr.py`` and ``classifier.py`` are examples.
+"""
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.data.input import Part
-from simclrv2_tf.distributed.collectives import all_gather, all_sum, replica_count
-from simclrv2_tf.distributed.devices import has_workers
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.input import make_views
+from simclrv2_tf.distributed.collectives import all_sum, replica_count
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.methods.grad_cache import cached_gradients
 from simclrv2_tf.methods.lars import LARS
-from simclrv2_tf.methods.nan_guard import Undo, all_finite
+from simclrv2_tf.methods.losses import l2_penalty
+from simclrv2_tf.methods.nan_guard import Snapshot, all_finite
+from simclrv2_tf.methods.optimizers import penalised_variables
 from simclrv2_tf.models.batch_norm import BatchNorm
+from simclrv2_tf.models.network import Network, built_network
+from simclrv2_tf.settings.config import Config
 
 Batch = dict[str, tf.Tensor]
+Outputs = dict[str, tf.Tensor]
 Logs = dict[str, tf.Tensor]
 
 
-def distribute(
-    strategy: tf.distribute.Strategy,
-    batch_size: int,
-    make: Callable[[Part], tf.data.Dataset],
-    device: str = "",
-    ahead: int = 0,
-) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """A data set of global batches, of which each worker makes its own rows, and each replica gets an equal share.
+class Method(keras.Model):
+    """A network and how it is trained.
 
-    TensorFlow's ``experimental_distribute_dataset`` gives every worker the same rows where files cannot be sharded.
+    A subclass writes ``forward`` and ``objective``, and where it needs them ``after_step``, ``parts`` and
+    ``trained_variables``. Keras's ``fit`` and the command line's loop both call ``run_steps``.
 
     Args:
-        strategy: whose replicas it feeds, in their order.
-        batch_size: rows of a global batch; divides by the replicas.
-        make: from a part to the batches of its rows, of one static shape and equally many for each part.
-        device: to which batches are copied before their step asks for them, where there is one replica and no other
-            worker (TensorFlow does so itself where there are several).
-        ahead: how many of them.
+        network: a ``Network``, or any Keras model from images to features ``[n, d]``, which gets a projection head of
+            three layers.
+        views: how views are made from the images of a batch.
+        weight_decay: factor of the L2 terms that are part of the loss.
+        micro_batch: images of a replica in memory at a time (``grad_cache.py``); 0 for all of them.
+
+    Attributes:
+        num_views: views of each image in a batch.
+        strong_augmentation: color distortion and blur beside crop and flip, as for pretraining.
+        train_metrics: names of the scalars that a step returns, the loss first.
+
+    A batch is a dict of what ``input.make_views`` takes and int32 ``labels [b]``, −1 where unknown.
     """
 
-    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        data = make(Part(context.input_pipeline_id, context.num_input_pipelines))
-        if context.num_replicas_in_sync > context.num_input_pipelines:
-            return data.rebatch(batch_size // context.num_replicas_in_sync, drop_remainder=True)
-        if context.num_replicas_in_sync == 1 and device and ahead:
-            return data.apply(tf.data.experimental.prefetch_to_device(device, ahead))
-        return data
-
-    return strategy.distribute_datasets_from_function(of_worker)
-
-
-class ReplicatedModel(keras.Model):
-    """A ``keras.Model`` whose ``fit`` runs ``train_step`` on every replica, several steps a call.
-
-    Keras 3's own train function fails under distribution with ``steps_per_execution`` above 1, with ``jit_compile``,
-    and on several workers; this one takes its place. A subclass names its ``train_metrics``, the loss first, and writes
-    ``train_step(batch)``, which sees one replica's part of the batch, scales its loss by ``1 / replica_count()``
-    (optimizers sum the gradients over replicas) and returns its replica's mean of each metric.
-    """
-
+    num_views = 1
+    strong_augmentation = True
     train_metrics: tuple[str, ...] = ("loss",)
     skip_bad_steps = False
     _run_steps = None
 
-    @property
-    def trained_variables(self) -> list[keras.Variable]:
-        """What ``train_step`` updates."""
-        raise NotImplementedError
-
-    def train_step(self, batch: Batch) -> Logs:
-        """One update on one replica; returns its ``train_metrics``, scalars."""
-        raise NotImplementedError
-
-    def completed(self, batch: Batch) -> Batch:
-        """The batch that ``train_step`` sees, from what the input sends; ``TrainingInput.completed`` may take over."""
-        return batch
-
-    def compile(self, *args: Any, skip_bad_steps: bool = False, **kwargs: Any) -> None:
-        """As Keras's; and builds the optimizer, whose variables belong to the strategy's scope and to checkpoints.
-
-        LARS neither decays nor adapts the classifier.
-
-        Args:
-            *args: as Keras's.
-            skip_bad_steps: a step whose loss or gradient is not finite changes nothing.
-            **kwargs: as Keras's.
-
-        Raises:
-            SettingError: for float16 on several replicas, where Keras's loss scaling fails.
-        """
-        super().compile(*args, **kwargs)
-        scaling = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        if scaling and self.distribute_strategy.num_replicas_in_sync > 1:
-            raise SettingError("--mixed_precision=float16: works on one replica only; take bfloat16 or float32")
-        inner = self.optimizer.inner_optimizer if scaling else self.optimizer
-        if isinstance(inner, LARS) and not inner.built:
-            inner.exclude(self.network.classifier_variables)
-        self.optimizer.build(self.trained_variables)
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            # Each replica counts the steps. Keras would broadcast the first one's count, which XLA cannot compile.
-            self.optimizer.iterations.value._aggregation = tf.VariableAggregation.NONE
-        self.skip_bad_steps = skip_bad_steps
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """What a saved model is compiled with when it is loaded."""
-        names = ("optimizer", "jit_compile", "steps_per_execution", "skip_bad_steps")
-        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names if self.compiled}
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a loaded model as it was."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def get_config(self) -> dict[str, Any]:
-        """The arguments that the model was made with, which are its attributes."""
-        return {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in inspect.signature(type(self)).parameters
-        }
+    def __init__(
+        self,
+        network: Network | keras.Model,
+        views: ViewSettings,
+        weight_decay: float = 0.0,
+        micro_batch: int = 0,
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        self.network = built_network(network, views.image_size)
+        self.views = views
+        self.weight_decay = weight_decay
+        self.micro_batch = micro_batch
+        self.built = True
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "ReplicatedModel":
-        """The inverse of ``get_config``."""
-        return cls(**{k: keras.saving.deserialize_keras_object(v, custom_objects) for k, v in config.items()})
+    def from_settings(cls, network: Network, views: ViewSettings, config: Config) -> "Method":
+        """Builds the method that the command line's settings describe. Call it in the strategy's scope."""
+        return cls(network, views, weight_decay=config.weight_decay, micro_batch=config.grad_cache_micro_batch)
 
-    def make_train_function(self, force: bool = False) -> Any:
-        """The function of an iterator that ``fit`` calls: ``steps_per_execution`` steps, then their mean metrics."""
-        if self.train_function is None or force:
-            self._run_steps = None
-            self.train_function = self._run_usual_steps
-        return self.train_function
+    # What a subclass writes
 
-    def _run_usual_steps(self, iterator: Any) -> Logs:
-        logs = self.run_steps(iterator, self.steps_per_execution)
-        return {name: logs[name] for name in self.train_metrics}
-
-    def run_steps(self, iterator: Any, steps: int) -> Logs:
-        """Runs the next batches of a distributed iterator through ``train_step``.
+    def forward(self, batch: Batch) -> Outputs:
+        """Runs the network on a replica's part of the batch.
 
         Returns:
-            The mean metrics, of the good steps alone if bad ones are skipped; ``bad_steps``, how many had a loss or a
-            gradient that was not finite; and ``first_bad_step``, counted from 0, −1 for none.
+            What ``objective`` reads: float tensors ``[b, ...]``, a row for each image.
+        """
+        raise NotImplementedError
+
+    def objective(self, outputs: Outputs, batch: Batch) -> tuple[tf.Tensor, Logs]:
+        """Computes the replica's loss, a scalar, and the other ``train_metrics``, each a mean over the replica."""
+        raise NotImplementedError
+
+    def after_step(self, batch: Batch) -> None:
+        """Runs after the update, for example to move an average. A no-op by default."""
+
+    def parts(self) -> dict[str, keras.layers.Layer]:
+        """Layers by name: what is saved, restored, and rolled back after a bad step."""
+        return self.network.parts()
+
+    @property
+    def trained_variables(self) -> list[keras.Variable]:
+        """Variables that ``train_step`` updates."""
+        network = self.network
+        return network.encoder_variables + network.head_variables() + network.classifier_variables
+
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the network's endpoints, for evaluation."""
+        return self.network(images, training=training, whole_head=True)
+
+    # The step
+
+    def train_step(self, batch: Batch) -> Logs:
+        """Makes one update on one replica.
+
+        The loss is divided by the number of replicas, since Keras's optimizers sum the gradients over replicas.
+
+        Returns:
+            The replica's ``train_metrics``, scalars.
+        """
+        if self.micro_batch:  # each micro-batch makes its own views
+            loss, logs, gradients = cached_gradients(self, batch, self.micro_batch)
+        else:
+            batch = batch | {"views": self.make_views(batch)}
+            with tf.GradientTape() as tape:
+                loss, logs = self.objective(self.forward(batch), batch)
+                scaled = self.scale_loss(loss)
+            gradients = tape.gradient(scaled, [variable.value for variable in self.trained_variables])
+        self.optimizer.apply(gradients, self.trained_variables)
+        self.after_step(batch)
+        return {"loss": loss, **logs}
+
+    def make_views(self, batch: Batch) -> tf.Tensor:
+        """Returns the augmented views of a batch, float32 ``[b, num_views, size, size, 3]`` in [0, 1]."""
+        return make_views(batch, self.views)
+
+    def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        """Scales a replica's loss for the gradient: by the number of replicas, and in float16 by the loss scale."""
+        return self.optimizer.scale_loss(loss / replica_count())
+
+    def weight_decay_loss(self) -> tf.Tensor | float:
+        """Computes the L2 terms that the optimizer does not apply itself."""
+        return l2_penalty(penalised_variables(self), self.weight_decay)
+
+    # Several steps on every replica
+
+    def run_steps(self, iterator: Any, steps: int) -> Logs:
+        """Trains on the next batches of a distributed iterator, in one call of the device.
+
+        Returns:
+            The mean ``train_metrics`` over steps and replicas (over the good steps if bad ones are skipped);
+            ``bad_steps``, the number of steps whose loss or gradient was not finite; and ``first_bad_step``, counted
+            from 0, −1 for none.
         """
         if self._run_steps is None:
             self._run_steps = self._make_run_steps()
@@ -161,8 +169,8 @@ class ReplicatedModel(keras.Model):
                 total += tf.where(good, logs[:-1], tf.zeros_like(total)) if self.skip_bad_steps else logs[:-1]
                 return step + 1, total, bad + tf.cast(~good, tf.int32), tf.where(good | (first >= 0), first, step)
 
-            nothing = tf.constant(0), tf.zeros([len(self.train_metrics)]), tf.constant(0), tf.constant(-1)
-            _, total, bad, first = tf.while_loop(lambda step, *_: step < steps, run_step, nothing)
+            start = tf.constant(0), tf.zeros([len(self.train_metrics)]), tf.constant(0), tf.constant(-1)
+            _, total, bad, first = tf.while_loop(lambda step, *_: step < steps, run_step, start)
             counted = tf.maximum(steps - bad, 1) if self.skip_bad_steps else steps
             means = dict(zip(self.train_metrics, tf.unstack(total / tf.cast(counted, tf.float32)), strict=True))
             return {**means, "bad_steps": bad, "first_bad_step": first}
@@ -170,27 +178,34 @@ class ReplicatedModel(keras.Model):
         return run_steps
 
     def guarded_step(self, batch: Batch) -> tf.Tensor:
-        """One step on a replica: its ``train_metrics``, over all replicas, and 1 if all was finite, else 0."""
-        undo = self._undo() if self.skip_bad_steps else None
-        logs = self.train_step(self.completed(batch))
-        stacked = tf.stack([tf.cast(logs[name], tf.float32) for name in self.train_metrics])
-        stacked = all_sum(stacked) / replica_count()
-        good = all_finite(stacked[0], self.trained_variables)
-        if undo is not None:
-            undo.unless(good)
-        return tf.concat([stacked, [tf.cast(good, tf.float32)]], axis=0)
+        """Runs ``train_step``, and rolls it back if it is bad and bad steps are skipped.
 
-    def _undo(self) -> Undo:
-        """All that a step changes but the count of steps, which the learning rate goes by."""
-        slots = [
-            variable for variable in self.optimizer.variables if variable.name not in ("iteration", "step_counter")
-        ]
-        memory = self.memory.variables if getattr(self, "memory", None) else []
-        by_optimizer = [*self.trained_variables, *slots]
-        return Undo(by_optimizer, [*self.network.non_trainable_variables, *memory])
+        Returns:
+            The ``train_metrics`` averaged over replicas, then 1 if loss and gradients were finite, else 0.
+        """
+        snapshot = self._snapshot() if self.skip_bad_steps else None
+        logs = self.train_step(self.complete_batch(batch))
+        metrics = tf.stack([tf.cast(logs[name], tf.float32) for name in self.train_metrics])
+        metrics = all_sum(metrics) / replica_count()
+        good = all_finite(metrics[0], self.trained_variables)
+        if snapshot is not None:
+            snapshot.restore_unless(good)
+        return tf.concat([metrics, [tf.cast(good, tf.float32)]], axis=0)
+
+    def _snapshot(self) -> Snapshot:
+        """Copies all that a step changes, except the count of steps, which the learning rate depends on."""
+        counters = ("iteration", "step_counter")
+        slots = [variable for variable in self.optimizer.variables if variable.name not in counters]
+        trained = {id(variable) for variable in self.trained_variables}
+        state = [v for part in self.parts().values() for v in part.variables if id(v) not in trained]
+        return Snapshot([*self.trained_variables, *slots], state)
+
+    def complete_batch(self, batch: Batch) -> Batch:
+        """Adds what the input leaves out, see ``TrainingInput.complete_batch``, which replaces this no-op."""
+        return batch
 
     def average_local_statistics(self) -> None:
-        """Where the replicas have moving statistics of their own (local batch norm), all get the mean of them."""
+        """Averages the moving statistics of local batch norms, which every replica has its own of, over replicas."""
         layers = [layer for layer in self._flatten_layers() if isinstance(layer, BatchNorm) and not layer.synchronized]
 
         def average() -> None:
@@ -200,51 +215,69 @@ class ReplicatedModel(keras.Model):
         if layers and self.distribute_strategy.num_replicas_in_sync > 1:
             self.distribute_strategy.run(tf.function(average, autograph=False))
 
-    def collect(
-        self, make: Callable[[Part], tf.data.Dataset], batch_size: int, names: tuple[str, ...]
-    ) -> dict[str, np.ndarray]:
-        """Runs ``input.evaluation_batches`` through the model and brings its endpoints back, to every worker.
+    # Keras
+
+    def compile(self, *args: Any, skip_bad_steps: bool = False, **kwargs: Any) -> None:
+        """Compiles as Keras does, and builds the optimizer: its variables belong to the strategy and to checkpoints.
+
+        LARS neither decays nor adapts the classifier.
 
         Args:
-            make: from a part to its batches, with ``images``, ``labels`` and ``weights``; images of weight 0 are left
-                out.
-            batch_size: images of a batch, over all parts.
-            names: endpoints of ``call``.
-
-        Returns:
-            The endpoints and ``labels``, in the order of the images, whatever the number of replicas.
+            *args: as Keras's.
+            skip_bad_steps: roll back a step whose loss or gradient is not finite.
+            **kwargs: as Keras's.
 
         Raises:
-            SettingError: if there are no images.
+            SettingError: for float16 on several replicas, where Keras's loss scaling fails.
         """
-        # The names are not an argument, which a TPU would be sent; and each function is traced once.
-        forward = tf.function(lambda batch: self._endpoints(batch, names), autograph=False)
-        forward = vars(self).setdefault(f"_forward{names}", forward)
-        self.average_local_statistics()
-        strategy = self.distribute_strategy
-        found: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
-        for batch in distribute(strategy, batch_size, make):
-            for name, value in strategy.run(forward, args=(batch,)).items():
-                local = strategy.experimental_local_results(value)
-                found[name].append(local[0].numpy() if has_workers(strategy) else np.concatenate(local))
-        joined = {name: np.concatenate(parts) for name, parts in found.items()}
-        kept = joined.pop("weights") > 0
-        if not kept.any():
-            raise SettingError("--dataset: no image could be read")
-        return {name: value[kept] for name, value in joined.items()}
+        super().compile(*args, **kwargs)
+        scaling = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        if scaling and self.distribute_strategy.num_replicas_in_sync > 1:
+            raise SettingError("--mixed_precision=float16: works on one replica only; use bfloat16 or float32")
+        inner = self.optimizer.inner_optimizer if scaling else self.optimizer
+        if isinstance(inner, LARS) and not inner.built:
+            inner.exclude(self.network.classifier_variables)
+        self.optimizer.build(self.trained_variables)
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            # Each replica counts the steps. Keras would broadcast the first one's count, which XLA cannot compile.
+            self.optimizer.iterations.value._aggregation = tf.VariableAggregation.NONE
+        self.skip_bad_steps = skip_bad_steps
 
-    def _endpoints(self, batch: Batch, names: tuple[str, ...]) -> dict[str, tf.Tensor]:
-        """The named endpoints of a batch, in a type that numpy has; of all replicas, where not all are at hand."""
-        endpoints = self(batch["images"], training=False)
-        half = (tf.bfloat16, tf.float16)
-        found = {n: tf.cast(endpoints[n], tf.float32) if endpoints[n].dtype in half else endpoints[n] for n in names}
-        found |= {name: batch[name] for name in ("labels", "weights")}
-        return {n: all_gather(v) for n, v in found.items()} if has_workers(self.distribute_strategy) else found
+    def make_train_function(self, force: bool = False) -> Any:
+        """Returns the function that ``fit`` calls.
+
+        Keras 3's own fails under distribution with ``steps_per_execution`` above 1, with ``jit_compile``, and on
+        several workers.
+        """
+        if self.train_function is None or force:
+            self._run_steps = None
+            self.train_function = self._train_function
+        return self.train_function
+
+    def _train_function(self, iterator: Any) -> Logs:
+        logs = self.run_steps(iterator, self.steps_per_execution)
+        return {name: logs[name] for name in self.train_metrics}
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Does nothing: our models are built when they are made. Keras would take a batch and average its integers."""
+        """Does nothing, as methods are built by their constructor. Keras would take a batch and average integers."""
 
-    def apply_gradients_of(self, tape: tf.GradientTape, loss: tf.Tensor, variables: list[keras.Variable]) -> None:
-        """Applies the gradients of a replica's share of the loss. Variables outside its graph stay as they are."""
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
-        self.optimizer.apply(gradients, variables)
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns what a saved model is compiled with when it is loaded."""
+        names = ("optimizer", "jit_compile", "steps_per_execution", "skip_bad_steps")
+        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names if self.compiled}
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model as it was."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, which are attributes of the same names."""
+        classes = [cls for cls in type(self).__mro__ if issubclass(cls, Method)]
+        parameters = [p for cls in classes for p in list(inspect.signature(cls.__init__).parameters.values())[1:]]
+        names = dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
+        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "Method":
+        """Builds a method from what ``get_config`` returned."""
+        return cls(**{k: keras.saving.deserialize_keras_object(v, custom_objects) for k, v in config.items()})

@@ -1,70 +1,70 @@
-"""Training with labels: fine-tuning, linear evaluation, from scratch (paper §2, step 2)."""
+"""Training with labels: fine-tuning, linear evaluation, training from scratch (paper §2, step 2)."""
+
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.input import make_views
-from simclrv2_tf.distributed.collectives import replica_count
-from simclrv2_tf.methods.base import Batch, Logs, ReplicatedModel
-from simclrv2_tf.methods.losses import l2_penalty, supervised_loss
-from simclrv2_tf.methods.optimizers import penalised_variables
-from simclrv2_tf.models.network import Network, built_network
+from simclrv2_tf.methods.base import Batch, Logs, Method, Outputs
+from simclrv2_tf.methods.losses import supervised_loss
+from simclrv2_tf.models.network import Network
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
-class ClassificationModel(ReplicatedModel):
+class ClassificationModel(Method):
     """Softmax classification by a network with a classifier.
 
-    What is trained is what is trainable: ``freeze`` the lower part before ``compile``.
+    It trains what is trainable: call ``freeze`` before ``compile``.
 
     Args:
         network: with a classifier, on any tap of the projection head.
-        views: how views are made from a batch's images.
-        weight_decay: of the L2 terms that are in the loss.
+        views: how views are made from the images of a batch.
+        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, as of ``Method``.
 
-    A batch is what ``input.make_views`` takes, with one view, and int ``labels [b]``.
+    Example:
+        >>> network = Network(ResNet(18, 0.25, stem="cifar"), num_classes=10)
+        >>> model = ClassificationModel(network, ViewSettings(32))
+        >>> model.compile("adam")
     """
 
+    strong_augmentation = False
     train_metrics = ("loss", "train_top1")
 
-    def __init__(self, network: Network, views: ViewSettings, weight_decay: float = 0.0, name: str = "classification"):
-        super().__init__(name=name)
-        self.network = built_network(network, views.image_size)
-        self.views = views
-        self.weight_decay = weight_decay
-        self.built = True
+    def __init__(self, network: Network, views: ViewSettings, **kwargs: Any):
+        super().__init__(network, views, **{"name": "classification", **kwargs})
 
     def freeze(self, after_block: int, keep_head: bool = False) -> None:
-        """Freezes the encoder up to a block group, and the kept head layers if told or if all of the encoder is frozen.
+        """Freezes the encoder up to a block group, and the head if asked or if all of the encoder is frozen.
 
         Frozen batch norms use their moving statistics and do not move them (the official tf2 code moved them).
 
         Args:
             after_block: −1 nothing, 0 the stem, k the stem and block groups 1 to k; 4 is linear evaluation.
             keep_head: leave the projection head as it is.
+
+        Raises:
+            ValueError: for 0 to 3 with an encoder that is not a ``ResNet``.
         """
-        self.network.encoder.freeze_after_block(after_block)
+        self.network.freeze_encoder(after_block)
         self.network.projection_head.trainable = not (keep_head or after_block == 4)
 
     @property
     def trained_variables(self) -> list[keras.Variable]:
-        """What the classifier's gradient reaches and is not frozen."""
+        """Variables that the classifier's gradient reaches and that are not frozen."""
         network = self.network
         return network.encoder_variables + network.head_variables(network.head_input) + network.classifier_variables
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """The network's endpoints, up to the tap that the classifier reads."""
+        """Returns the network's endpoints, up to the tap that the classifier reads."""
         return self.network(images, training=training)
 
-    def train_step(self, batch: Batch) -> Logs:
-        images = make_views(batch, self.views)[:, 0]
-        labels = batch["labels"]
-        with tf.GradientTape() as tape:
-            logits = self(images, training=True)["logits_sup"]
-            loss = tf.reduce_mean(supervised_loss(labels, logits))
-            loss += l2_penalty(penalised_variables(self), self.weight_decay)
-            scaled = self.optimizer.scale_loss(loss / replica_count())
-        self.apply_gradients_of(tape, scaled, self.trained_variables)
+    def forward(self, batch: Batch) -> Outputs:
+        images = self.make_views(batch)[:, 0]  # [b, size, size, 3]
+        return {"logits": self(images, training=True)["logits_sup"]}  # [b, classes]
+
+    def objective(self, outputs: Outputs, batch: Batch) -> tuple[tf.Tensor, Logs]:
+        logits, labels = outputs["logits"], batch["labels"]
+        loss = tf.reduce_mean(supervised_loss(labels, logits)) + self.weight_decay_loss()
         hits = tf.argmax(logits, axis=1, output_type=labels.dtype) == labels
-        return {"loss": loss, "train_top1": tf.reduce_mean(tf.cast(hits, tf.float32))}
+        return loss, {"train_top1": tf.reduce_mean(tf.cast(hits, tf.float32))}

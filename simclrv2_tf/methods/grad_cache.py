@@ -1,92 +1,87 @@
 """Cached gradients (GradCache, arXiv 2101.06983): a contrastive batch whose activations do not fit into memory."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from simclrv2_tf.methods.base import Batch
+from simclrv2_tf.distributed.collectives import can_communicate_in_loops
 from simclrv2_tf.methods.chunks import fold_parts, join, map_parts, split
 
-Outputs = dict[str, tf.Tensor]
+if TYPE_CHECKING:
+    from simclrv2_tf.methods.base import Batch, Logs, Method, Outputs
 
 
-def cached_gradients(
-    embed: Callable[[Batch], Outputs],
-    objective: Callable[[Outputs], tuple[tf.Tensor, Any]],
-    batch: Batch,
-    micro_batch: int,
-    dtypes: dict[str, tf.DType],
-    model: keras.Model,
-    variables: list[keras.Variable],
-) -> tuple[Any, list[tf.Tensor]]:
-    """Gradients of ``objective(embed(batch))`` with the activations of one micro-batch in memory, for a second forward.
+def cached_gradients(method: "Method", batch: "Batch", micro_batch: int) -> tuple[tf.Tensor, "Logs", list[tf.Tensor]]:
+    """Computes the plain step's loss and gradients, with the activations of one micro-batch in memory at a time.
 
-    Every micro-batch is embedded and nothing but the outputs kept; the objective, over all outputs, gives their
-    gradient; then each is embedded again, and its part of that gradient goes on to the variables. Where the outputs of
-    an image do not depend on its micro-batch, these are the gradients of the plain step.
+    1. ``forward`` of every micro-batch; only the outputs are kept.
+    2. ``objective`` of all outputs; its gradient with respect to the outputs.
+    3. ``forward`` of every micro-batch again, which passes its part of that gradient on to the variables.
 
-    Batch norm makes them depend: it normalises by its micro-batch, over all replicas if it is synchronized. The moving
-    statistics move once a step, as without micro-batches, towards the mean of the micro-batches' statistics.
+    These are the gradients of the plain step if the outputs of an image do not depend on its micro-batch. Batch norm
+    makes them depend: it normalises by its micro-batch, over all replicas if it is synchronized. Moving statistics
+    move once per step, as without micro-batches, towards the mean of the micro-batches' statistics.
 
     Args:
-        embed: from rows of the batch to tensors ``[rows, ...]``.
-        objective: from the outputs of the whole batch to the scalar to differentiate, and anything.
+        method: what is trained.
         batch: of this replica, tensors ``[b, ...]``.
-        micro_batch: images at a time; it divides b.
-        dtypes: of the outputs.
-        model: what ``embed`` runs.
-        variables: to differentiate by.
+        micro_batch: images at a time; divides b.
 
     Returns:
-        What the objective returned beside the scalar, and the gradients.
+        The replica's loss, its other metrics, and the gradients of the trained variables.
 
     Raises:
         ValueError: if the micro-batches would not be equal.
     """
-    rows = tf.nest.flatten(batch)[0].shape[0]
-    if rows is None or rows % micro_batch:
-        raise ValueError(f"{micro_batch} images a micro-batch do not divide the {rows} images of a replica")
-    parts = split(batch, micro_batch)
-    values = [variable.value for variable in variables]
+    num_images = tf.nest.flatten(batch)[0].shape[0]
+    if num_images is None or num_images % micro_batch:
+        raise ValueError(f"micro-batches of {micro_batch} images do not divide the {num_images} images of a replica")
+    micro_batches = split(batch, micro_batch)  # [micro-batches, micro_batch, ...]
+    weights = [variable.value for variable in method.trained_variables]
+    state = [variable for part in method.parts().values() for variable in part.non_trainable_variables]
 
-    def embed_once(part: Batch) -> tuple[Outputs, list[tf.Tensor]]:
+    moved: list[keras.Variable] = []  # the state that forward assigns, known after its first trace
+
+    def run_once(part: "Batch") -> tuple["Outputs", list[tf.Tensor]]:
         with keras.StatelessScope() as scope:
-            outputs = embed(part)
-        return outputs, [_state(scope, variable) for variable in model.non_trainable_variables]
+            outputs = method.forward(part)
+        moved[:] = [variable for variable in state if scope.get_current_value(variable) is not None]
+        return outputs, [tf.convert_to_tensor(scope.get_current_value(variable)) for variable in moved]
 
-    state_dtypes = [variable.dtype for variable in model.non_trainable_variables]
-    outputs, states = map_parts(embed_once, parts, (dtypes, state_dtypes), communicates=True)
-    for variable, state in zip(model.non_trainable_variables, states, strict=True):
-        _assign_mean(variable, state)
+    signature = _dtypes(run_once, micro_batches) if can_communicate_in_loops() else None
+    outputs, states = map_parts(run_once, micro_batches, signature, communicates=True)
+    for variable, values in zip(moved, states, strict=True):
+        _assign_mean(variable, values)
 
-    outputs = join(outputs, rows)
+    outputs = join(outputs, num_images)  # [b, ...]
     with tf.GradientTape() as tape:
         tape.watch(outputs)
-        scalar, rest = objective(outputs)
-    of_outputs, gradients = tape.gradient(scalar, (outputs, values), unconnected_gradients="zero")
+        loss, logs = method.objective(outputs, batch)
+        scaled = method.scale_loss(loss)
+    output_gradients, gradients = tape.gradient(scaled, (outputs, weights), unconnected_gradients="zero")
 
-    def embed_again(gradients: list[tf.Tensor], part: tuple[Batch, Outputs]) -> list[tf.Tensor]:
-        part, of_outputs = part
+    def run_again(total: list[tf.Tensor], part: tuple["Batch", "Outputs"]) -> list[tf.Tensor]:
+        images, upstream = part
         with keras.StatelessScope(), tf.GradientTape() as tape:
-            outputs = embed(part)
-        more = tape.gradient(outputs, values, of_outputs, unconnected_gradients="zero")
-        return [gradient + other for gradient, other in zip(gradients, more, strict=True)]
+            outputs = method.forward(images)
+        more = tape.gradient(outputs, weights, upstream, unconnected_gradients="zero")
+        return [one + other for one, other in zip(total, more, strict=True)]
 
-    return rest, fold_parts(embed_again, gradients, (parts, split(of_outputs, micro_batch)))
-
-
-def _state(scope: keras.StatelessScope, variable: keras.Variable) -> tf.Tensor:
-    """What a variable would be now if the scope had not kept it from changing."""
-    changed = scope.get_current_value(variable)
-    return tf.convert_to_tensor(variable.value if changed is None else changed)
+    return loss, logs, fold_parts(run_again, gradients, (micro_batches, split(output_gradients, micro_batch)))
 
 
-def _assign_mean(variable: keras.Variable, states: tf.Tensor) -> None:
-    """Gives a variable the mean of its states ``[micro-batches, ...]``; a counter or seed the last of them."""
-    if states.dtype.is_floating:
+def _dtypes(function: Any, parts: Any) -> Any:
+    """Returns the dtypes of a function's results for the first part, from a trace that is thrown away."""
+    with tf.__internal__.FuncGraph("micro_batch").as_default():
+        results = function(tf.nest.map_structure(lambda tensor: tensor[0], parts))
+    return tf.nest.map_structure(lambda tensor: tensor.dtype, results)
+
+
+def _assign_mean(variable: keras.Variable, values: tf.Tensor) -> None:
+    """Assigns the mean of ``values [micro-batches, ...]``; to a counter or a seed the last of them."""
+    if values.dtype.is_floating:
         # A mean of changes, so that what has not changed keeps every bit.
-        variable.assign(variable.value + tf.reduce_mean(states - variable.value, axis=0))
+        variable.assign(variable.value + tf.reduce_mean(values - variable.value, axis=0))
     else:
-        variable.assign(states[-1])
+        variable.assign(values[-1])

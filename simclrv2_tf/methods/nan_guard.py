@@ -1,4 +1,4 @@
-"""Whether a step's numbers are finite, and undoing the step if not, inside the compiled step: the host is not asked."""
+"""NaN/Inf guard: detects bad steps on the device and rolls them back there, without asking the host."""
 
 from collections.abc import Sequence
 
@@ -7,36 +7,36 @@ import tensorflow as tf
 
 
 def all_finite(loss: tf.Tensor, updated: Sequence[keras.Variable]) -> tf.Tensor:
-    """Whether neither a loss nor a gradient was NaN or infinite, bool scalar.
+    """Checks that neither the loss nor a gradient was NaN or infinite; returns a bool scalar.
 
-    A gradient that was not finite leaves its variable so, whatever the optimizer; but float16's loss scaling leaves
-    such an update out by itself, and then nothing is wrong. As all replicas have the same weights, all say the same
-    if the loss is their common one.
+    A gradient that was not finite leaves its variable not finite, whatever the optimizer. Float16's loss scaling skips
+    such an update itself, and then nothing is wrong. All replicas have the same weights, so all agree if the loss is
+    the one averaged over them.
 
     Args:
-        loss: of the step, over all replicas.
+        loss: of the step, averaged over replicas.
         updated: the trained variables, after the step.
     """
     finite = [tf.reduce_all(tf.math.is_finite(value)) for value in (loss, *(variable.value for variable in updated))]
     return tf.reduce_all(tf.stack(finite))
 
 
-class Undo:
-    """Remembers variables before a step, in a replica.
+class Snapshot:
+    """The values of variables before a step, on a replica.
 
     Args:
         by_optimizer: variables that an optimizer changes on all replicas at once.
-        by_replica: variables that each replica assigns by itself.
+        by_replica: variables that each replica assigns itself.
     """
 
     def __init__(self, by_optimizer: Sequence[keras.Variable], by_replica: Sequence[keras.Variable]):
         self.by_optimizer, self.by_replica = by_optimizer, by_replica
         self.before = [tf.identity(variable.value) for variable in (*by_optimizer, *by_replica)]
 
-    def unless(self, keep: tf.Tensor) -> None:
-        """Gives the variables their earlier values, unless ``keep``, a bool scalar that is the same on all replicas."""
+    def restore_unless(self, good: tf.Tensor) -> None:
+        """Restores the variables unless ``good``, a bool scalar that is the same on all replicas."""
         variables = [*self.by_optimizer, *self.by_replica]
-        values = [tf.where(keep, v.value, old) for v, old in zip(variables, self.before, strict=True)]
+        values = [tf.where(good, v.value, old) for v, old in zip(variables, self.before, strict=True)]
         count = len(self.by_optimizer)
         strategy = tf.distribute.get_strategy()
         # As Keras's optimizers do: on GPUs under XLA each replica updates its copy, and must not merge with the others.

@@ -103,6 +103,10 @@ class Plan:
         """Its learning rate at each step."""
         return WarmUpCosine(self.peak_learning_rate, self.total_steps, self.warmup_steps)
 
+    def interval_of(self, step: int) -> int:
+        """Index of the interval that ``step`` is in."""
+        return step // self.interval_steps
+
     def interval_end(self, step: int) -> int:
         """Where the interval ends that ``step`` is in; no stump of one is left at the end of the run."""
         end = (step // self.interval_steps + 1) * self.interval_steps

@@ -51,7 +51,7 @@ class Network(keras.Model):
         return tap
 
     def build(self, input_shape: tuple[int | None, ...] = (None, None, None, 3)) -> None:
-        feature_dim = _feature_dim(self.encoder, input_shape)
+        self.feature_dim = feature_dim = _feature_dim(self.encoder, input_shape)
         if not self.projection_head.built:  # a deserialised head is
             self.projection_head.build((None, feature_dim))
         if self.classifier is not None:
@@ -93,6 +93,32 @@ class Network(keras.Model):
             features = tf.stop_gradient(taps[tap]) if stop_gradient_to_classifier else taps[tap]
             endpoints["logits_sup"] = self.classifier(features)
         return endpoints
+
+    @property
+    def projection_dim(self) -> int:
+        """Width of ``proj_head_output``."""
+        return self.projection_head.tap_dim(self.projection_head.depth, self.feature_dim)
+
+    def parts(self) -> dict[str, keras.layers.Layer]:
+        """Encoder, projection head and, if there is one, classifier, by name."""
+        parts = {"encoder": self.encoder, "projection_head": self.projection_head}
+        return parts | ({} if self.classifier is None else {"classifier": self.classifier})
+
+    def freeze_encoder(self, after_block: int) -> None:
+        """Freezes the encoder up to a block group; frozen batch norms keep their statistics.
+
+        Args:
+            after_block: −1 nothing, 0 the stem, k the stem and block groups 1 to k; 4 everything.
+
+        Raises:
+            ValueError: for 0 to 3 with an encoder that has no block groups.
+        """
+        if hasattr(self.encoder, "freeze_after_block"):
+            self.encoder.freeze_after_block(after_block)
+        elif after_block in (-1, 4):
+            self.encoder.trainable = after_block == -1
+        else:
+            raise ValueError(f"fine_tune_after_block={after_block}: this encoder has no block groups; use -1 or 4")
 
     @property
     def encoder_variables(self) -> list[keras.Variable]:

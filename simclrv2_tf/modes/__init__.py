@@ -14,14 +14,14 @@ from simclrv2_tf.distributed.devices import choose_strategy, worker_context
 from simclrv2_tf.errors import LostWorkerError, SettingError
 from simclrv2_tf.modes.benchmark import benchmark
 from simclrv2_tf.modes.costs import explain_out_of_memory
-from simclrv2_tf.modes.evaluate import embed, evaluate, export
-from simclrv2_tf.modes.import_checkpoint import import_checkpoint
+from simclrv2_tf.modes.evaluate import embed, evaluate
+from simclrv2_tf.modes.export import export, import_checkpoint
 from simclrv2_tf.modes.preview import preview
 from simclrv2_tf.modes.report import report
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config
 from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.summary import summary
-from simclrv2_tf.modes.train import classify, pretrain
+from simclrv2_tf.modes.train import train
 from simclrv2_tf.settings import merge as precedence
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.tools.tpu_preflight.preflight import tpu_preflight
@@ -92,11 +92,11 @@ def _run(explicit: dict[str, Any]) -> Result:
         with worker_context(strategy):
             return semi_supervised(explicit, strategy)
     functions: dict[str, Callable[[Config, Strategy], Result]] = {
-        "pretrain": pretrain,
-        "finetune": classify,
-        "linear_eval": classify,
-        "supervised": classify,
-        "distill": classify,
+        "pretrain": train,
+        "finetune": train,
+        "linear_eval": train,
+        "supervised": train,
+        "distill": train,
         "evaluate": evaluate,
         "embed": embed,
         "export": export,

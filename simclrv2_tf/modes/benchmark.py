@@ -7,13 +7,13 @@ from typing import Any
 import tensorflow as tf
 
 from simclrv2_tf.data.input import Part
-from simclrv2_tf.data.sources import ArraySource
-from simclrv2_tf.distributed.devices import copying, has_workers
+from simclrv2_tf.distributed.devices import has_workers, prefetch_device
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.methods.base import distribute
+from simclrv2_tf.methods.inference import distribute
 from simclrv2_tf.modes.resolve import Result, planned
-from simclrv2_tf.modes.setup import Run, build_run
+from simclrv2_tf.modes.setup import build_run
 from simclrv2_tf.report.console import box
+from simclrv2_tf.runs.loop import Run
 from simclrv2_tf.settings.config import Config
 
 SECONDS = 10.0  # of each measurement
@@ -30,10 +30,10 @@ def benchmark(explicit: dict[str, Any]) -> Result:
     if has_workers(strategy):
         raise SettingError("--mode=benchmark: works on one machine; measure each one alone")
     run = build_run(config, strategy)
-    model, data, steps = run.model, run.data, run.model.steps_per_execution
+    model, data, steps = run.method, run.data, run.method.steps_per_execution
 
     def iterator(make: Callable[[Part], tf.data.Dataset]) -> Any:
-        return iter(distribute(strategy, data.batch_size, make, *copying(config)))
+        return iter(distribute(strategy, data.batch_size, make, prefetch_device(config)))
 
     batches = iterator(lambda part: data.of(part).batches(0, ENDLESS))
     same = iterator(lambda part: data.of(part).batches(0, 1).cache().repeat())
@@ -69,7 +69,7 @@ def verdict(config: Config, run: Run, input: float, step: float, both: float) ->
         return f"the input: {busy}. To go faster: {_faster_input(config, run)}."
     return (
         f"neither alone: {busy}, as both share the processors or wait for each other. To go faster: more processor "
-        f"cores, or a larger --steps_per_execution than {run.model.steps_per_execution}; {_faster_step(config, run)}."
+        f"cores, or a larger --steps_per_execution than {run.method.steps_per_execution}; {_faster_step(config, run)}."
     )
 
 
@@ -77,8 +77,8 @@ def _faster_step(config: Config, run: Run) -> str:
     accelerated = config.use_tpu or bool(tf.config.list_physical_devices("GPU"))
     advice = {
         "a GPU or a TPU": not accelerated,
-        "--mixed_precision=bfloat16": accelerated and run.model.network.compute_dtype == "float32",
-        "--jit_compile=true": accelerated and not run.model.jit_compile,
+        "--mixed_precision=bfloat16": accelerated and run.method.network.compute_dtype == "float32",
+        "--jit_compile=true": accelerated and not run.method.jit_compile,
         "--remat=false if the memory allows": config.remat,
         f"a --grad_cache_micro_batch above {config.grad_cache_micro_batch}": bool(config.grad_cache_micro_batch),
         "a smaller --image_size, --resnet_depth or --width_multiplier": True,
@@ -87,9 +87,8 @@ def _faster_step(config: Config, run: Run) -> str:
 
 
 def _faster_input(config: Config, run: Run) -> str:
-    encoded = not isinstance(run.data.source, ArraySource)
+    encoded = run.data.source.resident_images is None
     advice = {
-        "--augment_on=device": config.augment_on == "host",
         f"a --resident_mb above {config.resident_mb}": not encoded and run.data.resident is None,
         "--jpeg_scaling if the photographs are of a megapixel or more": encoded and not config.jpeg_scaling,
         "--resize_method=bilinear": encoded and config.resize_method != "bilinear",

@@ -13,7 +13,7 @@ from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.methods.classifier import ClassificationModel
 from simclrv2_tf.methods.losses import tile_rows
 from simclrv2_tf.models import Network, Summary, summarize
-from simclrv2_tf.modes import build
+from simclrv2_tf.modes.setup import build_network, freeze
 from simclrv2_tf.settings.config import Config
 
 REMEDIES = (
@@ -27,9 +27,9 @@ def network_cost(config: Config, classes: int, tap: int) -> Summary:
     """What the network of a run costs; nothing is allocated."""
 
     def make_network() -> Network:
-        network = build.network(config, tf.distribute.get_strategy(), classes, tap)
+        network = build_network(config, tf.distribute.get_strategy(), classes, tap)
         if config.mode in ("finetune", "linear_eval", "supervised"):
-            build.freeze(ClassificationModel(network, ViewSettings(config.image_size)), config)
+            freeze(ClassificationModel(network, ViewSettings(config.image_size)), config)
         return network
 
     return summarize(make_network, config.image_size, whole_head=config.mode == "pretrain")

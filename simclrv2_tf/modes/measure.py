@@ -1,13 +1,14 @@
-"""What the modes measure of a network on a split: logits, features, accuracies."""
+"""Logits, features and accuracies of a network on a split."""
 
 import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf import metrics as evaluation
 from simclrv2_tf.data.input import Part, evaluation_batches
-from simclrv2_tf.data.sources import EncodedSource, NoSuchSplitError, RecordSource, Source, open_source
+from simclrv2_tf.data.sources import NoSuchSplitError, RecordSource, Source, open_source
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.methods.base import ReplicatedModel
+from simclrv2_tf.methods.base import Method
+from simclrv2_tf.methods.inference import collect
 from simclrv2_tf.settings.config import Config
 
 Features = tuple[np.ndarray, np.ndarray]
@@ -42,13 +43,13 @@ def check_classes(source: Source | None, classes: int, flag: str) -> None:
         raise SettingError(f"{flag}: knows {classes} classes, {source.name} has {len(source.class_names)}")
 
 
-def compute_logits(model: ReplicatedModel, config: Config, source: Source) -> Features:
-    """Logits ``[n, classes]`` and labels ``[n]`` of a split."""
+def compute_logits(model: Method, config: Config, source: Source) -> Features:
+    """Returns logits ``[n, classes]`` and labels ``[n]`` of a split."""
     return _collect(model, config, source, "logits_sup", config.eval_steps)
 
 
-def compute_features(model: ReplicatedModel, config: Config, source: Source, max_steps: int = 0) -> Features:
-    """Encoder outputs ``[n, d]`` and labels ``[n]`` of a split."""
+def compute_features(model: Method, config: Config, source: Source, max_steps: int = 0) -> Features:
+    """Returns the encoder's features ``[n, d]`` and labels ``[n]`` of a split."""
     return _collect(model, config, source, "final_avg_pool", max_steps)
 
 
@@ -62,13 +63,13 @@ def knn_subset(source: Source) -> Source:
     return source.subset(np.sort(np.random.default_rng(0).permutation(labelled)[:KNN_IMAGES]))
 
 
-def knn_features(model: ReplicatedModel, config: Config, source: Source) -> Features:
+def knn_features(model: Method, config: Config, source: Source) -> Features:
     """Features of a ``knn_subset``; of records those of the first ones."""
     features, labels = compute_features(model, config, source, -(-KNN_IMAGES // config.eval_batch_size))
     return features[labels >= 0], labels[labels >= 0]
 
 
-def _collect(model: ReplicatedModel, config: Config, source: Source, name: str, max_steps: int) -> Features:
+def _collect(model: Method, config: Config, source: Source, name: str, max_steps: int) -> Features:
     """An endpoint of every image of a split, and the labels ``[n]``; SettingError if too many images are corrupt."""
     size = config.eval_batch_size
 
@@ -76,11 +77,10 @@ def _collect(model: ReplicatedModel, config: Config, source: Source, name: str, 
         return evaluation_batches(source, size, config.image_size, max_steps, config.eval_resize, part)
 
     try:
-        found = model.collect(batches, size, (name,))
+        outputs = collect(model, batches, size, (name,))
     finally:
-        if isinstance(source, EncodedSource):
-            source.check_corrupt()
-    return found[name], found["labels"]
+        source.check_corrupt()
+    return outputs[name], outputs["labels"]
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The mode that shows a run before it starts: what the network will see, and what that will cost."""
 
+import pathlib
 import time
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.methods.schedules import Plan
-from simclrv2_tf.modes import build
 from simclrv2_tf.modes.costs import format_memory_estimate, network_cost, step_memory
 from simclrv2_tf.modes.resolve import Result, Strategy, planned
-from simclrv2_tf.modes.setup import Run, build_run, resolved_settings
+from simclrv2_tf.modes.setup import build_input, build_run, resolved_settings
 from simclrv2_tf.report import charts, facts, pictures, write_preview
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.tables import duration
+from simclrv2_tf.runs.loop import Run
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
 
@@ -33,12 +34,12 @@ def preview(explicit: dict[str, Any]) -> Result:
     """
     config, strategy = planned(explicit)
     run = build_run(_timed(config, strategy), strategy)
-    data = build.training_input(config, run.data.source)
+    data = build_input(config, run.data.source, type(run.method))
     plan = Plan.of(config, data.source.num_examples)
-    resolved = resolved_settings(config, strategy, Run(run.model, data, plan, run.test))
+    resolved = resolved_settings(Run(config, run.method, data, plan, run.test), strategy)
     estimate = _estimate(config, strategy, run, plan)
     figures = {"views": pictures.views_figure(pictures.example_views(data)), **_images(config, data)}
-    model_dir = RunDirectory(build.model_dir(config)).model_dir
+    model_dir = RunDirectory(pathlib.Path(config.run_dir)).model_dir
     described = vars(config) | {"resolved": resolved}
     page = write_preview(model_dir, described, estimate, figures)
     print(box(f"before {config.mode}: {model_dir}", facts(described) | estimate | {"preview": str(page)}))
@@ -68,7 +69,7 @@ def _estimate(config: Config, strategy: Strategy, run: Run, plan: Plan) -> dict[
         "time": f"about {duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
         f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
         "memory": format_memory_estimate(
-            run.model.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
+            run.method.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
         ),
     }
 
@@ -87,7 +88,7 @@ class _Clock(keras.callbacks.Callback):
 
 def _seconds_per_step(run: Run) -> float:
     clock = _Clock()
-    run.model.fit(run.data.batches(0, TIMED_STEPS + 2), epochs=1, verbose=0, shuffle=False, callbacks=[clock])
+    run.method.fit(run.data.batches(0, TIMED_STEPS + 2), epochs=1, verbose=0, shuffle=False, callbacks=[clock])
     return float(np.median(np.diff(clock.ends)[-TIMED_STEPS:]))  # not the first ones, which compile and fill buffers
 
 

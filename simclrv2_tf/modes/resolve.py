@@ -10,7 +10,6 @@ import tensorflow as tf
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.modes import build
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs import official
 from simclrv2_tf.runs.checkpoints import find, read_run_config
@@ -29,7 +28,7 @@ MAY_CHANGE_ON_RESUME = {
     "on_nan", "override_config", "deterministic", "format", "report", "compare", "embedding", "profile_steps",
     "histograms", "cache_dataset", "data_dir", "max_corrupt_share", "recipe", "stage", "augment_on",
     "steps_per_execution", "loss_tile", "remat", "cpu_replicas", "worker_timeout", "use_tpu", "tpu_name", "tpu_zone",
-    "gcp_project", "master", "tpu_topology", "resident_mb", "device_prefetch", "data_service",
+    "gcp_project", "callbacks", "master", "tpu_topology", "resident_mb", "device_prefetch", "data_service",
 }  # fmt: skip
 
 
@@ -80,12 +79,12 @@ def cap_batch_size(config: Config, strategy: Strategy) -> Config:
 
 def finished_result(config: Config) -> Result | None:
     """The result of a training run that has nothing left to do."""
-    model_dir = build.model_dir(config)
+    model_dir = pathlib.Path(config.run_dir)
     if config.mode not in STAGES or not (model_dir / "result.json").is_file():
         return None
     if changed(config, model_dir):
         return None
-    print(f"Nothing left to train: {model_dir} has its result.")
+    print(f"Training already complete: {model_dir} has its result.")
     if config.report and not (model_dir / "report.html").is_file():  # killed just before it
         write_report(model_dir)
     return RunDirectory(model_dir).result()

@@ -1,17 +1,17 @@
 """The mode that runs all three steps beside what they are to be compared with."""
 
 import gc
+import pathlib
 from typing import Any
 
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.distributed.devices import is_chief
-from simclrv2_tf.modes import build
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config
 from simclrv2_tf.modes.setup import environment
-from simclrv2_tf.modes.train import classify, pretrain
+from simclrv2_tf.modes.train import train
 from simclrv2_tf.report import cell, format_table, write_report
 from simclrv2_tf.report.console import box
-from simclrv2_tf.runs.run_dir import RunDirectory
+from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
 from simclrv2_tf.settings import merge as precedence
 from simclrv2_tf.settings.config import STAGES, Config
 from simclrv2_tf.settings.recipes import RECIPES
@@ -22,7 +22,7 @@ def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:
     if explicit.get("recipe", "auto") == "auto" and explicit.get("dataset") in RECIPES:
         explicit = explicit | {"recipe": explicit["dataset"]}  # named: what it says of a stage wins over the parent's
     config = precedence.resolve(explicit)
-    model_dir = build.model_dir(config)
+    model_dir = pathlib.Path(config.run_dir)
     counts = _label_counts(explicit, config)
     _check_stages(explicit, counts)
 
@@ -31,10 +31,9 @@ def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:
     def stage(name: str, number: str | int = "", **settings: Any) -> Result:
         folder = model_dir / (f"{name}_{number}" if number != "" else name)
         of_stage = explicit | {"model_dir": str(folder)} | settings
-        function = pretrain if name == "pretrain" else classify
         gc.collect()  # the model and the images of the stage before, which the device need not hold beside this one's
         settled = cap_batch_size(resolve_config(of_stage, name), strategy)
-        result = finished_result(settled) or function(settled, strategy)
+        result = finished_result(settled) or train(settled, strategy)
         seconds.append(result["seconds"])
         return result
 
@@ -58,7 +57,7 @@ def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:
         "online_top1": pretrained.get("online_top1"),
         "seconds": round(sum(seconds), 1),
     }
-    run_dir = RunDirectory(build.output_dir(model_dir, strategy))
+    run_dir = RunDirectory(writable_dir(model_dir, strategy))
     run_dir.write_config(config, environment())
     run_dir.write_result(result)
     found = {"time": cell("seconds", result["seconds"])}

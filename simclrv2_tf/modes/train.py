@@ -1,151 +1,154 @@
-"""The modes that train a network: each of the three steps, and their neighbours."""
+"""Training modes: pretrain, finetune, linear_eval, supervised, distill."""
 
-import importlib.util
 import pathlib
 import time
-from collections.abc import Callable
 
 import numpy as np
+import tensorflow as tf
 
-from simclrv2_tf import metrics as evaluation
-from simclrv2_tf.data.sources import EncodedSource, Source
-from simclrv2_tf.errors import SettingError
-from simclrv2_tf.modes import build
+from simclrv2_tf import metrics
 from simclrv2_tf.modes.costs import format_memory_estimate
-from simclrv2_tf.modes.measure import (
-    compute_features,
-    compute_logits,
-    knn_features,
-    knn_subset,
-    top_k,
-)
-from simclrv2_tf.modes.resolve import Result, Strategy, changed
-from simclrv2_tf.modes.setup import Run, build_run, resolved_settings
+from simclrv2_tf.modes.measure import compute_features, compute_logits, knn_features, knn_subset, top_k
+from simclrv2_tf.modes.resolve import Result, changed
+from simclrv2_tf.modes.setup import build_run, load_callbacks, resolved_settings
 from simclrv2_tf.report import cell, facts, scores, write_report
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.pictures import Pictures, example_views, write_projector
-from simclrv2_tf.runs.loop import train
-from simclrv2_tf.runs.run_dir import RunDirectory
+from simclrv2_tf.runs.loop import Run
+from simclrv2_tf.runs.loop import train as run_loop
+from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
 from simclrv2_tf.settings.config import Config
 
-PREFIX = {"finetune": "finetune", "linear_eval": "linear", "supervised": "supervised", "distill": "distill"}
 
+def train(config: Config, strategy: tf.distribute.Strategy) -> Result:
+    """Trains one network: builds the run, trains it to its last step, evaluates it and writes its report.
 
-def pretrain(config: Config, strategy: Strategy) -> Result:
-    """Step 1: contrastive pretraining without labels (labels only train the classifier beside it)."""
+    Returns:
+        The content of ``result.json``.
+    """
     run = build_run(config, strategy)
-    model, test, source = run.model, run.test, run.data.source
-    pictures = _pictures(config, strategy, test)
-
-    def online_top1() -> dict[str, float]:
-        if model.network.classifier is None or test is None:
-            return {}
-        return {"online_top1": top_k(*compute_logits(model, config, test))["top1"]}
-
-    def evaluate() -> dict[str, float]:
-        if pictures is not None and test is not None:
-            pictures.draw_embedding(compute_features(model, config, pictures.sample))
-        return online_top1()
-
-    def results(run_dir: RunDirectory) -> Result:
-        found = online_top1()
-        if test is not None and source.class_names:
-            neighbours = knn_subset(source)
-            features = [knn_features(model, config, neighbours), compute_features(model, config, test)]
-            found["knn_top1"] = evaluation.knn_accuracy(*features[0], *features[1])
-            if pictures is not None:
-                pictures.draw_neighbours(neighbours, *features)
-                write_projector(pictures, compute_features(model, config, pictures.sample))
-                run_dir.write_images("views", np.concatenate(example_views(run.data)), run.plan.total_steps)
-        return found
-
-    return _train_and_report(config, strategy, run, evaluate, results, pictures)
-
-
-def classify(config: Config, strategy: Strategy) -> Result:
-    """Fine-tuning and distillation; and their neighbours, linear evaluation and training from scratch."""
-    run, prefix = build_run(config, strategy), PREFIX[config.mode]
-    model, test = run.model, run.test
-    pictures = _pictures(config, strategy, test)
-
-    def accuracies() -> dict[str, float]:
-        if test is None:
-            return {}
-        logits, labels = compute_logits(model, config, test)
-        if pictures is not None:
-            pictures.draw_classification(logits, labels)
-        return top_k(logits, labels)
-
-    def evaluate() -> dict[str, float]:
-        return {f"eval_{name}": value for name, value in accuracies().items() if name == "top1"}
-
-    def results(run_dir: RunDirectory) -> Result:
-        return {f"{prefix}_{name}": value for name, value in accuracies().items()}
-
-    return _train_and_report(config, strategy, run, evaluate, results, pictures)
-
-
-def _pictures(config: Config, strategy: Strategy, test: Source | None) -> Pictures | None:
-    """The figures of a run that is to have some; SettingError if they cannot be drawn."""
-    if not config.report:
-        return None
-    if config.embedding == "umap" and importlib.util.find_spec("umap") is None:
-        raise SettingError("--embedding=umap: needs pip install umap-learn")
-    return Pictures(build.output_dir(build.model_dir(config), strategy), test, config.image_size, config.embedding)
-
-
-def _train_and_report(
-    config: Config,
-    strategy: Strategy,
-    run: Run,
-    evaluate: Callable[[], dict[str, float]],
-    results: Callable[[RunDirectory], Result],
-    pictures: Pictures | None,
-) -> Result:
-    """The common course of every training mode."""
-    model, data, plan = run.model, run.data, run.plan
-    resolved = resolved_settings(config, strategy, run)
-    model_dir = build.model_dir(config)
-    run_dir = RunDirectory(build.output_dir(model_dir, strategy))
-
-    def refresh() -> None:
-        if pictures is not None:
-            write_report(run_dir.model_dir)
-
+    evaluation = EVALUATIONS.get(config.mode, ClassifierEvaluation)(run, _build_pictures(run, strategy))
+    callbacks = load_callbacks(config)
+    model_dir = pathlib.Path(config.run_dir)
+    run_dir = RunDirectory(writable_dir(model_dir, strategy))
     with run_dir.locked():
+        resolved = resolved_settings(run, strategy)
         changed(config, model_dir, resolved)
         run_dir.write_config(config, resolved)
-        memory = {
-            "memory": format_memory_estimate(model.network, config, strategy.num_replicas_in_sync, data.resident_bytes)
-        }
-        found = facts(vars(config) | {"resolved": resolved}) | memory
-        print("\n" + box(f"{config.mode}: {run_dir.model_dir}", found), flush=True)
+        memory = format_memory_estimate(
+            run.method.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
+        )
+        summary = facts(vars(config) | {"resolved": resolved}) | {"memory": memory}
+        print("\n" + box(f"{config.mode}: {run_dir.model_dir}", summary), flush=True)
         started = time.perf_counter()
-        if pictures is not None:
-            pictures.draw_views(data)
-        train(model, data, plan, run_dir, config, evaluate, refresh)
-        result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(run_dir)}
+        evaluation.draw_inputs()
+        step = run_loop(run, run_dir, evaluation.metrics, callbacks)
+        result = {"mode": config.mode, "steps": step, "labels": _num_labels(config), **evaluation.result(run_dir)}
         result["seconds"] = round(time.perf_counter() - started, 1)
-        encoded = [source for source in (data.source, run.test) if isinstance(source, EncodedSource)]
-        if encoded:
-            result["corrupt_images"] = sorted(set().union(*(source.corrupt for source in encoded)))
+        result["corrupt_images"] = sorted(run.data.source.corrupt | (run.test.corrupt if run.test else set()))
         run_dir.write_result(result)
-        refresh()
-        print(box(f"{config.mode}: done", _told(result, run_dir.model_dir)), flush=True)
+        if config.report:
+            write_report(run_dir.model_dir)
+        print(box(f"{config.mode}: done", _summarize(result, run_dir.model_dir)), flush=True)
     return result
 
 
-def _told(result: Result, model_dir: pathlib.Path) -> dict[str, str]:
-    """What the end of a run says."""
-    told = scores(result) | {"time": cell("seconds", result["seconds"])}
-    if result.get("corrupt_images"):
-        told["corrupt images"] = f"{len(result['corrupt_images']):,} skipped, named in result.json"
+class Evaluation:
+    """Metrics and figures of a run.
+
+    Args:
+        run: the run.
+        pictures: draws its figures; None for a run without a report.
+    """
+
+    def __init__(self, run: Run, pictures: Pictures | None):
+        self.run, self.pictures = run, pictures
+
+    def draw_inputs(self) -> None:
+        """Draws the views that the run trains on."""
+        if self.pictures is not None:
+            self.pictures.draw_views(self.run.data)
+
+    def metrics(self) -> dict[str, float]:
+        """Computes the columns of ``metrics.csv`` that an interval ends with."""
+        raise NotImplementedError
+
+    def result(self, run_dir: RunDirectory) -> Result:
+        """Computes the final numbers."""
+        raise NotImplementedError
+
+
+class FeatureEvaluation(Evaluation):
+    """Evaluates pretraining: the classifier beside the encoder, and kNN on the features."""
+
+    def metrics(self) -> dict[str, float]:
+        run = self.run
+        if self.pictures is not None and run.test is not None:
+            self.pictures.draw_embedding(compute_features(run.method, run.config, self.pictures.sample))
+        return self._online_top1()
+
+    def result(self, run_dir: RunDirectory) -> Result:
+        run, result = self.run, self._online_top1()
+        if run.test is None or not run.data.source.class_names:
+            return result
+        train_images = knn_subset(run.data.source)
+        train_features = knn_features(run.method, run.config, train_images)
+        test_features = compute_features(run.method, run.config, run.test)
+        result["knn_top1"] = metrics.knn_accuracy(*train_features, *test_features)
+        if self.pictures is not None:
+            self.pictures.draw_neighbours(train_images, train_features, test_features)
+            write_projector(self.pictures, compute_features(run.method, run.config, self.pictures.sample))
+            run_dir.write_images("views", np.concatenate(example_views(run.data)), run.plan.total_steps)
+        return result
+
+    def _online_top1(self) -> dict[str, float]:
+        run = self.run
+        if run.method.network.classifier is None or run.test is None:
+            return {}
+        return {"online_top1": top_k(*compute_logits(run.method, run.config, run.test))["top1"]}
+
+
+class ClassifierEvaluation(Evaluation):
+    """Evaluates training with labels or a teacher: top-1, and top-5 if there are more than five classes."""
+
+    def metrics(self) -> dict[str, float]:
+        return {f"eval_{name}": value for name, value in self._accuracies().items() if name == "top1"}
+
+    def result(self, run_dir: RunDirectory) -> Result:
+        prefix = "linear" if self.run.config.mode == "linear_eval" else self.run.config.mode
+        return {f"{prefix}_{name}": value for name, value in self._accuracies().items()}
+
+    def _accuracies(self) -> dict[str, float]:
+        if self.run.test is None:
+            return {}
+        logits, labels = compute_logits(self.run.method, self.run.config, self.run.test)
+        if self.pictures is not None:
+            self.pictures.draw_classification(logits, labels)
+        return top_k(logits, labels)
+
+
+EVALUATIONS: dict[str, type[Evaluation]] = {"pretrain": FeatureEvaluation}
+
+
+def _build_pictures(run: Run, strategy: tf.distribute.Strategy) -> Pictures | None:
+    """Returns what draws the figures of a run; None without a report."""
+    config = run.config
+    if not config.report:
+        return None
+    return Pictures(writable_dir(pathlib.Path(config.run_dir), strategy), run.test, config.image_size)
+
+
+def _summarize(result: Result, model_dir: pathlib.Path) -> dict[str, str]:
+    """Returns the lines of the summary box at the end."""
+    lines = scores(result) | {"time": cell("seconds", result["seconds"])}
+    if result["corrupt_images"]:
+        lines["corrupt images"] = f"{len(result['corrupt_images']):,} skipped, listed in result.json"
     page = model_dir / "report.html"
-    return told | ({"report": str(page)} if page.is_file() else {})
+    return lines | ({"report": str(page)} if page.is_file() else {})
 
 
-def _labels_of(config: Config) -> str | int:
-    """How many labels a run had: a number a class, a percentage, or all."""
+def _num_labels(config: Config) -> str | int:
+    """Returns how many labels a run had: a number per class, a percentage, or all."""
     if config.mode == "pretrain":
         return 0
     if config.labels_per_class:

@@ -1,5 +1,6 @@
 """Saving a run, going on with it, and taking the network of another run."""
 
+import collections
 import contextlib
 import json
 import logging
@@ -17,7 +18,7 @@ from simclrv2_tf.data.sources import MAX_CLASSES
 from simclrv2_tf.distributed.devices import is_chief
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.files import write_atomically
-from simclrv2_tf.methods.base import ReplicatedModel
+from simclrv2_tf.methods.base import Method
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.settings.config import Config
 
@@ -41,13 +42,12 @@ class Checkpoints:
     def __init__(
         self,
         model_dir: str | pathlib.Path,
-        model: ReplicatedModel,
+        model: Method,
         keep: int = 5,
         more: Mapping[str, Mapping[str, tf.Variable]] | None = None,
     ):
-        parts = _network_parts(model.network) | {"optimizer": _by_path(model.optimizer.variables)} | dict(more or {})
-        if getattr(model, "memory", None):
-            parts["memory"] = _by_path(model.memory.variables)
+        parts = {name: _by_path(part.variables) for name, part in model.parts().items()}
+        parts |= {"optimizer": _by_position(model.optimizer.variables)} | dict(more or {})
         self.model_dir = model_dir
         self.folder = pathlib.Path(model_dir, "checkpoints")
         self.checkpoint = tf.train.Checkpoint(**parts)
@@ -124,19 +124,43 @@ def save_network(network: Network, model_dir: str | pathlib.Path, step: int) -> 
 
 def _network_parts(network: Network) -> dict[str, dict[str, tf.Variable]]:
     """The variables of each part of a network, by name; TensorFlow's own tracking misses layers in Keras's lists."""
-    parts = {"encoder": network.encoder.variables, "projection_head": network.projection_head.variables}
-    if network.classifier is not None:
-        parts["classifier"] = network.classifier.variables
-    return {name: _by_path(variables) for name, variables in parts.items()}
+    return {name: _by_path(part.variables) for name, part in network.parts().items()}
 
 
 def _by_path(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
-    """By path below what all paths share: the name of a whole network says nothing about its variables."""
+    """Returns variables by path, below what all paths share.
+
+    Keras numbers unnamed layers by how many the process has built. So numbers are counted anew here, in order of
+    appearance, and the same network has the same paths in every process.
+
+    Raises:
+        ValueError: if two variables have the same path.
+    """
     shared = posixpath.commonpath([variable.path for variable in variables]) if variables else ""
-    named = {posixpath.relpath(variable.path, shared or "."): variable.value for variable in variables}
+    numbered: dict[tuple[str, str], str] = {}  # (parent, name as Keras has it) → name
+    counts: collections.Counter = collections.Counter()
+
+    def rename(parent: str, name: str) -> str:
+        if (parent, name) not in numbered:
+            base = re.sub(r"_\d+$", "", name)
+            numbered[parent, name] = f"{base}_{counts[parent, base]}" if counts[parent, base] else base
+            counts[parent, base] += 1
+        return numbered[parent, name]
+
+    named = {}
+    for variable in variables:
+        path = ""
+        for name in posixpath.relpath(variable.path, shared or ".").split("/"):
+            path = posixpath.join(path, rename(path, name))
+        named[path] = variable.value
     if len(named) != len(variables):
-        raise ValueError("two variables have the same path: name the layers of the encoder apart")
+        raise ValueError("two variables have the same path: give the layers of the encoder different names")
     return named
+
+
+def _by_position(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
+    """Returns an optimizer's variables by their place, as their names contain the numbers of unnamed layers."""
+    return {str(index): variable.value for index, variable in enumerate(variables)}
 
 
 def step_of(path: str) -> int:

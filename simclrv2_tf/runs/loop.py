@@ -1,21 +1,26 @@
-"""The loop of a run: steps, then evaluate, write the row and save; and going on where a run stopped."""
+"""The training loop. Read this file first: it shows the whole course of a run, from resuming to the last checkpoint.
+
+Its parts are built by ``modes/setup.py``; one step is ``Method.train_step`` in ``methods/base.py``.
+"""
 
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import keras
 import tensorflow as tf
 
 from simclrv2_tf.data.input import TrainingInput
-from simclrv2_tf.data.sources import EncodedSource
-from simclrv2_tf.distributed.devices import copying, gather_from_workers
+from simclrv2_tf.data.sources import Source
+from simclrv2_tf.distributed.devices import gather_from_workers, prefetch_device
 from simclrv2_tf.errors import SettingError, first_line
-from simclrv2_tf.methods.base import ReplicatedModel, distribute
+from simclrv2_tf.methods.base import Method
+from simclrv2_tf.methods.inference import distribute
 from simclrv2_tf.methods.schedules import Plan
+from simclrv2_tf.report import write_report
 from simclrv2_tf.runs.checkpoints import Checkpoints
-from simclrv2_tf.runs.profiling import Profile
 from simclrv2_tf.runs.progress import IntervalMeans, Progress
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.runs.signals import StopRequest
@@ -23,149 +28,187 @@ from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
 
-Evaluate = Callable[[], dict[str, float]]
+# Columns of metrics.csv that decide which checkpoint is the best, and whether a greater number is better.
+BEST = {"loss": (("loss",), False), "top1": (("online_top1", "eval_top1"), True)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training run consists of.
+
+    Attributes:
+        config: its settings.
+        method: the model, compiled; it knows its strategy.
+        data: training batches as a function of (seed, step).
+        plan: number of steps, intervals and the learning-rate schedule.
+        test: labelled images to evaluate on, if there are any.
+    """
+
+    config: Config
+    method: Method
+    data: TrainingInput
+    plan: Plan
+    test: Source | None
 
 
 def train(
-    model: ReplicatedModel,
-    data: TrainingInput,
-    plan: Plan,
+    run: Run,
     run_dir: RunDirectory,
-    config: Config,
-    evaluate: Evaluate,
-    refresh: Callable[[], None] = lambda: None,
-) -> None:
-    """Trains to ``plan.total_steps``, from the newest checkpoint in the journal's directory on.
+    evaluate: Callable[[], dict[str, float]],
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> int:
+    """Trains to the last step of the plan, starting from the newest checkpoint of the run directory.
 
-    After each interval come the evaluation, its row in ``metrics.csv``, then the checkpoint: a kill in between repeats
-    the interval.
+    Each interval ends with an evaluation, a row of ``metrics.csv`` and then a checkpoint. A kill in between repeats
+    the interval. To callbacks an interval is an epoch and a call of the device a batch; what they add to the logs of
+    ``on_epoch_end`` is written into the row, and ``stop_training`` ends the run.
 
     Args:
-        model: compiled.
-        data: its input.
-        plan: how long.
-        run_dir: where the records go.
-        config: of it ``keep_checkpoint_max``, ``keep_best`` and ``on_checkpoint_error``.
-        evaluate: gives numbers of the model as it is.
-        refresh: brings what people look at up to date, when an interval is saved.
+        run: what is trained.
+        run_dir: where records are written.
+        evaluate: returns metrics of the model as it is.
+        callbacks: Keras callbacks.
+
+    Returns:
+        The step that was reached.
 
     Raises:
         SettingError: if the loss is not finite, too many images are corrupt, or a checkpoint cannot be written.
-        KeyboardInterrupt: after Ctrl-C, SystemExit after SIGTERM: when the step is done and saved.
+        KeyboardInterrupt: after Ctrl-C; SystemExit after SIGTERM: once the step is done and saved.
     """
-    means = IntervalMeans(model.train_metrics)
-    checkpoints = Checkpoints(config.run_dir, model, config.keep_checkpoint_max, {"interval": means.variables})
-    step = checkpoints.restore()
-    if len(set(gather_from_workers(model.distribute_strategy, step))) > 1:
-        raise SettingError(f"--model_dir={config.run_dir}: the workers find different checkpoints; they must share it")
-    run_dir.rewind(step)
-    if isinstance(data.source, EncodedSource):
-        data.source.corrupt.update(run_dir.corrupt_images())
-    if step >= plan.total_steps:
-        print(f"Nothing left to train: {run_dir.model_dir} is at step {step} of {plan.total_steps}.")
-        return
-    if step:
-        print(f"Going on at step {step} of {plan.total_steps} (checkpoint in {run_dir.model_dir}).")
-    if model.jit_compile:
-        print("Compiling the training step with XLA: about a minute on a GPU.", flush=True)
-    _run(model, data, plan, step, means, evaluate, _Save(model, run_dir, checkpoints, data, config, refresh))
+    config, method, data, plan = run.config, run.method, run.data, run.plan
+    strategy, last_step = method.distribute_strategy, plan.total_steps
+    means = IntervalMeans(method.train_metrics)
+    checkpoints = Checkpoints(config.run_dir, method, config.keep_checkpoint_max, {"interval": means.variables})
 
-
-def _run(
-    model: ReplicatedModel,
-    data: TrainingInput,
-    plan: Plan,
-    step: int,
-    means: IntervalMeans,
-    evaluate: Evaluate,
-    save: "_Save",
-) -> None:
-    """The steps from ``step`` on; one iterator serves them all, so that an interval builds nothing anew."""
-    start, count = step, plan.total_steps - step
-    make = lambda part: data.of(part).batches(start, count)  # noqa: E731
-    strategy = model.distribute_strategy
-    iterator = iter(distribute(strategy, data.batch_size, make, *copying(save.config)))
+    step = _resume(run, run_dir, checkpoints)
+    if step >= last_step:
+        return step
+    first_step, num_steps = step, last_step - step
+    make_batches = lambda part: data.of(part).batches(first_step, num_steps)  # noqa: E731
+    # one iterator for all steps, so that an interval builds nothing again
+    iterator = iter(distribute(strategy, data.batch_size, make_batches, prefetch_device(config)))
     progress = Progress(data.batch_size, plan, step)
-    with StopRequest() as stop, Profile(save.config.profiled, save.run_dir.model_dir / "tensorboard") as profile:
-        while step < plan.total_steps:
+    listeners = keras.callbacks.CallbackList(callbacks, model=method, steps=last_step, model_dir=str(run_dir.model_dir))
+    method.stop_training = False
+    listeners.on_train_begin()
+    interval_start = step
+    with StopRequest() as stop:
+        while step < last_step and not method.stop_training:
             end = plan.interval_end(step)
-            steps = profile.before(step, min(model.steps_per_execution, end - step))
-            started = time.perf_counter()
-            logs = {name: float(value) for name, value in model.run_steps(iterator, steps).items()}
-            bad = int(logs.pop("bad_steps"))
-            if bad:
-                _bad_step(step + int(logs["first_bad_step"]) + 1, bad, logs["loss"], plan, save.config)
-            if isinstance(data.source, EncodedSource):
-                data.source.check_corrupt()
+            if step == interval_start:
+                listeners.on_epoch_begin(plan.interval_of(step))
+
+            # Train: several steps in one call of the device.
+            listeners.on_train_batch_begin(step)
+            steps, started = min(method.steps_per_execution, end - step), time.perf_counter()
+            logs = {name: float(value) for name, value in method.run_steps(iterator, steps).items()}
+            num_bad = _check_finite(logs, step, run)
+            data.source.check_corrupt()
             step += steps
-            profile.after(step)
-            means.add(logs, steps - bad, bad)
+            means.add(logs, steps - num_bad, num_bad)
             progress.add(logs, steps, time.perf_counter() - started)
+            listeners.on_train_batch_end(step - 1, logs)
+
+            # At the end of an interval: evaluate, report, save.
             if step == end:
                 row = {"step": step, "epoch": step / plan.epoch_steps, **means.take(), **progress.take_rates()}
                 if math.isnan(row["loss"]):
                     raise SettingError(f"--on_nan=skip: every step since the last row was skipped, up to step {step}")
                 row |= evaluate()
-                save(step, row)
+                for callback in callbacks:  # a CallbackList would hand out a copy of the row
+                    callback.on_epoch_end(plan.interval_of(step - 1), row)
+                _save(run, run_dir, checkpoints, step, row)
                 progress.show(row)
-            if any(gather_from_workers(strategy, bool(stop.signal))) and step < plan.total_steps:
+                interval_start = step
+
+            # Stop if any worker was asked to.
+            stop_requested, stop_training = _gather_stops(strategy, stop, method)
+            method.stop_training = stop_training
+            if (stop_requested or stop_training) and step < last_step:
                 if step != end:
-                    save(step)
-                print(f"\nStopped at step {step} of {plan.total_steps}.", flush=True)
+                    _save(run, run_dir, checkpoints, step)
+                print(f"\nStopped at step {step} of {last_step}.", flush=True)
+            if stop_requested and step < last_step:
+                listeners.on_train_end()
                 stop.obey()
+    listeners.on_train_end()
+    return step
 
 
-def _bad_step(step: int, count: int, loss: float, plan: Plan, config: Config) -> None:
-    """Says that the loss or a gradient was not finite, first at ``step``; SettingError if the run is to stop."""
-    rate = float(plan.schedule(step - 1))
-    told = f"--on_nan={config.on_nan}: the loss or a gradient is not finite at step {step} of {plan.total_steps}"
-    if config.on_nan == "stop":
+def _resume(run: Run, run_dir: RunDirectory, checkpoints: Checkpoints) -> int:
+    """Restores the newest checkpoint; returns its step, 0 if there is none."""
+    step, last_step = checkpoints.restore(), run.plan.total_steps
+    if len(set(gather_from_workers(run.method.distribute_strategy, step))) > 1:
         raise SettingError(
-            f"{told} (loss {loss:g}, learning rate {rate:g}). The last checkpoint is kept. Try a lower "
+            f"--model_dir={run.config.run_dir}: the workers find different checkpoints; all need the same directory"
+        )
+    run_dir.rewind(step)
+    run.data.source.corrupt.update(run_dir.corrupt_images())
+    if step >= last_step:
+        print(f"Training already complete: {run_dir.model_dir} is at step {step} of {last_step}.")
+    elif step:
+        print(f"Resuming from step {step} of {last_step} (checkpoint in {run_dir.model_dir}).")
+    if step < last_step and run.method.jit_compile:
+        print("Compiling the training step with XLA: about a minute on a GPU.", flush=True)
+    return step
+
+
+def _check_finite(logs: dict[str, float], step: int, run: Run) -> int:
+    """Takes the NaN guard's findings out of the logs of a call; returns the number of bad steps.
+
+    Raises:
+        SettingError: if there are any and the run is to stop at them.
+    """
+    num_bad, first_bad = int(logs.pop("bad_steps")), int(logs.pop("first_bad_step"))
+    if not num_bad:
+        return 0
+    bad_step = step + first_bad + 1
+    rate = float(run.plan.schedule(bad_step - 1))
+    message = (
+        f"--on_nan={run.config.on_nan}: the loss or a gradient is not finite at step {bad_step} of "
+        f"{run.plan.total_steps}"
+    )
+    if run.config.on_nan == "stop":
+        raise SettingError(
+            f"{message} (loss {logs['loss']:g}, learning rate {rate:g}). The last checkpoint is kept. Try a lower "
             "--learning_rate, more --warmup_epochs, --mixed_precision=float32, or --on_nan=skip"
         )
-    log.warning("%s (learning rate %g); skipped %d", told, rate, count)
+    log.warning("%s (learning rate %g); skipped %d", message, rate, num_bad)
+    return num_bad
 
 
-@dataclasses.dataclass(frozen=True)
-class _Save:
-    """Writes what a run has come to."""
+def _save(
+    run: Run, run_dir: RunDirectory, checkpoints: Checkpoints, step: int, row: dict[str, float] | None = None
+) -> None:
+    """Writes the row of an interval, if one has ended, then the checkpoint and the report.
 
-    model: ReplicatedModel
-    run_dir: RunDirectory
-    checkpoints: Checkpoints
-    data: TrainingInput
-    config: Config
-    refresh: Callable[[], None]
-
-    def __call__(self, step: int, row: dict[str, float] | None = None) -> None:
-        """The row of an interval, if one has ended, then the checkpoint; ``--on_checkpoint_error`` says what if not.
-
-        Raises:
-            SettingError: if that fails and the run is not to go on without.
-        """
-        self.model.average_local_statistics()
-        try:
-            if isinstance(self.data.source, EncodedSource):
-                self.run_dir.write_corrupt_images(self.data.source.corrupt)
-            if row is not None:
-                self.run_dir.write_row(row)
-                if self.config.histograms:
-                    self.run_dir.write_histograms(self.model.network.weights, step)
-                if self.config.keep_best != "none" and self.run_dir.last_row_is_best(BEST[self.config.keep_best]):
-                    self.checkpoints.save_best(step)
-            self.checkpoints.save(step)
-            self.refresh()
-        except (OSError, tf.errors.OpError) as error:
-            reason = getattr(error, "strerror", None) or first_line(error)
-            told = f"--model_dir={self.run_dir.model_dir}: step {step} could not be saved ({reason})"
-            if self.config.on_checkpoint_error == "stop":
-                raise SettingError(f"{told}; what was saved before is whole: make room, then run it again") from None
-            log.warning("%s; going on, as --on_checkpoint_error=continue says", told)
-        gather_from_workers(
-            self.model.distribute_strategy, step
-        )  # none goes on to look for it before the chief is done
+    Raises:
+        SettingError: if that fails, unless ``--on_checkpoint_error=continue``.
+    """
+    config, method = run.config, run.method
+    method.average_local_statistics()
+    try:
+        run_dir.write_corrupt_images(run.data.source.corrupt)
+        if row is not None:
+            run_dir.write_row(row)
+            if config.keep_best != "none" and run_dir.last_row_is_best(BEST[config.keep_best]):
+                checkpoints.save_best(step)
+        checkpoints.save(step)
+        if config.report:
+            write_report(run_dir.model_dir)
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        message = f"--model_dir={run_dir.model_dir}: step {step} could not be saved ({reason})"
+        if config.on_checkpoint_error == "stop":
+            raise SettingError(
+                f"{message}; what was saved before is intact: make room and run the same command again"
+            ) from None
+        log.warning("%s; continuing, as --on_checkpoint_error=continue", message)
+    gather_from_workers(method.distribute_strategy, step)  # none looks for the checkpoint before the chief is done
 
 
-# Columns of ``metrics.csv`` that tell which checkpoint is the best, and whether a greater number is better.
-BEST = {"loss": (("loss",), False), "top1": (("online_top1", "eval_top1"), True)}
+def _gather_stops(strategy: tf.distribute.Strategy, stop: StopRequest, method: Method) -> tuple[bool, bool]:
+    """Returns whether any worker was sent a signal, and whether a callback on any worker asks to stop."""
+    requests = gather_from_workers(strategy, bool(stop.signal) + 2 * bool(method.stop_training))
+    return any(request & 1 for request in requests), any(request & 2 for request in requests)

@@ -1,5 +1,6 @@
 """What a run leaves on disk beside its checkpoints: ``config.json``, ``metrics.csv``, TensorBoard, ``result.json``."""
 
+import atexit
 import contextlib
 import csv
 import fcntl
@@ -9,6 +10,7 @@ import json
 import os
 import pathlib
 import socket
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,9 +18,24 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from simclrv2_tf.distributed.devices import is_chief
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.files import write_atomically
 from simclrv2_tf.settings.config import Config
+
+
+@functools.cache
+def writable_dir(model_dir: pathlib.Path, strategy: tf.distribute.Strategy) -> pathlib.Path:
+    """Returns the directory that this process writes to: the model directory, or a scratch one.
+
+    Of several workers only the chief writes to the model directory. All run the same program, so that they meet at the
+    same collectives; the others write to a scratch directory, which is removed when they exit.
+    """
+    if is_chief(strategy):
+        return model_dir
+    scratch = tempfile.TemporaryDirectory(prefix="simclrv2-worker-")
+    atexit.register(scratch.cleanup)
+    return pathlib.Path(scratch.name)
 
 
 class RunDirectory:

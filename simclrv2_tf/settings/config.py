@@ -150,6 +150,9 @@ class Config:
         0.05, DATA, "Corrupt images are skipped and counted; stop above this share of the data.", minimum=0, maximum=1
     )
 
+    method: str = _setting("simclr", NETWORK, "Pretraining method: simclr, or package.module:Class of your own.")
+    encoder: str = _setting("resnet", NETWORK, "Encoder: resnet, or package.module:function of your own.")
+    callbacks: str = _setting("", RUN, "Keras callbacks: package.module:factory, several with commas.")
     resnet_depth: int = _setting(50, NETWORK, "18, 34, 50, 101, 152 or 200.")
     width_multiplier: float = _setting(1.0, NETWORK, "Multiplies every channel count; may be a fraction.", above=0)
     sk_ratio: float = _setting(

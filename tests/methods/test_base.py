@@ -12,9 +12,10 @@ from tensorflow.python.distribute import mirrored_run, mirrored_strategy
 from simclrv2_tf.data.input import TrainingInput, evaluation_batches
 from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.methods.base import Batch, Logs, ReplicatedModel, distribute
+from simclrv2_tf.methods.base import Batch, Logs, Method
+from simclrv2_tf.methods.inference import collect, distribute
 from simclrv2_tf.methods.optimizers import penalised_variables
-from simclrv2_tf.methods.simclr import Memory, SimCLR
+from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.models import BatchNorm
 
 
@@ -72,15 +73,14 @@ def test_fit_on_replicas_equals_one_device(count, default_steps_per_execution, r
             np.testing.assert_array_equal(copy, many[variable.path])
 
 
-class Counter(ReplicatedModel):
+class Counter(Method):
     """Its metrics: the step's number, and the share of the batch's rows on this replica that are above 10."""
 
     train_metrics = ("number", "above")
 
     def __init__(self):
-        super().__init__()
+        super().__init__(tiny.network(), tiny.VIEWS)
         self.steps = self.add_weight(shape=(), initializer="zeros", trainable=False, aggregation="only_first_replica")
-        self.built = True
         self.traces = 0
 
     @property
@@ -145,8 +145,7 @@ def test_xla_on_several_gpus_has_the_collectives_inside_the_step(skip_bad_steps,
     strategy = replicas(2)
     with strategy.scope():
         network = tiny.network()
-        memory = Memory(network, 20, 0.9)
-        model = SimCLR(network, tiny.VIEWS, memory=memory)
+        model = SimCLR(network, tiny.VIEWS, memory_size=20, ema_decay=0.9)
         tiny.compiled(model, jit_compile=True, skip_bad_steps=skip_bad_steps)
     iterator = iter(strategy.experimental_distribute_dataset(tiny.dataset(0, 1)))
     traced = model._make_run_steps().get_concrete_function(iterator, tf.constant(1))
@@ -236,9 +235,9 @@ def test_the_step_finds_its_images_where_they_are_resident(count, replicas):
     found = []
     for data in (plain, resident):
         model = simclr(strategy)
-        model.completed = data.completed
-        copying = ("CPU:1", 2) if data is resident else ("", 0)
-        iterator = iter(distribute(strategy, tiny.BATCH, lambda part, data=data: data.of(part).batches(0, 3), *copying))
+        model.complete_batch = data.completed
+        copying = "CPU:1" if data is resident else ""
+        iterator = iter(distribute(strategy, tiny.BATCH, lambda part, data=data: data.of(part).batches(0, 3), copying))
         logs = {name: float(value) for name, value in model.run_steps(iterator, 3).items()}
         found.append((logs, tiny.numbers(model.network.variables)))
         with pytest.raises(tf.errors.OutOfRangeError):
@@ -254,8 +253,8 @@ class TestCollect:
         model = simclr(replicas(count) if count > 1 else None)
         images = np.random.default_rng(0).integers(0, 256, (9, tiny.SIZE, tiny.SIZE, 3), "uint8")
         source = ArraySource("test", np.array(images), np.arange(9, dtype="int32"), tuple("abcdefghi"))
-        found = model.collect(
-            lambda part: evaluation_batches(source, 4, tiny.SIZE, part=part), 4, ("final_avg_pool", "logits_sup")
+        found = collect(
+            model, lambda part: evaluation_batches(source, 4, tiny.SIZE, part=part), 4, ("final_avg_pool", "logits_sup")
         )
         assert found.keys() == {"final_avg_pool", "logits_sup", "labels"}
         np.testing.assert_array_equal(found["labels"], np.arange(9))
@@ -267,9 +266,9 @@ class TestCollect:
         model, batch = simclr(), tiny.batch(0)
         data = {"images": batch["views"][:, 0], "labels": batch["labels"], "weights": np.ones(tiny.BATCH, "float32")}
         batches = tf.data.Dataset.from_tensors(data)
-        before = model.collect(lambda _: batches, tiny.BATCH, ("proj_head_output",))["proj_head_output"]
+        before = collect(model, lambda _: batches, tiny.BATCH, ("proj_head_output",))["proj_head_output"]
         trained(model, steps=2)
-        after = model.collect(lambda _: batches, tiny.BATCH, ("proj_head_output",))["proj_head_output"]
+        after = collect(model, lambda _: batches, tiny.BATCH, ("proj_head_output",))["proj_head_output"]
         expected = model(data["images"], training=False)["proj_head_output"]
         np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
         assert not np.allclose(before, after)

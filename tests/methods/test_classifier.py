@@ -14,7 +14,7 @@ BLOCKS = 4
 def classification(
     freeze: int = -1, keep_head: bool = False, optimizer: str = "momentum", decay: float = 0.0, **kwargs
 ) -> ClassificationModel:
-    model = ClassificationModel(tiny.network(**{"make_encoder": tiny.resnet, **kwargs}), tiny.VIEWS, decay)
+    model = ClassificationModel(tiny.network(**{"make_encoder": tiny.resnet, **kwargs}), tiny.VIEWS, weight_decay=decay)
     if freeze != -1 or keep_head:
         model.freeze(freeze, keep_head)
     return tiny.compiled(model, optimizer, decay=decay)

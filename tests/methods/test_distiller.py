@@ -14,7 +14,7 @@ def distiller(
 ) -> Distiller:
     student = tiny.network(**kwargs)
     teacher = teacher or sharp(tiny.network(seed=1))
-    model = Distiller(student, teacher, tiny.VIEWS, temperature, alpha, decay)
+    model = Distiller(student, teacher, tiny.VIEWS, temperature, alpha, weight_decay=decay)
     return tiny.compiled(model, "momentum", decay=decay)
 
 

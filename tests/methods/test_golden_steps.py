@@ -284,7 +284,7 @@ class TestFineTuning:
     def test_lars(self, case, tap, parity):
         """Our head layers above the tap do not run: their statistics stay, where the official ones move."""
         found = recorded(f"finetune_{case}")
-        run = Run(compiled(ClassificationModel(recorded_network(tap=tap), VIEWS, DECAY)), found["rate"])
+        run = Run(compiled(ClassificationModel(recorded_network(tap=tap), VIEWS, weight_decay=DECAY)), found["rate"])
         idle = head_layers(run, tap)
         assert set(run.gradients) == set(found["trainable_names"]) - idle
         compared = Compared(parity, f"fine-tuning with LARS from layer {tap}", run, found, idle)
@@ -298,7 +298,7 @@ class TestFineTuning:
     def test_momentum(self, parity):
         """The official loss decays the head layers that are not in use; ours leaves them out, and all else is equal."""
         found, case = recorded("finetune_momentum_all"), "fine-tuning with momentum"
-        model = ClassificationModel(recorded_network(), VIEWS, MOMENTUM_DECAY)
+        model = ClassificationModel(recorded_network(), VIEWS, weight_decay=MOMENTUM_DECAY)
         run = Run(compiled(model, "momentum"), found["rate"])
         idle = head_layers(run, 0)
         decay_of_idle = MOMENTUM_DECAY / 2 * sum_of_squares(run, idle)
@@ -350,7 +350,7 @@ def test_frozen_blocks_differ_by_their_batch_norms_alone(case, block, decay, par
     compared.gradients()
     compared.weights()
 
-    ours = ClassificationModel(recorded_network(), VIEWS, 0.0)
+    ours = ClassificationModel(recorded_network(), VIEWS)
     ours.freeze(block)
     frozen = [v for part in [ours.network.encoder.stem, *ours.network.encoder.groups[:block]] for v in part.variables]
     before = [variable.numpy() for variable in frozen]

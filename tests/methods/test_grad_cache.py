@@ -11,7 +11,7 @@ import tiny
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import ArraySource
-from simclrv2_tf.methods.simclr import Memory, SimCLR
+from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.models import BatchNorm, BatchNormSettings
 from simclrv2_tf.models.resnet import BlockGroup
 
@@ -25,9 +25,9 @@ def simclr(micro_batch: int, optimizer: str = "lars", frozen: bool = False, memo
                 layer.trainable = False
                 layer.moving_mean.assign(0.1 * tf.ones_like(layer.moving_mean))
                 layer.moving_variance.assign(0.5 * tf.ones_like(layer.moving_variance))
-    queue = Memory(network, memory, 0.9) if memory else None
     views = ViewSettings(tiny.SIZE, color_jitter_strength=0.5)
-    model = SimCLR(network, views, 0.5, weight_decay=1e-3, memory=queue, micro_batch=micro_batch)
+    settings = {"memory_size": memory, "ema_decay": 0.9, "micro_batch": micro_batch}
+    model = SimCLR(network, views, 0.5, weight_decay=1e-3, **settings)
     return tiny.compiled(model, optimizer, **how)
 
 
@@ -85,11 +85,13 @@ def test_batch_norm_sees_a_micro_batch(xla):
         outputs = []
         for half in halves:
             tiny.assign(model.network.non_trainable_variables, start)
-            outputs.append(model._embed({"views": batch["views"][half]}))
+            outputs.append(model.forward({"views": batch["views"][half]}))
             moved.append(tiny.numbers(model.network.non_trainable_variables))
         outputs = {name: tf.concat([output[name] for output in outputs], axis=0) for name in outputs[0]}
-        scaled, _ = model._objective(outputs, tf.constant(batch["labels"]))
-    model.apply_gradients_of(tape, scaled, model.trained_variables)
+        loss, _ = model.objective(outputs, {"labels": tf.constant(batch["labels"])})
+        scaled = model.scale_loss(loss)
+    gradients = tape.gradient(scaled, [variable.value for variable in model.trained_variables])
+    model.optimizer.apply(gradients, model.trained_variables)
     means = {path: (moved[0][path] + moved[1][path]) / 2 for path in moved[0]}
     assert all(not np.allclose(moved[0][path], moved[1][path]) for path in means)
     tiny.assign(model.network.non_trainable_variables, means)
@@ -170,5 +172,5 @@ def test_seeds_of_dropout_move_on():
 
 
 def test_unequal_micro_batches_are_refused():
-    with pytest.raises(ValueError, match="3 images a micro-batch do not divide the 8 images"):
+    with pytest.raises(ValueError, match="micro-batches of 3 images do not divide the 8 images"):
         simclr(3).train_step({name: tf.constant(value) for name, value in tiny.batch(0).items()})

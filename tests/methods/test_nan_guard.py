@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from simclrv2_tf.methods.base import Batch, Logs, ReplicatedModel
+from simclrv2_tf.methods.base import Batch, Logs, Method
 from simclrv2_tf.methods.classifier import ClassificationModel
-from simclrv2_tf.methods.simclr import Memory, SimCLR
+from simclrv2_tf.methods.simclr import SimCLR
 
 
 class Steep(ClassificationModel):
@@ -23,17 +23,17 @@ class Steep(ClassificationModel):
             distance = tf.reduce_sum(tf.square(kernel - tf.stop_gradient(kernel)))
             flat = tf.reduce_all(batch["labels"] == 0)
             loss = tf.where(flat, tf.sqrt(distance), 0.0) + tf.reduce_sum(tf.square(kernel)) * tf.cast(~flat, "float32")
-        self.apply_gradients_of(tape, loss, [self.network.classifier.dense.kernel])
+        self.optimizer.apply([tape.gradient(loss, kernel)], [self.network.classifier.dense.kernel])
         return {"loss": loss, "train_top1": tf.zeros([])}
 
 
 def simclr(strategy: tf.distribute.Strategy | None = None, **how) -> SimCLR:
     with (strategy or tf.distribute.get_strategy()).scope():
         network = tiny.network()
-        return tiny.compiled(SimCLR(network, tiny.VIEWS, 0.5, memory=Memory(network, 20, 0.9)), **how)
+        return tiny.compiled(SimCLR(network, tiny.VIEWS, 0.5, memory_size=20, ema_decay=0.9), **how)
 
 
-def iterator(model: ReplicatedModel, steps: int, bad: Iterable[int], first: int = 0):
+def iterator(model: Method, steps: int, bad: Iterable[int], first: int = 0):
     """Batches of which some have a view with NaN in it."""
 
     def spoilt(index: tf.Tensor, batch: Batch) -> Batch:
@@ -45,7 +45,7 @@ def iterator(model: ReplicatedModel, steps: int, bad: Iterable[int], first: int 
     return iter(model.distribute_strategy.experimental_distribute_dataset(data))
 
 
-def state(model: ReplicatedModel) -> dict[str, np.ndarray]:
+def state(model: Method) -> dict[str, np.ndarray]:
     slots = [variable for variable in model.optimizer.variables if variable.name != "iteration"]
     return tiny.numbers([*model.network.variables, *slots, *model.memory.variables])
 

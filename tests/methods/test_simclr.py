@@ -6,13 +6,13 @@ import pytest
 import tensorflow as tf
 import tiny
 
-from simclrv2_tf.methods.simclr import Memory, SimCLR
+from simclrv2_tf.methods.simclr import SimCLR
 
 
 def simclr(classes: int = tiny.CLASSES, memory: int = 0, optimizer: str = "lars", decay: float = 1e-3, **kwargs):
     network = tiny.network(classes, **kwargs)
-    queue = Memory(network, memory, 0.9) if memory else None
-    return tiny.compiled(SimCLR(network, tiny.VIEWS, 0.5, weight_decay=decay, memory=queue), optimizer, decay=decay)
+    model = SimCLR(network, tiny.VIEWS, 0.5, weight_decay=decay, memory_size=memory, ema_decay=0.9)
+    return tiny.compiled(model, optimizer, decay=decay)
 
 
 def endpoints(model: SimCLR, batch: dict[str, np.ndarray], training: bool = True) -> dict[str, np.ndarray]:

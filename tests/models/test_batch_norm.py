@@ -172,7 +172,7 @@ def test_unsynchronized_replicas_use_their_own_statistics(replicas, dtype, toler
     assert max(relative_errors(result["gradients"], gradients)) < tolerance
     for means, half in zip(result["means"], halves, strict=True):
         np.testing.assert_allclose(means, 0.1 * half[1], rtol=tolerance)
-    # Reading and saving them costs no message: the mean of all is for ReplicatedModel.average_local_statistics.
+    # Reading and saving them costs no message: the mean of all is for Method.average_local_statistics.
     np.testing.assert_array_equal(layer.moving_mean.numpy(), result["means"][0])
 
 

@@ -7,11 +7,11 @@ import tensorflow as tf
 import tiny
 
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.methods.base import ReplicatedModel
+from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.classifier import ClassificationModel
 from simclrv2_tf.methods.distiller import Distiller
 from simclrv2_tf.methods.schedules import WarmUpCosine
-from simclrv2_tf.methods.simclr import Memory, SimCLR
+from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.models import Network, ProjectionHead
 from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, read_run_config
 from simclrv2_tf.settings.config import Config
@@ -22,8 +22,7 @@ def simclr(
 ) -> SimCLR:
     with (strategy or tf.distribute.get_strategy()).scope():
         network = tiny.network(seed=seed, **kwargs)
-        queue = Memory(network, memory, 0.9) if memory else None
-        model = SimCLR(network, tiny.VIEWS, 0.5, weight_decay=1e-3, memory=queue)
+        model = SimCLR(network, tiny.VIEWS, 0.5, weight_decay=1e-3, memory_size=memory, ema_decay=0.9)
         return tiny.compiled(model, optimizer, rate=WarmUpCosine(0.1, 10, 2))
 
 
@@ -31,12 +30,12 @@ def classification(make_encoder=tiny.resnet, **kwargs) -> ClassificationModel:
     return tiny.compiled(ClassificationModel(tiny.network(make_encoder=make_encoder, **kwargs), tiny.VIEWS))
 
 
-def all_variables(model: ReplicatedModel) -> list[keras.Variable]:
+def all_variables(model: Method) -> list[keras.Variable]:
     memory = getattr(model, "memory", None)
     return [*model.network.variables, *model.optimizer.variables, *(memory.variables if memory else [])]
 
 
-def scramble(model: ReplicatedModel) -> dict[str, np.ndarray]:
+def scramble(model: Method) -> dict[str, np.ndarray]:
     """Other values for every variable."""
     rng = np.random.default_rng(1)
     for variable in all_variables(model):

@@ -14,7 +14,7 @@ from simclrv2_tf import cli, modes
 from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.models import Network, ProjectionHead, ResNet, official_names
-from simclrv2_tf.modes import build
+from simclrv2_tf.modes.setup import build_network
 from simclrv2_tf.runs import official
 from simclrv2_tf.runs.checkpoints import load_network, read_run_config
 
@@ -58,7 +58,7 @@ def imported(path, model_dir, **settings):
 
 def network_of(model_dir):
     config, resolved = read_run_config(str(model_dir))
-    network = build.network(config, choose_strategy(config), resolved["num_classes"], resolved["head_input"])
+    network = build_network(config, choose_strategy(config), resolved["num_classes"], resolved["head_input"])
     load_network(network, str(model_dir), with_classifier=bool(resolved["num_classes"]))
     return network
 

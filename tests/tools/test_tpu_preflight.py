@@ -10,7 +10,8 @@ import tensorflow as tf
 from simclrv2_tf import modes
 from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.modes import build
+from simclrv2_tf.methods.simclr import SimCLR
+from simclrv2_tf.modes.setup import build_input
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.tools.tpu_preflight import preflight
 
@@ -86,6 +87,6 @@ def test_libtpu_compiles_the_step(topology, capsys):
 def test_the_batch_is_what_the_input_makes_and_static(augment_on):
     source = ArraySource("toy", np.zeros([40, 32, 32, 3], np.uint8), np.zeros([40], np.int32), ("one",))
     config = Config(**TOY | {"mode": "pretrain", "augment_on": augment_on})
-    spec = build.training_input(config, source).batches(0, 1).element_spec
+    spec = build_input(config, source, SimCLR).batches(0, 1).element_spec
     assert spec == preflight.batch_spec(config, config.train_batch_size)
     assert all(tensor.shape.is_fully_defined() for tensor in spec.values())

@@ -16,11 +16,11 @@ import tensorflow as tf
 
 from simclrv2_tf.data.augment import NUM_DRAWS
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.schedules import Plan
-from simclrv2_tf.methods.simclr import SimCLR
-from simclrv2_tf.modes import build
 from simclrv2_tf.modes.costs import format_bytes
 from simclrv2_tf.modes.resolve import Result, resolve_config
+from simclrv2_tf.modes.setup import build_network, build_views, compile_method, load_method
 from simclrv2_tf.modes.summary import IMAGENET_CLASSES
 from simclrv2_tf.report.console import box
 from simclrv2_tf.settings.config import Config
@@ -116,13 +116,14 @@ def batch_spec(config: Config, images: int) -> Spec:
     return spec | {"images": tf.TensorSpec([images, 2, size, size, 3], tf.uint8)}
 
 
-def _model(config: Config) -> SimCLR:
+def _model(config: Config) -> Method:
     """The model, whose variables have no values."""
     strategy, classes = tf.distribute.get_strategy(), IMAGENET_CLASSES * config.lineareval_while_pretraining
     with tf.variable_creator_scope(_without_value):
-        network = build.network(config, strategy, classes)
-        model = build.simclr(config, network, config.grad_cache_micro_batch)
-        build.compile_model(model, config, strategy, Plan.of(config, ANY_IMAGES))
+        network = build_network(config, strategy, classes)
+        method_class = load_method(config)
+        model = method_class.from_settings(network, build_views(config, method_class), config)
+        compile_method(model, config, strategy, Plan.of(config, ANY_IMAGES))
     return model
 
 

@@ -1,0 +1,58 @@
+"""Base of the methods that learn from two views of each image, without labels."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.methods.base import Batch, Logs, Method, Outputs
+from simclrv2_tf.methods.losses import labelled_mean, supervised_loss
+from simclrv2_tf.models.batch_norm import statistics_dtype
+from simclrv2_tf.models.network import Network
+
+
+class Pretraining(Method):
+    """Runs the network on two views of each image, and trains a linear classifier beside it if there are labels.
+
+    The classifier reads the features behind a stopped gradient, so that it does not move the encoder (online linear
+    evaluation). A subclass writes ``objective`` and adds ``online_evaluation`` to its loss.
+
+    Args:
+        network: with a projection head; with a classifier if there are labels.
+        views: as of ``Method``.
+        **kwargs: as of ``Method``.
+    """
+
+    num_views = 2
+
+    def __init__(self, network: Network | keras.Model, views: ViewSettings, **kwargs: Any):
+        super().__init__(network, views, **kwargs)
+        if self.network.classifier is not None:
+            self.train_metrics = (*self.train_metrics, "online_loss", "online_train_top1")
+
+    def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Returns the network's endpoints; the classifier does not train what is below it."""
+        return self.network(images, training=training, whole_head=True, stop_gradient_to_classifier=True)
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Runs both views through the network.
+
+        Returns:
+            ``proj_head_output [b, 2, d]`` and, with a classifier, ``logits_sup [b, 2, classes]``.
+        """
+        views = self.make_views(batch)  # [b, 2, size, size, 3]
+        endpoints = self(tf.concat([views[:, 0], views[:, 1]], axis=0), training=True)  # [2b, ...]
+        names = ["proj_head_output"] + ["logits_sup"] * (self.network.classifier is not None)
+        dtype = statistics_dtype(self.network.compute_dtype)  # losses are computed in float32 at least
+        return {name: tf.stack(tf.split(tf.cast(endpoints[name], dtype), 2), axis=1) for name in names}
+
+    def online_evaluation(self, outputs: Outputs, batch: Batch) -> tuple[tf.Tensor | float, Logs]:
+        """Computes the loss and top-1 of the classifier, over the images whose label is known; 0 without one."""
+        if "logits_sup" not in outputs:
+            return 0.0, {}
+        logits = tf.concat(tf.unstack(outputs["logits_sup"], axis=1), axis=0)  # [2b, classes]
+        labels = tf.tile(batch["labels"], [2])  # [2b]
+        loss = labelled_mean(supervised_loss(tf.maximum(labels, 0), logits), labels)
+        hits = tf.cast(tf.argmax(logits, axis=1, output_type=labels.dtype) == labels, logits.dtype)
+        return loss, {"online_loss": loss, "online_train_top1": labelled_mean(hits, labels)}

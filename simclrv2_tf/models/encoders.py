@@ -1,0 +1,60 @@
+"""Encoders by name: our ResNet, or a function of the user's that builds any Keras model."""
+
+from collections.abc import Callable
+
+import keras
+
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.models.batch_norm import BatchNormSettings
+from simclrv2_tf.models.resnet import ResNet
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.plugins import load_plugin
+
+
+def build_resnet(config: Config, batch_norm: BatchNormSettings) -> ResNet:
+    """Builds the ResNet that the settings describe."""
+    return ResNet(
+        config.resnet_depth,
+        config.width_multiplier,
+        config.sk_ratio,
+        config.se_ratio,
+        config.stem_kind,
+        batch_norm,
+        config.remat,
+        name="encoder",
+    )
+
+
+ENCODERS: dict[str, Callable[[Config, BatchNormSettings], keras.Model]] = {"resnet": build_resnet}
+
+
+def build_encoder(config: Config, batch_norm: BatchNormSettings) -> keras.Model:
+    """Builds the encoder of ``--encoder``: one of ``ENCODERS``, or ``package.module:function``.
+
+    The function is called with ``image_size`` and returns a Keras model from images ``[n, size, size, 3]`` in [0, 1]
+    to features ``[n, d]``.
+
+    Raises:
+        SettingError: if there is no such function or it does not return a Keras model.
+    """
+    if config.encoder in ENCODERS:
+        return ENCODERS[config.encoder](config, batch_norm)
+    function = load_plugin("encoder", config.encoder)
+    if config.remat:
+        raise SettingError("--remat=true: works with --encoder=resnet only")
+    try:
+        encoder = function(image_size=config.image_size)
+    except TypeError as error:
+        raise SettingError(f"--encoder={config.encoder}: {error}") from None
+    if not isinstance(encoder, keras.Model):
+        raise SettingError(f"--encoder={config.encoder}: returned {type(encoder).__name__}, not a Keras model")
+    return encoder
+
+
+def describe_encoder(config: Config) -> str:
+    """Returns the encoder in a few words, such as ``ResNet-50 x2, SK 0.0625``."""
+    if config.encoder != "resnet":
+        return config.encoder
+    ratios = {"SK": config.sk_ratio, "SE": config.se_ratio}
+    kinds = "".join(f", {name} {ratio:g}" for name, ratio in ratios.items() if ratio)
+    return f"ResNet-{config.resnet_depth} x{config.width_multiplier:g}{kinds}"
