@@ -22,7 +22,6 @@ from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished
 from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.summary import summary
 from simclrv2_tf.modes.train import classify, pretrain
-from simclrv2_tf.settings import merge as precedence
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.tools.tpu_preflight.preflight import tpu_preflight
 
@@ -87,10 +86,6 @@ def _run(explicit: dict[str, Any]) -> Result:
     }
     if mode in resolve_own_config:
         return resolve_own_config[mode](explicit)
-    if mode == "semi_supervised":
-        strategy = choose_strategy(precedence.resolve(explicit))
-        with worker_context(strategy):
-            return semi_supervised(explicit, strategy)
     functions: dict[str, Callable[[Config, Strategy], Result]] = {
         "pretrain": pretrain,
         "finetune": classify,
@@ -101,6 +96,7 @@ def _run(explicit: dict[str, Any]) -> Result:
         "embed": embed,
         "export": export,
         "import_checkpoint": import_checkpoint,
+        "semi_supervised": semi_supervised,
     }
     config = resolve_config(explicit)
     strategy = choose_strategy(config)
