@@ -37,7 +37,6 @@ class Study:
         networks: settings by name; ``base`` is the one that the others are compared with, ``half`` the small student.
         labels: numbers of labels a class; 0: all.
         student_epochs: of distilling into a small network from scratch.
-        recipes: what other recipe trains on so many labels.
     """
 
     title: str
@@ -45,7 +44,6 @@ class Study:
     networks: dict[str, Settings]
     labels: tuple[int, ...]
     student_epochs: int
-    recipes: dict[int, str] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -79,7 +77,6 @@ STUDIES = {
         {k: v for k, v in networks(0.25, 8192).items() if k in ("base", "half", "head of 2", "memory", "random")},
         (1, 10, 60, 600, 0),
         student_epochs=10,
-        recipes={60: "fashion_mnist_1pct", 600: "fashion_mnist_10pct", 0: "fashion_mnist_100pct"},
     ),
     "fashion_mnist_32px": Study(
         "Fashion-MNIST at 32 px, for a GPU; a whole ResNet-18, 100 epochs of pretraining",
@@ -87,7 +84,6 @@ STUDIES = {
         networks(1.0, 16384) | {"ResNet-50": {"resnet_depth": 50}, "SK": {"resnet_depth": 50, "sk_ratio": 0.0625}},
         (1, 10, 60, 600, 0),
         student_epochs=100,
-        recipes={60: "fashion_mnist_32px_1pct", 600: "fashion_mnist_32px_10pct", 0: "fashion_mnist_32px_100pct"},
     ),
 }
 
@@ -111,8 +107,6 @@ def jobs(name: str, seed: int) -> Iterator[Job]:
 
     def job(network: str, stage: str, labels: int | str = "", variant: str = "", **settings: Any) -> Job:
         key = dict(study=name, network=network, seed=seed, stage=stage, labels=labels, variant=variant)
-        if labels in study.recipes:
-            settings["recipe"] = study.recipes[labels]
         return Job(key, study.common | {"mode": stage, "seed": seed} | settings)
 
     for network, settings in study.networks.items():
@@ -171,9 +165,9 @@ def pixels(name: str) -> Line:
 
     from simclrv2_tf import metrics as evaluation
     from simclrv2_tf.data.sources import open_source
-    from simclrv2_tf.settings import merge as precedence
+    from simclrv2_tf.settings.merge import resolve
 
-    config = precedence.resolve(STUDIES[name].common)
+    config = resolve(STUDIES[name].common)
     train, test = (open_source(config, split) for split in ("train", "test"))
     rows = [source.images.reshape(len(source.images), -1).astype(np.float32) / 255 for source in (train, test)]
     accuracy = evaluation.knn_accuracy(rows[0], train.labels, rows[1], test.labels)

@@ -1,17 +1,21 @@
-"""The errors that end a run in one line on standard error."""
+"""Errors that end a run with one line on standard error."""
 
 import re
 
 
 class SettingError(ValueError):
-    """A setting or an input that cannot be used. Its text is the one line that the user sees; the exit status is 2."""
+    """A setting or an input that cannot be used. The message is the one line that the user sees; exit status 2."""
+
+
+class ConfigVersionError(SettingError):
+    """A ``config.json`` that was written by a version with another format."""
 
 
 class LostWorkerError(RuntimeError):
-    """Another worker of the run is gone. Its text is the one line that the user sees; the exit status is 3."""
+    """The connection to another worker is lost. The message is the one line that the user sees; exit status 3."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, without TensorFlow's places in graphs, for the line that the user sees."""
-    told = re.sub(r"{{.*?}}\s*", "", str(error)).strip()
-    return (told.splitlines() or [type(error).__name__])[0][:300]
+    """Returns the first line of a library's error message, without TensorFlow's graph locations."""
+    message = re.sub(r"{{.*?}}\s*", "", str(error)).strip()
+    return (message.splitlines() or [type(error).__name__])[0][:300]

@@ -1,4 +1,4 @@
-"""Flags become settings; what cannot be used is one line on standard error, status 2, and nothing written."""
+"""Flags become settings; a user error is one line on standard error, exit status 2, and nothing is written."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from simclrv2_tf import cli
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.config import MODES, Config
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(Config)
@@ -32,7 +32,7 @@ OFFICIAL = (
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here gets as far as Keras."""
+    """These tests do not use Keras."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,7 @@ def written(place):
         (["--temperature"], "Missing value for flag --temperature"),
         (["--flagfile=nowhere.txt"], "nowhere.txt"),
         (["--recipe=nosuch"], "--recipe=nosuch: must be auto, none or one of"),
+        (["--recipe=fashion_mnist_1pct"], "was replaced by --recipe=fashion_mnist --labels_per_class=60"),
         (["--mode=semi_supervised", "--stage=pretrain"], "--stage=pretrain: must look like finetune.learning_rate=0.1"),
         (["--mode=semi_supervised", "--stage=finetune.nosuch=1"], "nosuch: there is no such setting"),
         (["--mode=finetune", "--checkpoint=nowhere"], "--checkpoint=nowhere"),
@@ -102,7 +103,7 @@ def test_a_flagfile_that_is_no_text_is_refused(empty_directory, capsys):
     (empty_directory / "flags").write_bytes(b"--dataset=\xff\xfe\n")
     with pytest.raises(SystemExit) as exit:
         cli.main(["run.py", "--flagfile=flags"])
-    assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: --flagfile: not a text in UTF-8")
+    assert exit.value.code == 2 and capsys.readouterr().err.startswith("error: --flagfile: not UTF-8 text")
 
 
 VALUES = st.integers().map(str) | st.floats().map(str) | st.sampled_from(["", "true", "none", "lars"]) | st.text()
@@ -157,13 +158,58 @@ def test_help_lists_every_setting_in_its_group(flag, capsys):
             group = line[:-1]
         if line.startswith("  --"):
             found[line.strip().removeprefix("--").partition("=")[0]] = group
-    assert found == {field.name: field.metadata["group"] for field in FIELDS}
+    assert list(found) == NAMES
+    assert {found[name] for name in ("mode", "seed", "compare")} == {"General"}
+    assert {found[name] for name in ("checkpoint_epochs", "report")} == {"Checkpoints and report"}
+    assert {found[name] for name in ("dataset", "max_corrupt_share")} == {"Data"}
+    assert {found[name] for name in ("method", "image_size", "batch_norm_decay")} == {"Network"}
+    assert {found[name] for name in ("train_batch_size", "momentum")} == {"Optimization"}
+    assert {found[name] for name in ("temperature", "ema_decay")} == {"Pretraining objective"}
+    assert {found[name] for name in ("crop_area_min", "eval_resize")} == {"Augmentation"}
+    assert {found[name] for name in ("ft_proj_selector", "distill_alpha")} == {"Fine-tuning and distillation"}
+    assert {found[name] for name in ("eval_batch_size", "gcp_project")} == {"Devices, speed and memory"}
     words = " ".join(out.split())
     for field in FIELDS:
         assert field.metadata["help"] in words
         assert all(choice in words for choice in field.metadata["choices"])
     assert "  --learning_rate=0.3" in lines and "  --use_blur=true" in lines and "  --model_dir=-" in lines
     assert "--flagfile=FILE" in words and "--noNAME" in words
+
+
+@pytest.mark.parametrize(
+    "arguments, listed, left_out",
+    [
+        (
+            ["--mode=finetune", "--help"],
+            "checkpoint fine_tune_after_block use_flip",
+            "resnet_depth memory_size teacher",
+        ),
+        (["-h", "--mode", "distill"], "teacher resnet_depth temperature", "use_blur compare memory_size stage"),
+        (["--mode=evaluate", "--help"], "checkpoint dataset eval_resize", "learning_rate report train_steps recipe"),
+        (["--mode=report", "--help"], "compare model_dir", "dataset resnet_depth checkpoint seed"),
+        (["--mode=semi_supervised", "--help"], "stage teacher resnet_depth", "compare format"),
+        (["--mode=export", "--mode=pretrain", "--help"], "memory_size use_blur", "format ft_proj_selector"),
+    ],
+)
+def test_help_for_a_mode_lists_the_flags_that_matter_for_it(arguments, listed, left_out, capsys):
+    cli.main(["run.py", *arguments])
+    out = capsys.readouterr().out
+    assert all(f"\n  --{name}=" in out for name in listed.split())
+    assert not any(f"\n  --{name}=" in out for name in left_out.split())
+    assert "; --helpfull lists all flags." in out
+
+
+@pytest.mark.parametrize("arguments", [["--helpfull", "--mode=report"], ["--help", "--mode=nosuch"], ["--mode", "-h"]])
+def test_help_lists_every_setting_if_there_is_no_mode_or_all_are_asked_for(arguments, capsys):
+    cli.main(["run.py", *arguments])
+    out = capsys.readouterr().out
+    assert all(f"\n  --{name}=" in out for name in NAMES)
+
+
+def test_the_tables_of_the_help_name_settings_and_modes():
+    assert {group.first for group in cli.GROUPS} | set(cli.MODES_OF_FLAG) <= set(NAMES)
+    modes = [group.modes for group in cli.GROUPS] + list(cli.MODES_OF_FLAG.values())
+    assert set().union(*modes) == set(MODES)
 
 
 def test_a_value_that_reads_help_is_a_value():

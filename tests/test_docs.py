@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from simclrv2_tf import cli
-from simclrv2_tf.settings import merge as precedence
 from simclrv2_tf.settings.config import STAGES, Config
+from simclrv2_tf.settings.merge import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -149,12 +149,12 @@ def test_every_flag_is_one_and_the_settings_agree(command):
     stages = STAGES if explicit.get("mode") == "semi_supervised" else ("",)
     for stage in stages:
         starting = {"checkpoint": "runs/pretrained", "teacher": "runs/teacher"} if stage else {}
-        assert isinstance(precedence.resolve(starting | explicit, stage), Config)
+        assert isinstance(resolve(starting | explicit, stage), Config)
 
 
 def test_a_run_starts_from_one_that_the_pages_make():
     explicit = [cli.parse(["run.py", *c.flags]) for c in COMMANDS if c.flags and not cli.HELP & set(c.flags)]
-    made = {precedence.resolve(said).run_dir for said in explicit if said.get("recipe") != "help"}
+    made = {resolve(said).run_dir for said in explicit if said.get("recipe") != "help"}
     made |= {"runs/digits-seed0", "runs/digits-seed1"}  # make demo, make demo SEED=1
     for said in explicit:
         for start in (said.get("checkpoint"), said.get("teacher"), *said.get("compare", "").split(",")):

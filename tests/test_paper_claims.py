@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from simclrv2_tf.settings import merge as precedence
+from simclrv2_tf.settings.merge import resolve
 
 sys.path.insert(0, "benchmarks")
 import paper_claims
@@ -20,7 +20,7 @@ def test_every_run_of_the_grid_can_be_set_up_after_those_it_needs(study):
         needed = [value.name for value in job.settings.values() if isinstance(value, Job)]
         assert seen.issuperset(needed) and job.name not in seen
         seen.add(job.name)
-        precedence.resolve({k: v.name if isinstance(v, Job) else v for k, v in job.settings.items()})
+        resolve({k: v.name if isinstance(v, Job) else v for k, v in job.settings.items()})
 
 
 def test_every_column_of_a_claim_has_its_runs():

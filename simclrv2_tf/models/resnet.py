@@ -14,6 +14,7 @@ from simclrv2_tf.models.pooling import max_pool
 from simclrv2_tf.models.remat import call_with_remat
 
 BLOCKS_PER_GROUP = {
+    10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),

@@ -1,11 +1,10 @@
-"""What each ``--mode`` does, one function each: from settings to a trained, evaluated and reported run."""
+"""One function per ``--mode``, all with one signature: from a config and a strategy to a result."""
 
 import contextlib
 import errno
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,35 +21,70 @@ from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished
 from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.summary import summary
 from simclrv2_tf.modes.train import train
-from simclrv2_tf.settings import merge as precedence
-from simclrv2_tf.settings.config import Config
-from simclrv2_tf.tools.tpu_preflight.preflight import tpu_preflight
+from simclrv2_tf.settings.config import STAGES, Config
+from simclrv2_tf.settings.merge import Flags
+
+MODES: dict[str, Callable[[Config, Strategy], Result]] = {
+    **dict.fromkeys(STAGES, train),
+    "semi_supervised": semi_supervised,
+    "evaluate": evaluate,
+    "embed": embed,
+    "export": export,
+    "import_checkpoint": import_checkpoint,
+    "summary": summary,
+    "preview": preview,
+    "benchmark": benchmark,
+    "report": report,
+}
+WITHOUT_DEVICES = ("summary", "report")  # these neither wait for workers nor touch a GPU
+
+
+def run(flags: Flags) -> Result:
+    """Resolves the settings once, then runs the mode.
+
+    Args:
+        flags: settings that are given, by name.
+
+    Raises:
+        SettingError: for a setting or an input that cannot be used, before anything is written.
+    """
+    with _explain_file_errors(flags), _explain_data_errors(), explain_out_of_memory():
+        if keras.backend.backend() != "tensorflow":
+            raise SettingError(f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow")
+        mode = flags.get("mode", "pretrain")
+        config = resolve_config(flags)
+        strategy = tf.distribute.get_strategy() if mode in WITHOUT_DEVICES else choose_strategy(config)
+        with worker_context(strategy):
+            if "train_batch_size" not in flags:
+                config = cap_batch_size(config, strategy)
+            result = finished_result(config) if mode in STAGES else None
+            return result or MODES[mode](config, strategy)
 
 
 @contextlib.contextmanager
 def _explain_data_errors() -> Iterator[None]:
-    """Data that are damaged or cut off, and services that lost their place, end a run in one line."""
+    """Turns TensorFlow's errors for damaged records and restarted data services into one line."""
     try:
         yield
     except tf.errors.DataLossError as error:
         place = re.search(r"\w+ record at \d+|$", str(error))[0]
-        raise SettingError(f"--dataset: one of its files is damaged ({place}); prepare it anew") from None
+        raise SettingError(f"--dataset: one of its files is damaged ({place}); prepare it again") from None
     except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
         if not (why := re.search(r"--data_service: [a-z ]+|Unknown iteration client", str(error))):
             raise
         raise LostWorkerError(
-            f"a data service was started anew, or has several workers ({why[0]}). Start the same command again: it "
-            "goes on at the newest checkpoint."
+            f"a data service was restarted, or has several workers ({why[0]}); run the same command again to resume "
+            "from the latest checkpoint"
         ) from None
 
 
-# Why a file cannot be written, or read: EFBIG is a limit on its size.
+# Why a file cannot be written or read: EFBIG is a limit on its size.
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @contextlib.contextmanager
-def _explain_file_errors(explicit: dict[str, Any]) -> Iterator[None]:
-    """A file that Python or TensorFlow cannot write ends a run in one line: those that were there are whole."""
+def _explain_file_errors(flags: Flags) -> Iterator[None]:
+    """Turns an error of Python or TensorFlow about a file into one line; files that were there are intact."""
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
@@ -58,58 +92,7 @@ def _explain_file_errors(explicit: dict[str, Any]) -> Iterator[None]:
         if not reason:
             raise
         place = getattr(error, "filename", None) or "a file"
-        told = f"--model_dir={explicit.get('model_dir', '')}: {place} cannot be written or read ({reason})"
-        raise SettingError(f"{told}; what was saved before is whole: put that right, then run it again") from None
-
-
-def run(explicit: dict[str, Any]) -> Result:
-    """Runs the mode that the settings name.
-
-    Args:
-        explicit: the settings that the user gave, by name.
-
-    Raises:
-        SettingError: for a setting or an input that cannot be used, before anything is written.
-    """
-    with _explain_file_errors(explicit), _explain_data_errors(), explain_out_of_memory():
-        return _run(explicit)
-
-
-def _run(explicit: dict[str, Any]) -> Result:
-    _check_backend()
-    mode = explicit.get("mode", "pretrain")
-    resolve_own_config: dict[str, Callable[[dict[str, Any]], Result]] = {
-        "summary": summary,
-        "preview": preview,
-        "tpu_preflight": tpu_preflight,
-        "benchmark": benchmark,
-        "report": report,
-    }
-    if mode in resolve_own_config:
-        return resolve_own_config[mode](explicit)
-    if mode == "semi_supervised":
-        strategy = choose_strategy(precedence.resolve(explicit))
-        with worker_context(strategy):
-            return semi_supervised(explicit, strategy)
-    functions: dict[str, Callable[[Config, Strategy], Result]] = {
-        "pretrain": train,
-        "finetune": train,
-        "linear_eval": train,
-        "supervised": train,
-        "distill": train,
-        "evaluate": evaluate,
-        "embed": embed,
-        "export": export,
-        "import_checkpoint": import_checkpoint,
-    }
-    config = resolve_config(explicit)
-    strategy = choose_strategy(config)
-    with worker_context(strategy):
-        if "train_batch_size" not in explicit:
-            config = cap_batch_size(config, strategy)
-        return finished_result(config) or functions[mode](config, strategy)
-
-
-def _check_backend() -> None:
-    if keras.backend.backend() != "tensorflow":
-        raise SettingError(f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow")
+        raise SettingError(
+            f"--model_dir={flags.get('model_dir', '')}: {place} cannot be written or read ({reason}); what was saved "
+            "before is intact: fix that and run the same command again"
+        ) from None

@@ -10,7 +10,7 @@ from simclrv2_tf.data.input import Part
 from simclrv2_tf.distributed.devices import has_workers, prefetch_device
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.inference import distribute
-from simclrv2_tf.modes.resolve import Result, planned
+from simclrv2_tf.modes.resolve import Result, Strategy
 from simclrv2_tf.modes.setup import build_run
 from simclrv2_tf.report.console import box
 from simclrv2_tf.runs.loop import Run
@@ -21,12 +21,11 @@ ENDLESS = 10**9  # steps
 BUSY = 0.95  # share of the step's own rate from which on the input is fast enough
 
 
-def benchmark(explicit: dict[str, Any]) -> Result:
+def benchmark(config: Config, strategy: Strategy) -> Result:
     """Prints images/s of the input alone, of the step alone on one batch again and again, and of both; writes nothing.
 
     The run is the one that ``preview`` would show.
     """
-    config, strategy = planned(explicit)
     if has_workers(strategy):
         raise SettingError("--mode=benchmark: works on one machine; measure each one alone")
     run = build_run(config, strategy)

@@ -11,7 +11,7 @@ from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.modes.costs import format_memory_estimate, network_cost, step_memory
-from simclrv2_tf.modes.resolve import Result, Strategy, planned
+from simclrv2_tf.modes.resolve import Result, Strategy
 from simclrv2_tf.modes.setup import build_input, build_run, resolved_settings
 from simclrv2_tf.report import charts, facts, pictures, write_preview
 from simclrv2_tf.report.console import box
@@ -26,13 +26,11 @@ TIMED_STEPS = 3
 TIMED_BYTES = 2e9  # activations of a timed step at most: it must fit wherever the run is previewed
 
 
-def preview(explicit: dict[str, Any]) -> Result:
-    """Writes ``preview.html`` about the run that the other settings describe, and its pictures.
+def preview(config: Config, strategy: Strategy) -> Result:
+    """Writes ``preview.html`` about a training run before it starts, and its pictures.
 
-    That run is distillation with ``--teacher``, fine-tuning with ``--checkpoint``, else pretraining. Its time is that
-    of some steps on this machine; its memory follows from the shapes of its layers.
+    The time is measured over some steps on this machine; the memory is estimated from the traced step.
     """
-    config, strategy = planned(explicit)
     run = build_run(_timed(config, strategy), strategy)
     data = build_input(config, run.data.source, type(run.method))
     plan = Plan.of(config, data.source.num_examples)

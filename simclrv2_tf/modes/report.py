@@ -1,28 +1,28 @@
 """The mode that shows runs that there are already: one again, or several side by side."""
 
 import pathlib
-from typing import Any
 
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.modes.resolve import Result
+from simclrv2_tf.modes.resolve import Result, Strategy
 from simclrv2_tf.report import write_comparison, write_report
+from simclrv2_tf.settings.config import Config
 
 
-def report(explicit: dict[str, Any]) -> Result:
+def report(config: Config, strategy: Strategy) -> Result:
     """Writes ``report.html`` of ``--model_dir`` again; or with ``--compare`` a ``comparison.html``.
 
     That one goes to ``--model_dir`` or, without it, to the first of the runs.
     """
-    compared = [path.strip() for path in explicit.get("compare", "").split(",") if path.strip()]
+    compared = [path.strip() for path in config.compare.split(",") if path.strip()]
     if compared:
         runs = [_run(path, "compare") for path in dict.fromkeys(compared)]
         if len(runs) < 2:
-            raise SettingError(f"--compare={explicit['compare']}: give two model directories or more, with commas")
-        folder = pathlib.Path(explicit.get("model_dir") or runs[0])
+            raise SettingError(f"--compare={config.compare}: give two model directories or more, with commas")
+        folder = pathlib.Path(config.model_dir or runs[0])
         folder.mkdir(parents=True, exist_ok=True)
         path = write_comparison(runs, folder / "comparison.html")
     else:
-        path = write_report(_run(explicit.get("model_dir", ""), "model_dir"))
+        path = write_report(_run(config.model_dir, "model_dir"))
     print(path)
     return {"mode": "report", "path": str(path)}
 

@@ -1,4 +1,4 @@
-"""Before a run starts: its settings, with those of the run it starts from, and what its directory already holds."""
+"""Resolves the config of a run, with that of the run it starts from, and compares it with what its directory holds."""
 
 import json
 import logging
@@ -8,66 +8,63 @@ from typing import Any
 import tensorflow as tf
 
 from simclrv2_tf.data.sources import open_labelled
-from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs import official
 from simclrv2_tf.runs.checkpoints import find, read_run_config
 from simclrv2_tf.runs.run_dir import RunDirectory
-from simclrv2_tf.settings import merge as precedence
-from simclrv2_tf.settings.config import STAGES, Config
+from simclrv2_tf.settings.config import STAGES, Config, tagged
+from simclrv2_tf.settings.merge import Flags, resolve, resolve_stages
 
 log = logging.getLogger(__name__)
 
 Result = dict[str, Any]
 Strategy = tf.distribute.Strategy
 
-# Settings that may differ when a run goes on.
-MAY_CHANGE_ON_RESUME = {
-    "model_dir", "checkpoint_epochs", "checkpoint_steps", "keep_checkpoint_max", "keep_best", "on_checkpoint_error",
-    "on_nan", "override_config", "deterministic", "format", "report", "compare", "embedding", "profile_steps",
-    "histograms", "cache_dataset", "data_dir", "max_corrupt_share", "recipe", "stage", "augment_on",
-    "steps_per_execution", "loss_tile", "remat", "cpu_replicas", "worker_timeout", "use_tpu", "tpu_name", "tpu_zone",
-    "gcp_project", "callbacks", "master", "tpu_topology", "resident_mb", "device_prefetch", "data_service",
-}  # fmt: skip
 
+def resolve_config(flags: Flags) -> Config:
+    """Resolves the config of a run, with that of the run it starts from.
 
-def resolve_config(explicit: dict[str, Any], stage: str = "") -> Config:
-    """The run's settings; those of the run that it starts from, too."""
-    mode = stage or explicit.get("mode", "pretrain")
-    paths = {k: explicit[k].rstrip("/") for k in ("checkpoint", "teacher") if explicit.get(k)}
-    explicit = explicit | paths
-    if mode in ("evaluate", "embed", "export"):  # what they leave belongs to the run they look at
-        run_dir = explicit.get("checkpoint") or explicit.get("model_dir")
-        if run_dir:
-            explicit = {"model_dir": find(run_dir).rpartition("/checkpoints/")[0], "checkpoint": run_dir} | explicit
-    if mode == "finetune" and not explicit.get("checkpoint"):
-        raise SettingError("--checkpoint=: finetune needs a pretrained run; --mode=supervised starts from scratch")
-    if mode == "supervised" and explicit.get("checkpoint"):
-        raise SettingError(f"--checkpoint={explicit['checkpoint']}: supervised starts from scratch; take finetune")
-    if mode == "import_checkpoint" and explicit.get("checkpoint"):
-        found = official.read(explicit["checkpoint"], explicit.get("ft_proj_selector"))
-        resize = found.eval_resize
-        described = Config(mode=mode, checkpoint=explicit["checkpoint"], eval_resize=resize, **found.settings)
-        return precedence.resolve({"ft_proj_selector": found.head_input} | explicit, parent=described)
-    flag = "teacher" if mode == "distill" else "checkpoint"
-    parent = read_run_config(explicit[flag], flag)[0] if explicit.get(flag) else None
-    return precedence.resolve(explicit, stage, parent)
+    For ``preview`` and ``benchmark`` it is the config of the training run that they look at: distillation with
+    ``--teacher``, fine-tuning with ``--checkpoint``, else pretraining. For ``summary`` likewise, with the mode of the
+    run that ``--checkpoint`` names. For ``semi_supervised`` it is a ``SemiSupervisedConfig``.
 
-
-def planned(explicit: dict[str, Any]) -> tuple[Config, Strategy]:
-    """The training run that settings without its mode describe, and its devices.
-
-    It is distillation with ``--teacher``, fine-tuning with ``--checkpoint``, else pretraining.
+    Raises:
+        SettingError: for settings that cannot be used, or a ``--checkpoint`` or ``--teacher`` that cannot be read.
     """
-    mode = "distill" if explicit.get("teacher") else "finetune" if explicit.get("checkpoint") else "pretrain"
-    config = resolve_config(explicit | {"mode": mode}, mode)
-    strategy = choose_strategy(config)
-    return config if "train_batch_size" in explicit else cap_batch_size(config, strategy), strategy
+    mode = flags.get("mode", "pretrain")
+    flags = {name: value.rstrip("/") if name in ("checkpoint", "teacher") else value for name, value in flags.items()}
+    checkpoint, teacher = flags.get("checkpoint", ""), flags.get("teacher", "")
+    if mode == "semi_supervised":
+        return resolve_stages(flags)
+    if mode in ("preview", "benchmark"):
+        mode = "distill" if teacher else "finetune" if checkpoint else "pretrain"
+    elif mode in ("evaluate", "embed", "export") and (run_dir := checkpoint or flags.get("model_dir")):
+        # the output belongs to the run that is looked at
+        flags = {"model_dir": find(run_dir).rpartition("/checkpoints/")[0], "checkpoint": run_dir} | flags
+        checkpoint = flags["checkpoint"]
+    elif mode == "finetune" and not checkpoint:
+        raise SettingError("--checkpoint=: finetune needs a pretrained run; --mode=supervised trains from scratch")
+    elif mode == "supervised" and checkpoint:
+        raise SettingError(f"--checkpoint={checkpoint}: supervised trains from scratch; use --mode=finetune")
+    elif mode == "import_checkpoint" and checkpoint:
+        return _resolve_import(flags, checkpoint)
+    flag, path = ("teacher", teacher) if mode == "distill" else ("checkpoint", checkpoint)
+    parent = read_run_config(path, flag)[0] if path else None
+    if mode == "summary":
+        return resolve(flags, "" if parent else "pretrain", parent).replace(mode=parent.mode if parent else "pretrain")
+    return resolve(flags, mode, parent)
+
+
+def _resolve_import(flags: Flags, checkpoint: str) -> Config:
+    """Resolves the config of an official checkpoint: its variables describe the network."""
+    found = official.read(checkpoint, flags.get("ft_proj_selector"))
+    described = Config(mode="import_checkpoint", checkpoint=checkpoint, eval_resize=found.eval_resize, **found.settings)
+    return resolve({"ft_proj_selector": found.head_input, **flags}, parent=described)
 
 
 def cap_batch_size(config: Config, strategy: Strategy) -> Config:
-    """A stage with fewer labelled images than its batch takes them all at once (as many as the replicas can share)."""
+    """Caps the batch of a stage to its labelled images, rounded down to a multiple of the replicas."""
     if config.mode not in ("supervised", "finetune"):
         return config
     replicas = strategy.num_replicas_in_sync
@@ -78,46 +75,50 @@ def cap_batch_size(config: Config, strategy: Strategy) -> Config:
 
 
 def finished_result(config: Config) -> Result | None:
-    """The result of a training run that has nothing left to do."""
+    """Returns the result of a training run that is already complete; None for any other."""
     model_dir = pathlib.Path(config.run_dir)
     if config.mode not in STAGES or not (model_dir / "result.json").is_file():
         return None
     if changed(config, model_dir):
         return None
     print(f"Training already complete: {model_dir} has its result.")
-    if config.report and not (model_dir / "report.html").is_file():  # killed just before it
+    if config.report and not (model_dir / "report.html").is_file():  # the run was killed before it wrote it
         write_report(model_dir)
     return RunDirectory(model_dir).result()
 
 
 def changed(config: Config, model_dir: pathlib.Path, resolved: dict[str, Any] | None = None) -> bool:
-    """Whether a model directory holds a run with other settings, which ``--override_config`` allows.
+    """Returns whether a model directory holds a run with other settings or training images.
 
     Args:
-        config: the settings.
-        model_dir: their model directory.
-        resolved: what followed from them, where that is known: of it the fingerprint of the images.
+        config: of the run to start.
+        model_dir: its model directory.
+        resolved: values derived from the config, if known; the fingerprint of the images is compared.
 
     Raises:
-        SettingError: if it does and that is not allowed, with all the differences.
+        SettingError: if they differ and ``--override_config`` is not given, with all the differences; or if
+            ``config.json`` cannot be read.
     """
     file = model_dir / "config.json"
     if not file.is_file():
         return False
-    text = file.read_text(encoding="utf-8")
-    earlier = Config.from_json(text)
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        earlier = Config.from_json(text)
+    except SettingError as error:
+        raise SettingError(f"--model_dir={model_dir}: its {error}") from None
     differences = [
         f"{name} {getattr(earlier, name)} -> {value}"
         for name, value in vars(config).items()
-        if name not in MAY_CHANGE_ON_RESUME and getattr(earlier, name) != value
+        if name not in tagged("resume_ok") and getattr(earlier, name) != value
     ]
-    images = json.loads(text).get("resolved", {}).get("images")
+    images = (json.loads(text).get("resolved") or {}).get("images")
     if resolved and images not in (None, resolved["images"]):
         differences.append(f"the training images have changed: {images} -> {resolved['images']}")
     if not differences:
         return False
-    told = f"--model_dir={model_dir}: holds a run with other settings ({', '.join(differences)})"
+    message = f"--model_dir={model_dir}: holds a run with other settings ({', '.join(differences)})"
     if not config.override_config:
-        raise SettingError(f"{told}; --override_config goes on with it all the same")
-    log.warning("%s; going on with it, as --override_config says", told)
+        raise SettingError(f"{message}; pass --override_config to resume anyway, or choose another --model_dir")
+    log.warning("%s; resuming anyway because of --override_config", message)
     return True

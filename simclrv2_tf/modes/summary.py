@@ -1,28 +1,24 @@
 """What a network costs, by part: of the settings, or of a run."""
 
-from typing import Any
-
 from simclrv2_tf.models import Summary
 from simclrv2_tf.modes.costs import format_bytes, network_cost, similarities
-from simclrv2_tf.modes.resolve import Result
+from simclrv2_tf.modes.resolve import Result, Strategy
 from simclrv2_tf.runs.checkpoints import read_run_config
-from simclrv2_tf.settings import merge as precedence
 from simclrv2_tf.settings.config import Config
 
 IMAGENET_CLASSES = 1000
 
 
-def summary(explicit: dict[str, Any]) -> Result:
+def summary(config: Config, strategy: Strategy) -> Result:
     """Prints parameters, arithmetic and activations; opens no data, allocates no network, writes nothing.
 
     Without ``--checkpoint`` the run is pretraining, with a classifier for ImageNet's classes beside it.
     """
-    if explicit.get("checkpoint"):
-        parent, resolved = read_run_config(explicit["checkpoint"])
-        config = precedence.resolve(explicit, parent=parent).replace(mode=parent.mode)
+    if config.checkpoint:
+        _, resolved = read_run_config(config.checkpoint)
         classes, tap = resolved["num_classes"], resolved["head_input"]
     else:
-        config, classes, tap = precedence.resolve(explicit, "pretrain"), IMAGENET_CLASSES, 0
+        classes, tap = IMAGENET_CLASSES, 0
 
     found = network_cost(config, classes, tap)
     print(format_summary(found, config, classes))

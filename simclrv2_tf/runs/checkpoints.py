@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from simclrv2_tf.data.sources import MAX_CLASSES
 from simclrv2_tf.distributed.devices import is_chief
-from simclrv2_tf.errors import SettingError
+from simclrv2_tf.errors import ConfigVersionError, SettingError
 from simclrv2_tf.files import write_atomically
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.models.network import Network
@@ -207,6 +207,8 @@ def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[s
         known = {name: resolved.get(name, 0) for name in ("num_classes", "head_input")}
         if not (0 <= known["num_classes"] <= MAX_CLASSES and 0 <= known["head_input"] <= config.head_layers):
             raise ValueError
+    except ConfigVersionError as error:
+        raise SettingError(f"--{flag}={path}: its {error}") from None
     except (SettingError, tf.errors.OpError, ValueError, AttributeError, TypeError):
         raise SettingError(f"--{flag}={path}: its config.json is damaged") from None
     return config, resolved | known

@@ -1,341 +1,288 @@
-"""Every setting in one place: its flag, default, bounds, unit and meaning.
+"""All settings in one place: flag, default, bounds, unit and meaning.
 
-``Config`` is frozen and flat. A field is a flag of the same name (``cli.py`` makes them). The official names are kept,
-so an official command line needs only its ``--mode`` / ``--train_mode`` changed.
+``Config`` is frozen and flat. Every field is a flag of the same name (``cli.py`` defines them). Names and defaults are
+those of the official code, so an official command line works here once its ``--mode`` / ``--train_mode`` is changed.
 """
 
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from simclrv2_tf.errors import SettingError
+from simclrv2_tf.errors import ConfigVersionError, SettingError
 
-MODES = (
-    "pretrain",
-    "finetune",
-    "linear_eval",
-    "supervised",
-    "distill",
-    "evaluate",
-    "embed",
-    "export",
-    "summary",
-    "preview",
-    "benchmark",
-    "tpu_preflight",
-    "report",
-    "import_checkpoint",
-    "semi_supervised",
-)
+CONFIG_VERSION = 1  # of config.json; raised when a setting is renamed, removed or given another meaning
+
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
 FORMATS = {"export": ("saved_model", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet")}
+MODES = (
+    *("pretrain", "finetune", "linear_eval", "supervised", "distill", "evaluate", "embed", "export", "summary"),
+    *("preview", "benchmark", "report", "import_checkpoint", "semi_supervised"),
+)
 
 
 def _setting(
     default: Any,
-    group: str,
     help: str,
     *,
     choices: tuple[str, ...] = (),
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    tags: str = "",
 ) -> Any:
-    metadata = dict(group=group, help=help, choices=choices, minimum=minimum, above=above, maximum=maximum)
-    return dataclasses.field(default=default, metadata=metadata)
+    """Defines a field of ``Config``.
 
-
-RUN, DATA, NETWORK, OPTIMISATION, OBJECTIVE, AUGMENTATION, FINE_TUNING, DEVICES = (
-    "What to do, and where",
-    "Data",
-    "Network",
-    "Optimisation",
-    "Objective",
-    "Augmentation",
-    "Fine-tuning and distillation",
-    "Devices, speed and memory",
-)
+    Args:
+        default, help: of the flag.
+        choices, minimum, above, maximum: the allowed values; ``above`` excludes its bound.
+        tags: separated by spaces:
+            ``network``: part of the network; taken from the checkpoint that a run starts from, and fixed by it.
+            ``encoder``: of these, the ones that make a student's encoder that of its teacher.
+            ``images``: which images are used, and how; by default as in the run that a run starts from.
+            ``not_inherited``: all settings but these are taken from the run that a mode looks at.
+            ``resume_ok``: may change when a run is resumed.
+    """
+    bounds = dict(choices=choices, minimum=minimum, above=above, maximum=maximum)
+    return dataclasses.field(default=default, metadata=dict(help=help, tags=frozenset(tags.split()), **bounds))
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The resolved settings of one run. Checked when made.
+    """The settings of one run, checked on construction.
 
     Raises:
         SettingError: naming the flag and the value, if a value is outside its bounds or two values contradict.
     """
 
-    mode: str = _setting("pretrain", RUN, "What to do.", choices=MODES)
+    mode: str = _setting("pretrain", "What to do.", choices=MODES, tags="not_inherited")
     model_dir: str = _setting(
-        "",
-        RUN,
-        "Directory of the run: checkpoints, logs, results, report. Default: runs/RECIPE-MODE; runs/DATASET-MODE if no "
-        "recipe is named.",
+        "", "Directory of the run. Default: runs/RECIPE-MODE or runs/DATASET-MODE.", tags="not_inherited resume_ok"
     )
     checkpoint: str = _setting(
         "",
-        RUN,
-        "Where to start from: the model directory of another run (its newest checkpoint) or one checkpoint; for "
-        "import_checkpoint one of the official code, local or gs://.",
+        "Run to start from: a model directory (its newest checkpoint) or one checkpoint. For import_checkpoint: a "
+        "checkpoint of the official code, local or on gs://.",
+        tags="not_inherited",
     )
     recipe: str = _setting(
         "auto",
-        RUN,
-        "A named set of settings; flags win over it. help: list them; auto: the one named as the data set, if there "
-        "is one; none: the official defaults.",
+        "Named set of settings; flags override it. help: print all recipes; auto: the recipe named as the data set, if "
+        "there is one; none: the official defaults.",
+        tags="not_inherited resume_ok",
     )
     stage: tuple[str, ...] = _setting(
-        (), RUN, "For semi_supervised, a setting of one stage, such as finetune.learning_rate=0.1; may be repeated."
+        (), "A setting of one stage only, as finetune.learning_rate=0.1; repeatable.", tags="not_inherited resume_ok"
     )
-    seed: int = _setting(
-        0, RUN, "Seed of everything random: data order, augmentation, weights.", minimum=0, maximum=2**32 - 1
-    )
-    checkpoint_epochs: int = _setting(1, RUN, "Epochs between checkpoints and evaluations.", minimum=1)
-    checkpoint_steps: int = _setting(0, RUN, "Steps between checkpoints; 0: use checkpoint_epochs.", minimum=0)
-    keep_checkpoint_max: int = _setting(5, RUN, "Newest checkpoints to keep; 0: all.", minimum=0)
-    keep_best: str = _setting(
-        "none",
-        RUN,
-        "Also keep, in checkpoints/best, that of the lowest training loss or the highest top-1 on --eval_split.",
-        choices=("none", "loss", "top1"),
-    )
-    on_checkpoint_error: str = _setting(
-        "stop", RUN, "If a checkpoint cannot be written, as on a full disk.", choices=("stop", "continue")
-    )
-    override_config: bool = _setting(
-        False, RUN, "Go on in a model directory although settings or images have changed since."
-    )
+    seed: int = _setting(0, "Random seed of data order, augmentation and weights.", minimum=0, maximum=2**32 - 1)
     format: str = _setting(
         "auto",
-        RUN,
-        "For export: saved_model, onnx (needs the packages of requirements-onnx.txt) or tf1_checkpoint, with the "
-        "official names. For embed: npz or parquet. auto: the first of these.",
+        "For export: saved_model, onnx (needs requirements-onnx.txt) or tf1_checkpoint, with the official names. For "
+        "embed: npz or parquet. auto: the first of these.",
         choices=("auto", *(name for names in FORMATS.values() for name in names)),
+        tags="not_inherited resume_ok",
     )
-    report: bool = _setting(True, RUN, "Draw the figures and report.html at each evaluation and at the end.")
     compare: str = _setting(
-        "", RUN, "For report: model directories to show side by side, with commas; none: --model_dir alone again."
+        "", "Model directories to compare in a report, separated by commas. Default: --model_dir.", tags="resume_ok"
     )
-    embedding: str = _setting(
-        "pca",
-        RUN,
-        "How the report shows features in two dimensions; umap needs the package umap-learn.",
-        choices=("pca", "tsne", "umap"),
+
+    checkpoint_epochs: int = _setting(1, "Epochs between checkpoints and evaluations.", minimum=1, tags="resume_ok")
+    checkpoint_steps: int = _setting(
+        0, "Steps between checkpoints and evaluations. 0: use --checkpoint_epochs.", minimum=0, tags="resume_ok"
     )
-    profile_steps: str = _setting(
-        "",
-        RUN,
-        "First and last step to profile, as 10,20; the trace is for TensorBoard's profiler (pip install xprof).",
+    keep_checkpoint_max: int = _setting(5, "Number of newest checkpoints to keep. 0: all.", minimum=0, tags="resume_ok")
+    keep_best: str = _setting(
+        "none",
+        "Also keep, in checkpoints/best, the checkpoint of the lowest loss or the highest top-1.",
+        choices=("none", "loss", "top1"),
+        tags="resume_ok",
     )
-    histograms: bool = _setting(False, RUN, "Histograms of all weights for TensorBoard, at each evaluation.")
+    on_checkpoint_error: str = _setting(
+        "stop", "If a checkpoint cannot be written, as on a full disk.", choices=("stop", "continue"), tags="resume_ok"
+    )
+    override_config: bool = _setting(
+        False, "Resume even if settings or training images have changed.", tags="resume_ok"
+    )
+    report: bool = _setting(True, "Write figures and report.html at each evaluation and at the end.", tags="resume_ok")
+    callbacks: str = _setting(
+        "", "Keras callbacks, as package.module:factory; several separated by commas.", tags="not_inherited resume_ok"
+    )
 
     dataset: str = _setting(
         "imagenet2012",
-        DATA,
-        "digits, any TFDS name, folder:/path (class sub-folders of images; none: unlabelled) or npz:/path "
-        "(x_train, y_train, x_test, y_test).",
+        "digits, any TFDS name, folder:/path (one sub-folder of images per class; no sub-folders: unlabelled) or "
+        "npz:/path (x_train, y_train, x_test, y_test).",
+        tags="images",
     )
-    data_dir: str = _setting("", DATA, "Where TFDS finds or puts its data. Default: its own.")
-    train_split: str = _setting("train", DATA, "Split to train on.")
-    eval_split: str = _setting("", DATA, "Split to evaluate on. Default: validation or test, whichever there is.")
-    labels_per_class: int = _setting(0, DATA, "Labelled images a class to train on; 0: all.", minimum=0)
+    data_dir: str = _setting("", "Directory of the TFDS data. Default: that of TFDS.", tags="images resume_ok")
+    train_split: str = _setting("train", "Split to train on.")
+    eval_split: str = _setting("", "Split to evaluate on. Default: validation or test, whichever exists.")
+    labels_per_class: int = _setting(0, "Labelled images per class to train on. 0: all.", minimum=0)
     label_fraction: float = _setting(
-        1.0, DATA, "Share of each class's labelled images to train on.", above=0, maximum=1
+        1.0, "Fraction of the labelled images of each class to train on.", above=0, maximum=1
     )
-    cache_dataset: bool = _setting(False, DATA, "Keep the encoded images in memory.")
+    cache_dataset: bool = _setting(False, "Keep the encoded images in memory.", tags="resume_ok")
     max_corrupt_share: float = _setting(
-        0.05, DATA, "Corrupt images are skipped and counted; stop above this share of the data.", minimum=0, maximum=1
+        0.05, "Corrupt images are skipped up to this fraction.", minimum=0, maximum=1, tags="resume_ok"
     )
 
-    method: str = _setting("simclr", NETWORK, "Pretraining method: simclr, or package.module:Class of your own.")
-    encoder: str = _setting("resnet", NETWORK, "Encoder: resnet, or package.module:function of your own.")
-    callbacks: str = _setting("", RUN, "Keras callbacks: package.module:factory, several with commas.")
-    resnet_depth: int = _setting(50, NETWORK, "18, 34, 50, 101, 152 or 200.")
-    width_multiplier: float = _setting(1.0, NETWORK, "Multiplies every channel count; may be a fraction.", above=0)
+    method: str = _setting(
+        "simclr", "Pretraining method: simclr, or package.module:Class of your own.", tags="not_inherited"
+    )
+    encoder: str = _setting(
+        "resnet", "Encoder: resnet, or package.module:function of your own.", tags="network encoder"
+    )
+    trust_run_code: bool = _setting(
+        False,
+        "Import the encoder function that the config.json of a run names; use it for runs you trust.",
+        tags="not_inherited resume_ok",
+    )
+    resnet_depth: int = _setting(50, "10, 18, 34, 50, 101, 152 or 200.", tags="network encoder")
+    width_multiplier: float = _setting(
+        1.0, "Multiplies every channel count; may be a fraction.", above=0, tags="network encoder"
+    )
     sk_ratio: float = _setting(
         0.0,
-        NETWORK,
-        "Selective kernels: the squeeze's share of channels; the paper's is 0.0625; 0: off. Also brings ResNet-D's "
-        "stem and shortcuts, as in the released models. Needs depth 50 or more.",
+        "Selective kernels: squeeze ratio, 0.0625 in the paper; 0: off. Brings the stem and the shortcuts of ResNet-D, "
+        "as in the released models. Needs depth 50 or more.",
         minimum=0,
+        tags="network encoder",
     )
-    se_ratio: float = _setting(0.0, NETWORK, "Squeeze-and-excite: the squeeze's share of channels; 0: off.", minimum=0)
+    se_ratio: float = _setting(0.0, "Squeeze-and-excite: squeeze ratio. 0: off.", minimum=0, tags="network encoder")
     stem: str = _setting(
         "auto",
-        NETWORK,
-        "imagenet: 7x7 stride 2 and a max-pool; cifar: 3x3 stride 1; auto: cifar up to 32 px.",
+        "imagenet: 7x7 stride 2, max-pool; cifar: 3x3 stride 1; auto: cifar up to 32 px.",
         choices=("auto", "imagenet", "cifar"),
+        tags="network",
     )
-    image_size: int = _setting(224, NETWORK, "Pixels a side of the views the network sees.", minimum=8, maximum=4096)
-    proj_head_mode: str = _setting("nonlinear", NETWORK, "Projection head.", choices=("none", "linear", "nonlinear"))
-    num_proj_layers: int = _setting(3, NETWORK, "Layers of a nonlinear projection head.", minimum=1)
-    proj_out_dim: int = _setting(128, NETWORK, "Outputs of the projection head.", minimum=1)
-    global_bn: bool = _setting(True, NETWORK, "Batch-norm statistics over all replicas, not each its own.")
-    batch_norm_decay: float = _setting(0.9, NETWORK, "Momentum of the moving statistics.", minimum=0, maximum=1)
+    image_size: int = _setting(224, "Size of the views in px.", minimum=8, maximum=4096, tags="images")
+    proj_head_mode: str = _setting(
+        "nonlinear", "Projection head.", choices=("none", "linear", "nonlinear"), tags="network"
+    )
+    num_proj_layers: int = _setting(3, "Layers of a nonlinear projection head.", minimum=1, tags="network")
+    proj_out_dim: int = _setting(128, "Output dimension of the projection head.", minimum=1, tags="network")
+    global_bn: bool = _setting(True, "Batch-norm statistics over all replicas instead of per replica.")
+    batch_norm_decay: float = _setting(0.9, "Momentum of the moving batch-norm statistics.", minimum=0, maximum=1)
 
-    train_batch_size: int = _setting(512, OPTIMISATION, "Images a step, over all replicas.", minimum=1)
-    train_epochs: int = _setting(100, OPTIMISATION, "Epochs to train.", minimum=0, maximum=10**6)
-    train_steps: int = _setting(0, OPTIMISATION, "Steps to train; 0: use train_epochs.", minimum=0, maximum=10**9)
-    optimizer: str = _setting(
-        "lars", OPTIMISATION, "lars, momentum (Nesterov) or adam.", choices=("lars", "momentum", "adam")
-    )
+    train_batch_size: int = _setting(512, "Images per step, over all replicas.", minimum=1)
+    train_epochs: int = _setting(100, "Epochs to train.", minimum=0, maximum=10**6)
+    train_steps: int = _setting(0, "Steps to train. 0: use --train_epochs.", minimum=0, maximum=10**9)
+    optimizer: str = _setting("lars", "lars, momentum (Nesterov) or adam.", choices=("lars", "momentum", "adam"))
     on_nan: str = _setting(
         "stop",
-        OPTIMISATION,
-        "If the loss or a gradient is not a finite number: stop at that step, or skip its update.",
+        "What to do if the loss or a gradient is NaN or infinite: stop, or skip the update.",
         choices=("stop", "skip"),
+        tags="resume_ok",
     )
-    learning_rate: float = _setting(0.3, OPTIMISATION, "Base learning rate, before scaling.", minimum=0)
+    learning_rate: float = _setting(0.3, "Base learning rate, before scaling.", minimum=0)
     learning_rate_scaling: str = _setting(
-        "linear", OPTIMISATION, "linear: x batch/256; sqrt: x sqrt(batch).", choices=("linear", "sqrt")
+        "linear", "linear: x batch/256; sqrt: x sqrt(batch).", choices=("linear", "sqrt")
     )
-    warmup_epochs: float = _setting(10.0, OPTIMISATION, "Epochs of linear warm-up, before the cosine.", minimum=0)
-    weight_decay: float = _setting(1e-6, OPTIMISATION, "L2 weight decay.", minimum=0)
-    momentum: float = _setting(0.9, OPTIMISATION, "Momentum of lars and momentum.", minimum=0, maximum=1)
+    warmup_epochs: float = _setting(10.0, "Epochs of linear warm-up before the cosine decay.", minimum=0)
+    weight_decay: float = _setting(1e-6, "L2 weight decay.", minimum=0)
+    momentum: float = _setting(0.9, "Momentum of the lars and momentum optimizers.", minimum=0, maximum=1)
 
-    temperature: float = _setting(0.1, OBJECTIVE, "Of NT-Xent; in distill, of teacher and student.", above=0)
-    hidden_norm: bool = _setting(True, OBJECTIVE, "L2-normalise the projections before NT-Xent.")
+    temperature: float = _setting(
+        0.1, "NT-Xent temperature; for distill, the softmax temperature of teacher and student.", above=0
+    )
+    hidden_norm: bool = _setting(True, "L2-normalize the projections before NT-Xent.")
     lineareval_while_pretraining: bool = _setting(
-        True, OBJECTIVE, "Train a linear classifier beside the encoder (it does not touch the encoder)."
+        True, "Train a linear classifier on the detached features during pretraining."
     )
     memory_size: int = _setting(
-        0,
-        OBJECTIVE,
-        "Queue of further negatives from a moving-average encoder (MoCo); the paper's is 65536.",
-        minimum=0,
+        0, "Queue of negatives from a moving-average encoder (MoCo); 65536 in the paper. 0: none.", minimum=0
     )
-    ema_decay: float = _setting(
-        0.999, OBJECTIVE, "Decay of the moving-average encoder of --memory_size.", minimum=0, maximum=1
-    )
+    ema_decay: float = _setting(0.999, "Decay of the moving-average encoder of --memory_size.", minimum=0, maximum=1)
 
     crop_area_min: float = _setting(
-        0.08, AUGMENTATION, "Smallest random crop, as a share of the image's area.", above=0, maximum=1
+        0.08, "Smallest random crop, as a fraction of the image area.", above=0, maximum=1, tags="images"
     )
-    use_flip: bool = _setting(True, AUGMENTATION, "Flip half of the views (wrong for digits and text).")
-    color_jitter_strength: float = _setting(
-        1.0, AUGMENTATION, "1 for ImageNet, 0.5 for CIFAR, 0: no colour changes.", minimum=0
-    )
-    use_blur: bool = _setting(True, AUGMENTATION, "Gaussian blur on half of the pretraining views.")
+    use_flip: bool = _setting(True, "Random horizontal flip; turn it off for digits and text.", tags="images")
+    color_jitter_strength: float = _setting(1.0, "1 for ImageNet, 0.5 for CIFAR, 0: no colour changes.", minimum=0)
+    use_blur: bool = _setting(True, "Gaussian blur on half of the pretraining views.")
     resize_method: str = _setting(
-        "bicubic", AUGMENTATION, "How the crops to train on are resized.", choices=("bicubic", "bilinear")
+        "bicubic", "Interpolation for the crops of training.", choices=("bicubic", "bilinear"), tags="images"
     )
     jpeg_scaling: bool = _setting(
         False,
-        AUGMENTATION,
-        "Decode JPEGs at a half, a quarter or an eighth of their size where no crop falls below image_size: faster for "
-        "photographs of several megapixels, but smoother views than the paper's.",
+        "Decode JPEGs at 1/2, 1/4 or 1/8 of their size where no crop falls below image_size: faster for photographs of "
+        "several megapixels, but smoother views than the paper's.",
+        tags="images",
     )
     eval_resize: str = _setting(
         "bicubic",
-        AUGMENTATION,
-        "How evaluation and the exported model resize; tf1: TensorFlow 1's bicubic, for the published weights.",
+        "Interpolation for evaluation and export; tf1: bicubic of TensorFlow 1, for the published weights.",
         choices=("bicubic", "bilinear", "tf1"),
-    )
-    augment_on: str = _setting(
-        "device",
-        AUGMENTATION,
-        "Where crops of small images, flip, colour and blur are computed; both give the same views.",
-        choices=("device", "host"),
+        tags="images",
     )
 
     ft_proj_selector: int = _setting(
-        0, FINE_TUNING, "Layer of the projection head that the classifier reads; 0: the head's input.", minimum=0
+        0, "Layer of the projection head that the classifier reads. 0: the input of the head.", minimum=0
     )
     fine_tune_after_block: int = _setting(
-        -1, FINE_TUNING, "Freeze the stem (0) and the block groups up to this one; -1: nothing.", minimum=-1, maximum=4
+        -1, "Freeze the stem (0) and the block groups up to this one. -1: nothing.", minimum=-1, maximum=4
     )
     fine_tune_proj_head: bool = _setting(
-        True,
-        FINE_TUNING,
-        "Fine-tune the kept head layers too, as the paper says (the TF1 code left them as they were).",
+        True, "Also fine-tune the projection head below the classifier, as in the paper; the TF1 code did not."
     )
-    zero_init_logits_layer: bool = _setting(False, FINE_TUNING, "Start the classifier at zero.")
-    teacher: str = _setting("", FINE_TUNING, "For distill: the model directory or checkpoint of the teacher.")
+    zero_init_logits_layer: bool = _setting(False, "Initialize the classifier with zeros.")
+    teacher: str = _setting("", "Model directory or checkpoint of the teacher for distill.")
     distill_alpha: float = _setting(
-        1.0,
-        FINE_TUNING,
-        "Weight of distillation; the rest is supervised, on the labelled images.",
-        minimum=0,
-        maximum=1,
+        1.0, "Weight of the distillation loss; the rest is supervised, on the labelled images.", minimum=0, maximum=1
     )
 
-    eval_batch_size: int = _setting(256, DEVICES, "Images an evaluation step, over all replicas.", minimum=1)
-    eval_steps: int = _setting(0, DEVICES, "Evaluation steps; 0: the whole split.", minimum=0)
+    eval_batch_size: int = _setting(256, "Images per evaluation step, over all replicas.", minimum=1)
+    eval_steps: int = _setting(0, "Evaluation steps. 0: the whole split.", minimum=0)
     mixed_precision: str = _setting(
         "auto",
-        DEVICES,
-        "auto: bfloat16 on TPUs and on GPUs that have it; float64: to compare two runs to the last digit.",
+        "auto: bfloat16 on TPUs and GPUs that support it; float64: to compare runs digit by digit.",
         choices=("auto", "float32", "bfloat16", "float16", "float64"),
     )
     jit_compile: str = _setting(
-        "auto", DEVICES, "XLA for the step; auto: on one GPU and on TPUs.", choices=("auto", "true", "false")
+        "auto", "Compile the step with XLA; auto: on a single GPU and on TPUs.", choices=("auto", "true", "false")
     )
     steps_per_execution: int = _setting(
         0,
-        DEVICES,
-        "Steps a call of the devices, which stand idle in between; 0: one on CPUs, else 10, up to 32 px 100.",
+        "Training steps per host call. 0 = auto: 1 on CPU, 10 on GPU/TPU, 100 for images up to 32 px.",
         minimum=0,
+        tags="resume_ok",
     )
     resident_mb: int = _setting(
         4000,
-        DEVICES,
-        "Megabytes that images of one size may take in the memory of each device: then all lie there, and the step "
-        "picks its own. Larger sets are copied batch by batch, and so are those of several workers.",
+        "Keep images of equal size in device memory if they take at most this many MB; larger data sets, and those of "
+        "several workers, are copied batch by batch.",
         minimum=0,
-    )
-    device_prefetch: int = _setting(
-        2, DEVICES, "Batches that are copied to a GPU while it computes; 0: each when its step begins.", minimum=0
-    )
-    loss_tile: int = _setting(
-        0,
-        DEVICES,
-        "Rows of NT-Xent's similarity matrix that are in memory at a time; it changes no result. 0: at most 2^21 "
-        "similarities, but 128 rows.",
-        minimum=0,
+        tags="resume_ok",
     )
     grad_cache_micro_batch: int = _setting(
         0,
-        DEVICES,
-        "In pretraining, images of a replica whose activations are in memory at a time: each is embedded twice "
-        "(GradCache); the loss sees the whole batch, batch norm the micro-batches of all replicas. 0: the whole batch.",
+        "GradCache, to pretrain with less memory: images per replica whose activations are in memory at a time. Each "
+        "is embedded twice; the loss sees the whole batch, batch norm the micro-batches of all replicas. 0: off.",
         minimum=0,
     )
     deterministic: bool = _setting(
-        False,
-        DEVICES,
-        "Slower kernels that give the same bits each time: a resumed run then equals a whole one exactly.",
+        False, "Slower, deterministic kernels: a resumed run equals an uninterrupted one bit by bit.", tags="resume_ok"
     )
     remat: bool = _setting(
-        False,
-        DEVICES,
-        "Keep for the gradient only what goes from residual block to residual block, and run the blocks a second time; "
-        "it changes no result.",
+        False, "Recompute activations inside residual blocks (gradient checkpointing): less memory.", tags="resume_ok"
     )
     cpu_replicas: int = _setting(
-        0, DEVICES, "Split the CPU into this many logical devices, to try out replicas.", minimum=0
+        0, "Split the CPU into this many logical devices, to test replicas.", minimum=0, tags="resume_ok"
     )
     worker_timeout: int = _setting(
-        600, DEVICES, "Seconds to wait at the start for the other workers and the data services.", minimum=1
+        600, "Seconds to wait at the start for other workers and data services.", minimum=1, tags="resume_ok"
     )
     data_service: str = _setting(
         "",
-        DEVICES,
-        "Machines that decode the training images, grpc://HOST:PORT, several with commas; each has run "
-        "python -m simclrv2_tf.data.service --address=HOST:PORT.",
+        "Machines that decode the training images, grpc://HOST:PORT, several separated by commas. Each runs python -m "
+        "simclrv2_tf.data.service --address=HOST:PORT.",
+        tags="resume_ok",
     )
-    use_tpu: bool = _setting(False, DEVICES, "Train on a TPU.")
-    tpu_name: str = _setting("", DEVICES, "Name or grpc address of the TPU; local on a TPU VM.")
-    tpu_zone: str = _setting("", DEVICES, "Zone of the TPU.")
-    gcp_project: str = _setting("", DEVICES, "Project of the TPU.")
-    tpu_topology: str = _setting(
-        "v4:2x2x1",
-        DEVICES,
-        "For tpu_preflight, the chips to compile for: v4:2x2x4 is a v4-32; also v5e:4x4, v5p:2x2x2, v6e:2x4 …",
-    )
-    master: str = _setting("", DEVICES, "Address of the TPU, instead of its name.")
+    use_tpu: bool = _setting(False, "Train on a TPU.", tags="resume_ok")
+    tpu_name: str = _setting("", "Name or grpc address of the TPU; local on a TPU VM.", tags="resume_ok")
+    tpu_zone: str = _setting("", "Zone of the TPU.", tags="resume_ok")
+    gcp_project: str = _setting("", "Google Cloud project of the TPU.", tags="resume_ok")
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
@@ -345,8 +292,8 @@ class Config:
         def refuse(flag: str, why: str) -> None:
             raise SettingError(f"--{flag}={getattr(self, flag)}: {why}")
 
-        if self.resnet_depth not in (18, 34, 50, 101, 152, 200):
-            refuse("resnet_depth", "must be 18, 34, 50, 101, 152 or 200")
+        if self.resnet_depth not in (10, 18, 34, 50, 101, 152, 200):
+            refuse("resnet_depth", "must be 10, 18, 34, 50, 101, 152 or 200")
         if self.sk_ratio and self.resnet_depth < 50:
             refuse("sk_ratio", f"selective kernels need --resnet_depth of 50 or more, not {self.resnet_depth}")
         if self.sk_ratio and self.stem_kind == "cifar" and self.image_size > 32:
@@ -354,26 +301,21 @@ class Config:
         if self.ft_proj_selector > self.head_layers:
             refuse("ft_proj_selector", f"the projection head has only {self.head_layers} layers")
         if self.labels_per_class and self.label_fraction < 1:
-            refuse("label_fraction", f"give either this or --labels_per_class={self.labels_per_class}, not both")
+            refuse("label_fraction", f"cannot be combined with --labels_per_class={self.labels_per_class}; give one")
         if self.mode == "pretrain" and self.train_batch_size == 1 and not self.memory_size:
-            refuse("train_batch_size", "pretrain compares images with each other: give 2 or more, or --memory_size")
+            refuse("train_batch_size", "pretrain contrasts the images of a batch; use 2 or more, or --memory_size")
         if not self.train_epochs and not self.train_steps:
-            refuse("train_epochs", "give --train_epochs or --train_steps above 0")
+            refuse("train_epochs", "set --train_epochs or --train_steps above 0")
         if self.mode == "distill" and not self.teacher:
             refuse("teacher", "distill needs the model directory of a fine-tuned run")
         if self.mode in ("evaluate", "embed", "export", "linear_eval") and not self.checkpoint:
             refuse("checkpoint", f"{self.mode} needs the model directory of a trained run")
-        if "://" in self.model_dir:
-            refuse("model_dir", "must be a local or mounted directory, as its files are locked and replaced")
         if self.mode == "import_checkpoint" and not self.checkpoint:
             refuse("checkpoint", "import_checkpoint needs a checkpoint of the official code")
-        if self.profile_steps and not re.fullmatch(r"\d+,\d+", self.profile_steps):
-            refuse("profile_steps", "must look like 10,20")
-        if self.profile_steps and not 0 < self.profiled[0] <= self.profiled[1]:
-            refuse("profile_steps", "must be two steps from 1 on, the first one first")
-        formats = FORMATS.get(self.mode, ())
-        if formats and self.format not in ("auto", *formats):
-            refuse("format", f"{self.mode} writes {', '.join(formats)}")
+        if "://" in self.model_dir:
+            refuse("model_dir", "must be a local or mounted directory, because its files are locked and replaced")
+        if self.mode in FORMATS and self.format not in ("auto", *FORMATS[self.mode]):
+            refuse("format", f"{self.mode} writes {', '.join(FORMATS[self.mode])}")
 
     @property
     def output_format(self) -> str:
@@ -381,14 +323,8 @@ class Config:
         return FORMATS[self.mode][0] if self.format == "auto" else self.format
 
     @property
-    def profiled(self) -> tuple[int, int]:
-        """First and last step to profile, counted from 1; (0, 0) for none."""
-        first, _, last = self.profile_steps.partition(",")
-        return int(first or 0), int(last or 0)
-
-    @property
     def head_layers(self) -> int:
-        """Layers of the projection head: 0 without one, 1 for a linear one."""
+        """Number of layers of the projection head: 0 without one, 1 for a linear one."""
         return {"none": 0, "linear": 1, "nonlinear": self.num_proj_layers}[self.proj_head_mode]
 
     @property
@@ -405,48 +341,54 @@ class Config:
         return self.model_dir or f"runs/{name.replace(':', '_').replace('/', '_')}-{self.mode}"
 
     def replace(self, **settings: Any) -> "Config":
-        """A copy with some settings changed, checked again."""
+        """Returns a copy with some settings changed, checked again."""
         return dataclasses.replace(self, **settings)
 
     def to_json(self) -> str:
-        """Every setting, one a line."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
+        """Serializes ``config_version`` and every setting, one per line."""
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Config)}
+        return json.dumps({"config_version": CONFIG_VERSION, **settings}, indent=1)
 
-    @classmethod
-    def from_json(cls, text: str) -> "Config":
-        """The inverse of ``to_json``; settings of later versions that this one does not know are ignored."""
-        known = {field.name: field for field in dataclasses.fields(cls)}
+    @staticmethod
+    def from_json(text: str) -> "Config":
+        """Parses the text of ``to_json``. Unknown names are ignored, missing ones take their defaults.
+
+        Raises:
+            ConfigVersionError: if it was written by a version with another ``CONFIG_VERSION``.
+            SettingError: if it is damaged, or a value is outside its bounds.
+        """
+        damaged = SettingError("config.json is damaged; restore the file or delete the model directory")
         try:
-            values = {name: value for name, value in json.loads(text).items() if name in known}
-            values["stage"] = tuple(values.get("stage", ()))
-            for name, value in values.items():
-                if type(value) is not type(known[name].default) and (type(value), known[name].type) != (int, float):
-                    raise ValueError(name)
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            raise SettingError("config.json: is damaged; delete the model directory or restore the file") from None
-        return cls(**values)
+            content = dict(json.loads(text).items())
+        except (ValueError, AttributeError, RecursionError):
+            raise damaged from None
+        if content.get("config_version") != CONFIG_VERSION:
+            raise ConfigVersionError(
+                f"config.json has config_version {content.get('config_version')}, but this version of simclrv2_tf "
+                f"reads {CONFIG_VERSION}; train again, or use the version that wrote it"
+            )
+        values = {}
+        for field in (field for field in dataclasses.fields(Config) if field.name in content):
+            value, kind = content[field.name], type(field.default)
+            value = tuple(value) if kind is tuple and isinstance(value, list) else value
+            if type(value) is not kind and (type(value), kind) != (int, float):
+                raise damaged
+            values[field.name] = value
+        return Config(**values)
 
 
-# Settings that say what the network is: a run that starts from another's checkpoint takes them from there.
-NETWORK_SETTINGS = (
-    "resnet_depth",
-    "width_multiplier",
-    "sk_ratio",
-    "se_ratio",
-    "stem",
-    "proj_head_mode",
-    "num_proj_layers",
-    "proj_out_dim",
-)
+def tagged(tag: str) -> tuple[str, ...]:
+    """Names of the settings with a tag; ``_setting`` explains the tags."""
+    return tuple(field.name for field in dataclasses.fields(Config) if tag in field.metadata["tags"])
 
 
 def unknown_setting_error(name: str) -> SettingError:
-    """What is said of a name that is no setting's."""
+    """Error for a name that is not a setting."""
     return SettingError(f"{name}: there is no such setting (see python run.py --help)")
 
 
 def parse_value(name: str, text: str) -> Any:
-    """A setting's value from its text on the command line.
+    """Parses the text of a setting as the command line would.
 
     Raises:
         SettingError: if there is no such setting or the text is not of its type.
@@ -475,7 +417,7 @@ def _check_bounds(field: dataclasses.Field, value: Any) -> None:
     if bounds["choices"] and value not in bounds["choices"]:
         raise SettingError(f"--{field.name}={value}: must be one of {', '.join(bounds['choices'])}")
     if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-        raise SettingError(f"--{field.name}={value!r}: must be UTF-8")  # as names of files must, and what they hold
+        raise SettingError(f"--{field.name}={value!r}: must be UTF-8")  # as file names and file contents must be
     if isinstance(value, float) and not math.isfinite(value):
         raise SettingError(f"--{field.name}={value}: must be a finite number")
     if bounds["minimum"] is not None and value < bounds["minimum"]:

@@ -1,116 +1,161 @@
-"""What wins over what: the defaults, a recipe, the run that this one starts from, and what the user said."""
+"""Merges defaults, recipe, parent run and command-line flags into one ``Config``."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings.config import NETWORK_SETTINGS, STAGES, Config, parse_value, unknown_setting_error
-from simclrv2_tf.settings.recipes import RECIPES, Recipe, Settings
+from simclrv2_tf.settings.config import STAGES, Config, parse_value, tagged, unknown_setting_error
+from simclrv2_tf.settings.recipes import RunInfo, find_recipe, is_named
 
-# What a run takes from the run it starts from, unless told otherwise.
-SAME_IMAGES = (
-    "dataset", "data_dir", "image_size", "crop_area_min", "use_flip", "resize_method", "jpeg_scaling",
-    "eval_resize",
-)  # fmt: skip
-# What a mode that looks at a run does not take from it.
-NOT_INHERITED = ("mode", "model_dir", "checkpoint", "recipe", "stage", "format")
-ENCODER_SETTINGS = ("resnet_depth", "width_multiplier", "sk_ratio", "se_ratio")
+Flags = Mapping[str, Any]  # settings that are given on the command line, by name
+DEFAULTS: Flags = {field.name: field.default for field in dataclasses.fields(Config)}
 
 
-def resolve(explicit: Settings, stage: str = "", parent: Config | None = None) -> Config:
-    """The settings of a run: the defaults, the recipe's, what its parent hands on, then what the user said.
+def resolve(flags: Flags, stage: str = "", parent: Config | None = None) -> Config:
+    """Merges the settings of a run; later ones override earlier ones:
 
-    A recipe that the user named wins over the parent, but for the network; one that came with the data set does not.
+    1. the defaults;
+    2. the recipe, by ``find_recipe``;
+    3. the parent run: the settings tagged ``images``; to look at a run, all but those tagged ``not_inherited``;
+    4. the flags, then ``--stage=STAGE.NAME=VALUE`` of this stage;
+    5. the parent's network, which flags cannot change. Only a student chooses its own.
+
+    A recipe that ``--recipe`` names, and any recipe in ``semi_supervised``, comes after the parent instead of before.
 
     Args:
-        explicit: what the user said, by name.
-        stage: a stage of a semi-supervised run; "": the run itself.
-        parent: settings of the run that ``--checkpoint`` names, whose network dictates this one's; of the teacher, for
-            ``distill``.
+        flags: by name.
+        stage: a stage of a semi-supervised run; "": the mode of the flags.
+        parent: config of the run that ``--checkpoint`` names; for ``distill``, of the teacher.
 
     Raises:
-        SettingError: for an unknown setting or recipe, a bad value, or a network other than the parent's.
+        SettingError: for an unknown setting or recipe, a value that is not allowed, or a network that is not the
+            parent's.
     """
-    known = {field.name for field in dataclasses.fields(Config)}
-    for name in explicit:
-        if name not in known:
+    for name in flags:
+        if name not in DEFAULTS:
             raise unknown_setting_error(name)
-    mode = stage or explicit.get("mode", "pretrain")
-    said = _said(explicit, mode)
+    mode = stage or flags.get("mode", "pretrain")
+    if parent is not None:
+        _check_trusted(parent, flags, "teacher" if mode == "distill" else "checkpoint")
     inherited = _inherited(parent, mode)
-    recipe = find(inherited | dict(explicit))
-    settings = recipe.of_stage(mode) if recipe is not None else {}
-    settings = inherited | settings if _is_named(explicit) else settings | inherited
-    settings |= said
-    if parent is not None and mode != "distill":
-        settings |= _network_of(parent, explicit)
+    recipe = find_recipe({**inherited, **flags})
+    recipe_wins = is_named(flags) or flags.get("mode") == "semi_supervised"
+    flags = _flags_of_stage(flags, mode)
+    network = _network_of(parent, flags) if parent is not None and mode != "distill" else {}
+
+    def merge(recipe_settings: Flags) -> dict[str, Any]:
+        lower, upper = (inherited, recipe_settings) if recipe_wins else (recipe_settings, inherited)
+        return {**DEFAULTS, **lower, **upper, **flags, **network, "mode": mode}
+
+    settings = merge({})
     if recipe is not None:
-        settings |= _follows(recipe, mode, settings, parent) | said
+        known = merge(recipe.common)
+        names = {field.name for field in dataclasses.fields(RunInfo)} & known.keys()
+        recipe_settings = recipe.settings(RunInfo(parent=parent, **{name: known[name] for name in names}))
+        settings = merge(recipe_settings)
+        if "label_fraction" in recipe_settings:  # the recipe has a data set that holds just this share of the labels
+            settings |= {name: recipe_settings[name] for name in ("dataset", "label_fraction")}
     for epochs, steps in (("train_epochs", "train_steps"), ("checkpoint_epochs", "checkpoint_steps")):
-        if epochs in said and steps not in said:
-            settings[steps] = 0  # a recipe's steps would win over the epochs that were asked for
-    return Config(**settings | {"mode": mode})
+        if epochs in flags and steps not in flags:
+            settings[steps] = 0  # otherwise the steps of a recipe would override the epochs of a flag
+    return Config(**settings)
 
 
-def find(explicit: Settings) -> Recipe | None:
-    """The recipe that is asked for: by name, or the one named as the data set.
-
-    Raises:
-        SettingError: if there is none of that name.
-    """
-    name = explicit.get("recipe", "auto")
-    if not _is_named(explicit):
-        return RECIPES.get(explicit.get("dataset", "")) if name == "auto" else None
-    if name not in RECIPES:
-        raise SettingError(f"--recipe={name}: must be auto, none or one of {', '.join(RECIPES)} (--recipe=help)")
-    return RECIPES[name]
-
-
-def _is_named(explicit: Settings) -> bool:
-    return explicit.get("recipe", "auto") not in ("auto", "none")
-
-
-def _said(explicit: Settings, mode: str) -> dict[str, Any]:
-    """What the user said of this stage, by its own ``--stage`` or for all."""
-    said = dict(explicit)
-    for override in explicit.get("stage", ()):
-        place, _, value = override.partition("=")
-        of_stage, _, name = place.partition(".")
-        if of_stage not in STAGES or not name or not value:
+def _flags_of_stage(flags: Flags, mode: str) -> Flags:
+    """Returns the flags, with those of ``--stage`` for this mode in place of the general ones."""
+    own = {}
+    for override in flags.get("stage", ()):
+        place, _, text = override.partition("=")
+        stage, _, name = place.partition(".")
+        if stage not in STAGES or not name or not text:
             raise SettingError(f"--stage={override}: must look like finetune.learning_rate=0.1")
-        parsed = parse_value(name, value)
-        if of_stage == mode:
-            said[name] = parsed
-    return said
+        if name in ("mode", "model_dir", "checkpoint", "teacher", "recipe"):
+            raise SettingError(f"--stage={override}: {name} cannot be set for one stage alone")
+        value = parse_value(name, text)
+        if stage == mode:
+            own[name] = value
+    return {**flags, **own}
 
 
-def _inherited(parent: Config | None, mode: str) -> dict[str, Any]:
-    """A run looks at the same images as its parent; to look at it is to take all of its settings."""
+def _inherited(parent: Config | None, mode: str) -> Flags:
+    """Returns the settings that a run takes from its parent unless it is told otherwise."""
     if parent is None:
         return {}
-    settings = dataclasses.asdict(parent)
-    if mode in ("evaluate", "embed", "export", "summary"):
-        return {k: v for k, v in settings.items() if k not in NOT_INHERITED}
-    return {name: settings[name] for name in SAME_IMAGES}
+    looks = mode in ("evaluate", "embed", "export", "summary")
+    names = DEFAULTS.keys() - set(tagged("not_inherited")) if looks else tagged("images")
+    return {name: getattr(parent, name) for name in names}
 
 
-def _network_of(parent: Config, explicit: Settings) -> dict[str, Any]:
-    """The parent's network, which no flag can change."""
-    for name in NETWORK_SETTINGS:
-        given = getattr(parent, name)
-        if name in explicit and explicit[name] != given:
-            raise SettingError(f"--{name}={explicit[name]}: the checkpoint's network has {given}")
-    return {name: getattr(parent, name) for name in NETWORK_SETTINGS} | {"stem": parent.stem_kind}
+def _check_trusted(parent: Config, flags: Flags, flag: str) -> None:
+    """Raises SettingError if the parent's network is built by code that the user has not named or allowed."""
+    if ":" in parent.encoder and flags.get("encoder") != parent.encoder and not flags.get("trust_run_code"):
+        raise SettingError(
+            f"--{flag}={flags.get(flag, '')}: its network is built by {parent.encoder}; pass --trust_run_code to "
+            "import that code"
+        )
 
 
-def _follows(recipe: Recipe, mode: str, settings: Settings, parent: Config | None) -> dict[str, Any]:
-    """What a recipe changes because of the network: a large one's fine-tuning, distillation into the teacher's own."""
-    defaults: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
-    encoder = {name: settings.get(name, defaults[name]) for name in ENCODER_SETTINGS}
-    changed: dict[str, Any] = {}
-    if encoder["width_multiplier"] > 1 or encoder["sk_ratio"]:
-        changed |= recipe.large.get(mode, {})
-    if mode == "distill" and parent is not None and all(getattr(parent, n) == v for n, v in encoder.items()):
-        changed |= recipe.self_distill
-    return changed
+def _network_of(parent: Config, flags: Flags) -> Flags:
+    """Returns the settings of the parent's network; SettingError if a flag asks for another one."""
+    network = {name: getattr(parent, name) for name in tagged("network")} | {"stem": parent.stem_kind}
+    for name, value in network.items():
+        if flags.get(name, value) not in (value, getattr(parent, name)):
+            raise SettingError(f"--{name}={flags[name]}: the checkpoint's network has {value}, which cannot be changed")
+    return network
+
+
+@dataclasses.dataclass(frozen=True)
+class SemiSupervisedConfig(Config):
+    """Config of a whole semi-supervised run, and of each of its stages.
+
+    Attributes:
+        stages: by name of the sub-directory, such as ``finetune_10``, in the order in which they run.
+        rows: of the table of results, as in the names of the stages: labels per class, a percentage or "all".
+    """
+
+    stages: Mapping[str, Config] = dataclasses.field(default_factory=dict, compare=False)
+    rows: tuple[int | str, ...] = dataclasses.field(default=(), compare=False)
+
+
+def resolve_stages(flags: Flags) -> SemiSupervisedConfig:
+    """Merges the settings of all stages of a semi-supervised run, before the first one starts.
+
+    The parent of a stage is the config of the earlier stage that it starts from.
+
+    Raises:
+        SettingError: as ``resolve``, for any of the stages.
+    """
+    flags = {**flags, "mode": "semi_supervised"}
+    config = resolve(flags)
+    stages: dict[str, Config] = {}
+
+    def add(mode: str, row: int | str = "", parent: Config | None = None, **settings: Any) -> Config:
+        name = f"{mode}_{row}" if row else mode
+        own = {"model_dir": str(pathlib.PurePath(config.run_dir, name)), "checkpoint": "", **settings}
+        stages[name] = resolve({**flags, **own}, mode, parent)
+        return stages[name]
+
+    all_labels = {"labels_per_class": 0, "label_fraction": 1.0}
+    pretrained = add("pretrain", **all_labels)
+    start = {"checkpoint": pretrained.model_dir}
+    add("linear_eval", parent=pretrained, **start, **all_labels)
+    rows = _label_rows(flags, config)
+    for row, labels in rows.items():
+        add("supervised", row, **labels)
+        teacher = add("finetune", row, pretrained, **start, **labels)
+        add("distill", row, teacher, teacher=teacher.model_dir, **start, **labels)
+    return SemiSupervisedConfig(**vars(config), stages=stages, rows=tuple(rows))
+
+
+def _label_rows(flags: Flags, config: Config) -> dict[int | str, Flags]:
+    """Returns the flags of each row of the result table: the labels of the flags, else of the recipe, else all."""
+    if config.labels_per_class:
+        return {config.labels_per_class: {"labels_per_class": config.labels_per_class}}
+    if config.label_fraction < 1:
+        return {f"{100 * config.label_fraction:g}%": {"label_fraction": config.label_fraction}}
+    recipe = find_recipe(flags)
+    if recipe is None or not recipe.label_counts or {"labels_per_class", "label_fraction"} & flags.keys():
+        return {"all": {}}
+    return {count: {"labels_per_class": count} for count in recipe.label_counts}

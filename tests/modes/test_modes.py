@@ -14,7 +14,6 @@ from simclrv2_tf.modes import costs
 from simclrv2_tf.modes import preview as previewing
 from simclrv2_tf.modes import train as training
 from simclrv2_tf.runs.run_dir import RunDirectory
-from simclrv2_tf.settings import merge as precedence
 
 TOY = {
     "dataset": "digits",
@@ -153,7 +152,7 @@ def test_the_same_command_again_finds_nothing_to_do(whole_run, capsys):
     model_dir, result = whole_run
     before = weights(model_dir / "pretrain")
     again = modes.run(TOY | {"mode": "semi_supervised", "model_dir": str(model_dir)})
-    assert "Nothing left to train" in capsys.readouterr().out
+    assert "Training already complete" in capsys.readouterr().out
     assert again["table"] == result["table"] and again["knn_top1"] == result["knn_top1"]
     np.testing.assert_equal(weights(model_dir / "pretrain"), before)
 
@@ -168,12 +167,41 @@ def test_other_settings_go_on_if_told(tmp_path, caplog, capsys):
     settings = TOY | {"mode": "supervised", "model_dir": str(tmp_path), "report": False}
     modes.run(settings | {"keep_best": "loss"})
     assert list((tmp_path / "checkpoints/best").glob("step-*.index"))
-    with pytest.raises(SettingError, match=r"train_steps 4 -> 6\); --override_config goes on"):
+    with pytest.raises(SettingError, match=r"train_steps 4 -> 6\); pass --override_config to resume anyway"):
         modes.run(settings | {"train_steps": 6})
     modes.run(settings | {"train_steps": 6, "override_config": True})
     assert "train_steps 4 -> 6" in caplog.text and "Going on at step 4 of 6" in capsys.readouterr().out
     assert [line.split(",")[0] for line in rows(tmp_path)] == ["step", "2", "4", "6"]
     modes.run(settings | {"train_steps": 6})  # now they are the run's own
+
+
+def test_a_directory_of_another_version_is_refused(whole_run):
+    model_dir, _ = whole_run
+    file = model_dir / "supervised_5/config.json"
+    text = file.read_text()
+    try:
+        for damaged in (text.replace('"config_version": 1', '"config_version": 2'), text.replace('"config_ver', '"x')):
+            file.write_text(damaged)
+            with pytest.raises(
+                SettingError, match=r"^--model_dir=.*: its config.json has config_version (2|None), .*again"
+            ):
+                modes.run(TOY | {"mode": "supervised", "model_dir": str(file.parent)})
+        file.write_text(text[:100])
+        with pytest.raises(SettingError, match=r"^--model_dir=.*: its config.json is damaged"):
+            modes.run(TOY | {"mode": "supervised", "model_dir": str(file.parent)})
+    finally:
+        file.write_text(text)
+
+
+def test_the_stages_of_a_semi_supervised_run_start_from_each_other(whole_run):
+    model_dir, _ = whole_run
+    stages = ("pretrain", "linear_eval", "supervised_5", "finetune_5", "distill_5")
+    configs = [json.loads((model_dir / f"{stage}/config.json").read_text()) for stage in stages]
+    assert [config["labels_per_class"] for config in configs] == [0, 0, 5, 5, 5]
+    assert [config["resolved"]["train_images"] for config in configs] == [1297, 1297, 50, 50, 1297]
+    checkpoints = [config["checkpoint"].removeprefix(str(model_dir)) for config in configs]
+    assert checkpoints == ["", "/pretrain", "", "/pretrain", "/pretrain"]
+    assert [config["teacher"].removeprefix(str(model_dir)) for config in configs] == ["", "", "", "", "/finetune_5"]
 
 
 def test_other_images_in_the_same_directory_are_refused(tmp_path):
@@ -336,13 +364,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path):
     ):
         modes.run(settings | {"model_dir": str(tmp_path / "run"), "warmup_epochs": 0.0, "checkpoint_steps": 30})
     assert not list(tmp_path.rglob("*.index"))
-
-
-def test_epochs_that_are_asked_for_win_over_a_recipes_steps():
-    config = precedence.resolve({"mode": "supervised", "dataset": "digits", "train_epochs": 3})
-    assert config.train_epochs == 3 and config.train_steps == 0
-    staged = precedence.resolve({"dataset": "digits", "stage": ("finetune.train_epochs=7",)}, "finetune")
-    assert staged.train_epochs == 7 and staged.train_steps == 0
 
 
 class TestSummary:

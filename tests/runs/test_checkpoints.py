@@ -1,5 +1,7 @@
 """Checkpoints hold every variable, a resumed run is the uninterrupted one, and a network is loaded or refused."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -286,6 +288,17 @@ class TestRunOf:
         (tmp_path / "config.json").write_text(text)
         for given in ("", "/checkpoints", "/checkpoints/step-1"):
             assert read_run_config(f"{tmp_path}{given}") == (config, {"num_classes": 3, "head_input": 0})
+
+    @pytest.mark.parametrize("version", [None, 2])
+    def test_a_run_of_another_version_is_refused(self, version, tmp_path):
+        Checkpoints(tmp_path, simclr(memory=0)).save(1)
+        content = {"config_version": version} if version else {}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        message = (
+            f"--teacher={tmp_path}: its config.json has config_version {version}, but .* reads 1; train again, or "
+        )
+        with pytest.raises(SettingError, match=message):
+            read_run_config(str(tmp_path), "teacher")
 
 
 def test_a_run_in_a_bucket_is_read(tmp_path):

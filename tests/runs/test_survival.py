@@ -101,7 +101,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(number, status, 
     assert children.run(settings, tmp_path / "log", children.SignalAt(calls // 3, number)) == status
     log = (tmp_path / "log").read_text()
     assert f"{number.name}: stopping after this step" in log and "Traceback" not in log
-    assert ("To go on: python run.py --mode=pretrain" in log) == (number is signal.SIGINT)
+    assert ("To resume: python run.py --mode=pretrain" in log) == (number is signal.SIGINT)
     assert children.run(settings, tmp_path / "log") == 0
     children.assert_same_records(tmp_path / "run", model_dir)
 

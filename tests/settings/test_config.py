@@ -1,4 +1,4 @@
-"""Settings out of bounds or at odds with each other are refused in one line that names the flag and the value."""
+"""Bounds and contradictions, each refused in one line that names the flag and the value; tags; ``config.json``."""
 
 import contextlib
 import dataclasses
@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings.config import NETWORK_SETTINGS, STAGES, Config, check_bounds, parse_value
+from simclrv2_tf.errors import ConfigVersionError, SettingError
+from simclrv2_tf.settings.config import STAGES, Config, check_bounds, parse_value, tagged
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here is Keras's."""
+    """These tests do not use Keras."""
 
 
 def refusal(**settings):
@@ -29,7 +29,7 @@ def refusal(**settings):
 
 
 def beyond(field):
-    """The nearest values outside the bounds of a setting, each with what its refusal says."""
+    """Yields the nearest values outside the bounds of a setting, each with a part of its error message."""
     bounds, step = field.metadata, 1 if isinstance(field.default, int) else 1e-6
     if bounds["minimum"] is not None:
         yield bounds["minimum"] - step, "or more"
@@ -44,7 +44,7 @@ def beyond(field):
 
 
 def at(field):
-    """The values on the bounds of a setting."""
+    """Yields the values on the bounds of a setting."""
     bounds = field.metadata
     yield from bounds["choices"]
     yield from (bounds[bound] for bound in ("minimum", "maximum") if bounds[bound] is not None)
@@ -63,7 +63,7 @@ def test_values_outside_their_bounds_are_refused(name, value, why):
 
 
 @pytest.mark.parametrize("name, value", ON_BOUNDS)
-def test_values_on_their_bounds_are_taken(name, value):
+def test_values_on_their_bounds_are_accepted(name, value):
     needs = {
         "teacher": "run",
         "checkpoint": "run",
@@ -71,6 +71,49 @@ def test_values_on_their_bounds_are_taken(name, value):
         "memory_size": 1,
     }  # what another mode or no epochs would ask for
     assert getattr(Config(**needs | {name: value}), name) == value
+
+
+# The bounds once more, so that a test fails if one is lost: name, a value below or above it, the message.
+BOUNDS = [
+    ("seed", -1, "0 or more"),
+    ("seed", 2**32, "4294967295 or less"),
+    ("label_fraction", 0.0, "above 0"),
+    ("label_fraction", 1.1, "1 or less"),
+    ("labels_per_class", -1, "0 or more"),
+    ("max_corrupt_share", 1.1, "1 or less"),
+    ("width_multiplier", 0.0, "above 0"),
+    ("sk_ratio", -0.1, "0 or more"),
+    ("image_size", 7, "8 or more"),
+    ("image_size", 4097, "4096 or less"),
+    ("num_proj_layers", 0, "1 or more"),
+    ("proj_out_dim", 0, "1 or more"),
+    ("batch_norm_decay", 1.1, "1 or less"),
+    ("train_batch_size", 0, "1 or more"),
+    ("train_epochs", 10**6 + 1, "1000000 or less"),
+    ("train_steps", 10**9 + 1, "1000000000 or less"),
+    ("learning_rate", -0.1, "0 or more"),
+    ("warmup_epochs", -0.1, "0 or more"),
+    ("weight_decay", -0.1, "0 or more"),
+    ("momentum", 1.1, "1 or less"),
+    ("temperature", 0.0, "above 0"),
+    ("ema_decay", 1.1, "1 or less"),
+    ("memory_size", -1, "0 or more"),
+    ("crop_area_min", 0.0, "above 0"),
+    ("crop_area_min", 1.1, "1 or less"),
+    ("color_jitter_strength", -0.1, "0 or more"),
+    ("ft_proj_selector", -1, "0 or more"),
+    ("fine_tune_after_block", -2, "-1 or more"),
+    ("fine_tune_after_block", 5, "4 or less"),
+    ("distill_alpha", -0.1, "0 or more"),
+    ("distill_alpha", 1.1, "1 or less"),
+    ("eval_batch_size", 0, "1 or more"),
+    ("grad_cache_micro_batch", -1, "0 or more"),
+]
+
+
+@pytest.mark.parametrize("name, value, bound", BOUNDS)
+def test_bounds(name, value, bound):
+    assert refusal(**{name: value}) == f"--{name}={value}: must be {bound}"
 
 
 def test_every_number_has_a_lower_bound():
@@ -92,12 +135,12 @@ def test_every_number_has_a_lower_bound():
         (dict(ft_proj_selector=1, proj_head_mode="none"), "--ft_proj_selector=1: the projection head has only 0"),
         (
             dict(labels_per_class=5, label_fraction=0.1),
-            "--label_fraction=0.1: give either this or --labels",
+            "--label_fraction=0.1: cannot be combined with --labels_per_class=5; give one",
         ),
-        (dict(train_batch_size=1), "--train_batch_size=1: pretrain compares"),
+        (dict(train_batch_size=1), "--train_batch_size=1: pretrain contrasts"),
         (dict(model_dir="gs://bucket/run"), "--model_dir=gs://bucket/run: must be a local or mounted directory"),
         (dict(dataset="folder:caf\udce9"), "--dataset='folder:caf\\udce9': must be UTF-8"),
-        (dict(train_epochs=0), "--train_epochs=0: give --train_epochs or --train_steps above 0"),
+        (dict(train_epochs=0), "--train_epochs=0: set --train_epochs or --train_steps above 0"),
         (dict(mode="distill"), "--teacher=: distill needs"),
         (dict(mode="evaluate"), "--checkpoint=: evaluate needs"),
         (dict(mode="embed"), "--checkpoint=: embed needs"),
@@ -109,7 +152,7 @@ def test_contradictions_are_refused(settings, message):
     assert refusal(**settings).startswith(message)
 
 
-def test_what_is_no_contradiction():
+def test_settings_that_do_not_contradict():
     Config(train_epochs=0, train_steps=10)
     Config(ft_proj_selector=3)
     Config(resnet_depth=50, sk_ratio=0.0625, stem="cifar", image_size=32)
@@ -132,25 +175,61 @@ def test_derived_settings():
     assert layers == [0, 1, 5]
 
 
-def test_where_a_run_lives():
+def test_default_model_directory():
     assert Config(dataset="folder:/a b", mode="supervised").run_dir == "runs/folder__a b-supervised"
     assert Config(dataset="digits", recipe="none").run_dir == "runs/digits-pretrain"
-    assert Config(recipe="imagenet_1pct", dataset="npz:x").run_dir == "runs/imagenet_1pct-pretrain"
-    assert Config(recipe="imagenet_1pct", model_dir="here").run_dir == "here"
+    assert Config(recipe="imagenet", dataset="npz:x").run_dir == "runs/imagenet-pretrain"
+    assert Config(recipe="imagenet", model_dir="here").run_dir == "here"
 
 
 def test_settings_survive_json():
     config = Config(stage=("finetune.learning_rate=0.1",), use_blur=False, learning_rate=1e-7, dataset="folder:/ä b")
     text = config.to_json()
     assert Config.from_json(text) == config
-    assert list(json.loads(text)) == list(FIELDS)  # every setting, in order
+    assert list(json.loads(text)) == ["config_version", *FIELDS]  # every setting, in order
+    assert json.loads(text)["config_version"] == 1
 
 
-def test_unknown_and_missing_settings_in_json_are_passed_over():
-    text = json.dumps({"temperature": 0.7, "a_setting_to_come": [1, 2], "resolved": {"steps": 3}})
+def test_unknown_and_missing_settings_in_json_are_ignored():
+    text = json.dumps({"config_version": 1, "temperature": 0.7, "an_unknown_name": [1, 2], "resolved": {"steps": 3}})
     assert Config.from_json(text) == Config(temperature=0.7)
     with pytest.raises(SettingError, match=r"^--temperature=-1: "):
-        Config.from_json('{"temperature": -1}')
+        Config.from_json('{"config_version": 1, "temperature": -1}')
+
+
+@pytest.mark.parametrize("version", [{}, {"config_version": 0}, {"config_version": 2}, {"config_version": "1"}])
+def test_json_of_another_version_is_refused(version):
+    text = json.dumps(version | {"temperature": "another type by then"})
+    with pytest.raises(ConfigVersionError) as caught:
+        Config.from_json(text)
+    number = version.get("config_version")
+    assert str(caught.value) == (
+        f"config.json has config_version {number}, but this version of simclrv2_tf reads 1; train again, or use the "
+        "version that wrote it"
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": "0.7"},
+        {"temperature": None},
+        {"temperature": True},
+        {"train_epochs": 1.0},
+        {"train_epochs": True},
+        {"use_blur": 1},
+        {"dataset": 1},
+        {"stage": "finetune.seed=1"},
+        {"stage": 1},
+    ],
+)
+def test_json_with_a_value_of_another_type_is_refused(settings):
+    with pytest.raises(SettingError, match=r"^config.json is damaged; restore the file or delete the model directory$"):
+        Config.from_json(json.dumps({"config_version": 1} | settings))
+
+
+def test_whole_numbers_in_json_are_fractions_too():
+    assert Config.from_json('{"config_version": 1, "temperature": 1}').temperature == 1
 
 
 @pytest.mark.parametrize(
@@ -171,19 +250,38 @@ def test_values_from_text(name, text, value):
     "name, text",
     [("learning_rate", "fast"), ("train_epochs", "1.5"), ("use_blur", "maybe"), ("nosuch", "1"), ("stage", "x")],
 )
-def test_texts_that_are_no_values_are_refused(name, text):
+def test_text_that_is_not_a_value_is_refused(name, text):
     with pytest.raises(SettingError, match=name):
         parse_value(name, text)
 
 
-def test_lists_of_settings_name_settings():
-    assert set(NETWORK_SETTINGS) < set(FIELDS)
+TAGS = {
+    "network": "encoder resnet_depth width_multiplier sk_ratio se_ratio stem proj_head_mode num_proj_layers "
+    "proj_out_dim",
+    "encoder": "encoder resnet_depth width_multiplier sk_ratio se_ratio",
+    "images": "dataset data_dir image_size crop_area_min use_flip resize_method jpeg_scaling eval_resize",
+    "not_inherited": "mode model_dir checkpoint recipe stage format method callbacks",
+    "resume_ok": "model_dir recipe stage format compare checkpoint_epochs checkpoint_steps keep_checkpoint_max "
+    "keep_best on_checkpoint_error override_config report callbacks data_dir cache_dataset max_corrupt_share on_nan "
+    "steps_per_execution resident_mb deterministic remat cpu_replicas worker_timeout data_service use_tpu tpu_name "
+    "tpu_zone gcp_project",
+}
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_tags(tag):
+    going = {"embedding", "profile_steps", "histograms", "augment_on", "device_prefetch", "loss_tile", "master"}
+    assert set(tagged(tag)) - going - {"tpu_topology"} == set(TAGS[tag].split())
+
+
+def test_only_these_tags_are_used():
+    assert set().union(*(field.metadata["tags"] for field in FIELDS.values())) == set(TAGS)
     assert set(STAGES) < set(FIELDS["mode"].metadata["choices"])
-    assert all(field.metadata["help"].strip() and field.metadata["group"] for field in FIELDS.values())
+    assert all(field.metadata["help"].strip() for field in FIELDS.values())
 
 
 def values_of(field):
-    """Anything that a setting may be, and some that it may not."""
+    """Returns values of a setting, some of them outside its bounds."""
     if field.metadata["choices"]:
         return st.sampled_from(field.metadata["choices"])
     kinds = {bool: st.booleans(), int: st.integers(-2, 5000), float: st.floats(-0.1, 1.1), str: st.text(max_size=5)}
@@ -208,8 +306,14 @@ JSON = st.recursive(
 )
 
 
-@given(JSON | st.dictionaries(st.sampled_from(list(FIELDS)), JSON, max_size=3), st.integers(0, 5))
-def test_damaged_json_is_refused(found, cut):
-    text = json.dumps(found)
+@given(JSON | st.dictionaries(st.sampled_from(["config_version", *FIELDS]), JSON, max_size=3), st.integers(0, 5))
+def test_damaged_json_raises_no_other_error(content, cut):
+    text = json.dumps(content | {"config_version": 1} if isinstance(content, dict) else content)
     with contextlib.suppress(SettingError):
         Config.from_json(text[: len(text) - cut])
+
+
+@pytest.mark.parametrize("cut", [1, 10, 100])
+def test_json_that_was_cut_off_is_refused(cut):
+    with pytest.raises(SettingError, match=r"^config.json is damaged"):
+        Config.from_json(Config().to_json()[:-cut])

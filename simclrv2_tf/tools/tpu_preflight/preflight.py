@@ -61,7 +61,7 @@ def tpu_preflight(explicit: dict[str, Any]) -> Result:
     The compiled program is the whole step: augmentation, network, loss, gradients, optimizer, and what the replicas
     say to each other. Not in it: the input, evaluation, checkpoints. No data are opened and no weight is allocated.
     """
-    config = resolve_config(explicit | {"mode": "pretrain", "use_tpu": True}, "pretrain")
+    config = resolve_config(explicit | {"mode": "pretrain", "use_tpu": True})
     chip, replicas = chips_of(config.tpu_topology)
     if config.train_batch_size % replicas:
         raise SettingError(f"--train_batch_size={config.train_batch_size}: does not divide by the {replicas} replicas")

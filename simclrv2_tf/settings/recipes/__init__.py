@@ -1,0 +1,85 @@
+"""Recipes: named settings of each stage for a data set. ``--recipe=NAME`` chooses one, and flags override it.
+
+One file per family of data sets. Its docstring says what it is for, what it costs and which accuracies are published or
+were measured; ``format_recipes`` prints these as ``docs/recipes.md``. A recipe is a plain function per stage.
+"""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.recipes import cifar, digits, fashion_mnist, imagenet, imagenette, stl10
+from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
+
+__all__ = ["RECIPES", "Recipe", "RunInfo", "describe_recipe", "find_recipe", "format_recipes", "is_named"]
+
+FILES = (imagenet, cifar, stl10, imagenette, digits, fashion_mnist)
+RECIPES: dict[str, Recipe] = {name: recipe for file in FILES for name, recipe in file.RECIPES.items()}
+REPLACED = {
+    "imagenet_1pct": "imagenet --label_fraction=0.01",
+    "imagenet_10pct": "imagenet --label_fraction=0.1",
+    "fashion_mnist_1pct": "fashion_mnist --labels_per_class=60",
+    "fashion_mnist_10pct": "fashion_mnist --labels_per_class=600",
+    "fashion_mnist_100pct": "fashion_mnist --labels_per_class=0",
+    "fashion_mnist_32px_1pct": "fashion_mnist_32px --labels_per_class=60",
+    "fashion_mnist_32px_10pct": "fashion_mnist_32px --labels_per_class=600",
+    "fashion_mnist_32px_100pct": "fashion_mnist_32px --labels_per_class=0",
+}
+
+
+def is_named(flags: Mapping[str, Any]) -> bool:
+    """Whether ``--recipe`` names a recipe, instead of leaving the choice to the data set or taking none."""
+    return flags.get("recipe", "auto") not in ("auto", "none")
+
+
+def find_recipe(flags: Mapping[str, Any]) -> Recipe | None:
+    """Returns the recipe that ``--recipe`` names, or by default the one named as the data set; None without one.
+
+    Raises:
+        SettingError: if there is no recipe of that name.
+    """
+    if not is_named(flags):
+        return RECIPES.get(flags.get("dataset", "")) if flags.get("recipe", "auto") == "auto" else None
+    name = flags["recipe"]
+    if name in REPLACED:
+        raise SettingError(f"--recipe={name}: was replaced by --recipe={REPLACED[name]}")
+    if name not in RECIPES:
+        raise SettingError(f"--recipe={name}: must be auto, none or one of {', '.join(RECIPES)} (see --recipe=help)")
+    return RECIPES[name]
+
+
+def describe_recipe(config: Config) -> str:
+    """Says which recipe a config came from, and why; for example "digits (named as the data set)"."""
+    if config.recipe != "auto":
+        return f"{config.recipe} (--recipe={config.recipe})"
+    if config.dataset in RECIPES:
+        return f"{config.dataset} (named as the data set)"
+    return "none (there is no recipe named as the data set)"
+
+
+HEADER = """# Recipes
+
+A recipe is a named set of settings for each stage of a run, in a file of `simclrv2_tf/settings/recipes/`. Flags
+override it. It overrides what a run takes from the run that it starts from, except for the network.
+`--mode=semi_supervised` runs all stages of a recipe. `python run.py --recipe=help` prints this page.
+
+A recipe that is named as the data set is used by default: {auto}.
+`--recipe=none` turns that off. Such a default recipe does not override what a run takes from the run that it starts
+from, except in `semi_supervised`."""
+COMMANDS = """- `python run.py --recipe={name} --mode=pretrain`
+- `python run.py --recipe={name} --mode=linear_eval --checkpoint=runs/{name}-pretrain`
+- `python run.py --recipe={name} --mode=supervised`
+- `python run.py --recipe={name} --mode=finetune --checkpoint=runs/{name}-pretrain`
+- `python run.py --recipe={name} --mode=distill --teacher=runs/{name}-finetune`"""
+
+
+def format_recipes() -> str:
+    """Returns all recipes with their accuracies and commands as Markdown; the text of ``docs/recipes.md``."""
+    auto = ", ".join(f"`{name}`" for name, recipe in RECIPES.items() if recipe.common["dataset"] == name)
+    sections = [HEADER.format(auto=auto)]
+    for file in FILES:
+        commands = "\n".join(COMMANDS.format(name=name) for name in file.RECIPES)
+        sections += [f"## {file.__name__.rpartition('.')[2]}", inspect.getdoc(file) or "", commands]
+    return "\n\n".join(sections)
