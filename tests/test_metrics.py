@@ -75,7 +75,10 @@ def test_knn_weights_decide():
     query, truth = np.array([[1.0, 0.1]]), np.array([0])
     assert evaluation.knn_accuracy(train, labels, query, truth, k=3, temperature=0.1) == 1
     assert evaluation.knn_accuracy(train, labels, query, truth, k=3, temperature=100) == 0
-    assert evaluation.knn_accuracy(train, labels, query, truth, k=50, temperature=1e-4) == 1  # k > n; no overflow
+    # k > n, and a temperature at which every vote would overflow: the nearest neighbour decides, whatever its class.
+    for nearest in (0, 1):
+        labels = np.array([nearest, 1 - nearest, 1 - nearest])
+        assert evaluation.knn_accuracy(train, labels, query, np.array([nearest]), k=50, temperature=1e-4) == 1
 
 
 def test_knn_ignores_lengths_and_reads_low_precision(digits):
@@ -105,6 +108,9 @@ def test_constant_logits_score_at_chance():
     labels = np.arange(100) % 10
     assert evaluation.top_k_accuracy(np.zeros((100, 10)), labels, 1) == 0.1
     assert evaluation.top_k_accuracy(np.zeros((100, 10)), labels, 5) == 0.5
+    tied = [[1.0, 2.0, 2.0]]  # the lower of the two tied classes ranks first
+    assert [evaluation.top_k_accuracy(tied, [label], 1) for label in range(3)] == [0, 1, 0]
+    assert [evaluation.top_k_accuracy(tied, [label], 2) for label in range(3)] == [0, 1, 1]
 
 
 def test_mistakes_are_wrong_and_sorted_by_confidence(logits):
@@ -138,6 +144,21 @@ def test_linear_probe_learns_and_repeats(digits):
     assert min(grid) < ours <= max(grid)
     assert ours > 0.85
     assert ours == evaluation.linear_probe(train[:400], train_labels[:400], test, test_labels)
+
+
+def test_linear_probe_chooses_its_strength_on_every_fifth_example_of_a_class(digits):
+    train, labels, test, test_labels = digits
+    train = train + np.random.default_rng(0).normal(0, 9, train.shape)
+    held_out = np.zeros(len(labels), bool)
+    for label in range(10):
+        held_out[np.flatnonzero(labels == label)[4::5]] = True
+    scale = lambda rows: (rows - train.mean(axis=0)) / train.std(axis=0)  # noqa: E731
+    fit = lambda strength, rows: LogisticRegression(C=strength, max_iter=1000).fit(scale(train[rows]), labels[rows])  # noqa: E731
+    strengths = [1e-3, 1e-2, 1e-1, 1.0, 10.0]
+    scores = [fit(strength, ~held_out).score(scale(train[held_out]), labels[held_out]) for strength in strengths]
+    best = strengths[int(np.argmax(scores))]
+    expected = [fit(strength, slice(None)).score(scale(test), test_labels) for strength in (best, 1.0)]
+    assert evaluation.linear_probe(train, labels, test, test_labels) == expected[0] != expected[1]
 
 
 def test_linear_probe_chooses_its_strength_without_the_test_set(digits):
