@@ -1,25 +1,24 @@
-"""What is minimised: NT-Xent between two views, soft targets for a student, labels, L2.
+"""Losses: NT-Xent between two views, distillation, cross-entropy, L2 penalty.
 
-Everything is computed in float32 whatever the dtype policy; float64 stays float64.
+All are computed in float32 whatever the dtype policy; float64 stays float64.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.distributed.collectives import all_gather, all_sum, replica_count, replica_index
-from simclrv2_tf.methods.chunks import map_rows
+from simclrv2_tf.methods.nt_xent_tiled import nt_xent_tiled, tile_rows
 
-# Similarities that NT-Xent has in memory at a time unless told otherwise, 8 MiB in float32: few enough for the caches,
-# enough for a loop's turn. But no fewer rows than these, or fetching the candidates would take longest.
-TILE_ENTRIES, TILE_ROWS = 2**21, 128
+# Largest similarity matrix that one replica holds as a whole, 64 MiB in float32; for larger ones tiles take as long and
+# need less memory (table in nt_xent_tiled.py).
+MATRIX_ENTRIES = 2**24
 
 
 class ContrastiveResult(NamedTuple):
-    """Scalars of one replica: its mean loss, and how well its view 1 picks its view 2 out of all view-2 candidates."""
+    """Mean loss of this replica's images, and how well their view 1 picks their view 2 out of all view-2 candidates."""
 
     loss: tf.Tensor
     accuracy: tf.Tensor
@@ -34,30 +33,68 @@ def nt_xent(
     negatives: tf.Tensor | None = None,
     tile: int = 0,
 ) -> ContrastiveResult:
-    """NT-Xent (SimCLR, section 2.1), summed over both directions, with candidates from every replica.
+    """NT-Xent (SimCLR, arXiv 2002.05709, equation 1), summed over both directions, with candidates from every replica.
 
-    For row i of one view the positive is row i of the other view; the views of all other images, on all replicas, are
-    negatives. The loss is the mean over images of (cross-entropy from view 1 + cross-entropy from view 2), which is
-    twice the mean over views: the paper's learning rates are tuned for that scale. Gradients flow through gathered
-    candidates, so the mean of the losses over replicas, and its gradient, are those of one device with the whole batch.
+    For a projection z_i, the projection z_p(i) of the other view of the same image, and cosine similarity s::
+
+        ℓ_i = −log( exp(s(z_i, z_p(i)) / τ) / Σ_{k ≠ i} exp(s(z_i, z_k) / τ) )
+
+    where k runs over both views of the images of all replicas and over further negatives. The loss is the mean over
+    images of ℓ of view 1 + ℓ of view 2, twice the paper's mean over views: its published learning rates are tuned for
+    that scale. Gradients flow through gathered candidates, so the mean of the losses over replicas, and its gradient,
+    equal those of one device with the whole batch.
 
     Args:
-        view1: ``[n, d]``, this replica's outputs of the projection head for the first views, any float dtype.
-        view2: ``[n, d]``, the second views of the same images in the same order.
-        temperature: divides the similarities; above 0.
+        view1: ``[n, d]``, this replica's projections of the first views, any float dtype.
+        view2: ``[n, d]``, of the second views of the same images in the same order.
+        temperature: τ, above 0.
         normalize: compare by cosine; otherwise by inner product.
-        negatives: ``[m, d]`` further negatives for every row, such as MoCo's queue (SimCLRv2, section 2), already
-            detached. They are not gathered: each replica uses those it is given.
-        tile: rows of the similarity matrix that are in memory at a time (all of them where n is unknown while tracing);
-            0: of some 2²¹ similarities. It changes no result.
+        negatives: ``[m, d]``, further negatives for every row, such as MoCo's queue (SimCLRv2, section 2), detached.
+            They are not gathered: each replica uses its own.
+        tile: 0: computed from the whole similarity matrix up to ``MATRIX_ENTRIES``, and in tiles above it
+            (``nt_xent_tiled``: the same numbers, less memory). Above 0: always in tiles of that many rows.
 
     Returns:
         Scalars in float32 (float64 for float64 views): the loss, and the top-1 accuracy and entropy in nats of the
-        similarities from view 1 to view 2, in which the queue has no part.
+        similarities from view 1 to view 2, further negatives left out.
     """
-    return ContrastiveResult(
-        *map(tf.reduce_mean, _contrast(view1, view2, temperature, normalize, negatives, tile=tile))
-    )
+    per_image = _nt_xent_per_image(view1, view2, temperature, normalize, negatives, tile)
+    return ContrastiveResult(*map(tf.reduce_mean, per_image))
+
+
+def _nt_xent_per_image(
+    view1: tf.Tensor,
+    view2: tf.Tensor,
+    temperature: float,
+    normalize: bool,
+    negatives: tf.Tensor | None,
+    tile: int,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Loss, hit (0 or 1) and entropy of each image, ``[n]`` each; only the loss has a gradient."""
+    view1, view2 = _projections(view1, normalize), _projections(view2, normalize)  # [n, d]
+    queue = view1[:0] if negatives is None else tf.cast(_projections(negatives, normalize), view1.dtype)  # [m, d]
+    if tile or _exceeds_one_matrix(view1, queue):
+        return nt_xent_tiled(view1, view2, queue, temperature, tile)
+
+    gathered = all_gather(tf.stack([view1, view2], axis=1))  # [N, 2, d], the images of all replicas
+    candidates = tf.concat([gathered[:, 0], gathered[:, 1], queue], axis=0)  # [2N + m, d]
+    n, total = tf.shape(view1)[0], tf.shape(gathered)[0]
+    image = replica_index() * n + tf.range(n)  # [n], this replica's images among all of them
+    own_column = tf.concat([image, total + image], axis=0)  # [2n]
+    positive_column = tf.concat([total + image, image], axis=0)  # [2n]
+
+    rows = tf.concat([view1, view2], axis=0) / temperature  # [2n, d]
+    logits = tf.matmul(rows, candidates, transpose_b=True)  # [2n, 2N + m]
+    is_own = tf.range(tf.shape(logits)[1]) == own_column[:, None]
+    logits = tf.where(is_own, logits.dtype.min, logits)
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(positive_column, logits)  # [2n]
+    loss = cross_entropy[:n] + cross_entropy[n:]
+
+    to_view2 = tf.stop_gradient(logits[:n, total : 2 * total])  # [n, N]
+    hit = tf.cast(tf.argmax(to_view2, axis=1, output_type=image.dtype) == image, loss.dtype)
+    probabilities = tf.nn.softmax(to_view2)
+    entropy = -tf.reduce_sum(probabilities * tf.math.log(probabilities + 1e-8), axis=1)
+    return loss, hit, entropy
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
@@ -71,9 +108,16 @@ class NTXent(keras.losses.Loss):
         temperature: divides the similarities.
         hidden_norm: compare by cosine; otherwise by inner product.
         tile: as in ``nt_xent``.
+        name: of the loss.
+        **kwargs: of ``keras.losses.Loss``.
 
     Raises:
-        ValueError: where the temperature is not above 0.
+        ValueError: if the temperature is not above 0.
+
+    Example::
+
+        model.compile("sgd", loss=simclrv2_tf.NTXent(temperature=0.1))
+        model.fit(images, np.zeros(len(images)), batch_size=256)  # each batch: 128 first views, then their second views
     """
 
     def __init__(
@@ -93,7 +137,7 @@ class NTXent(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: tf.Tensor) -> tf.Tensor:
         view1, view2 = tf.split(y_pred, 2)
-        return _contrast(view1, view2, self.temperature, self.hidden_norm, tile=self.tile)[0]
+        return _nt_xent_per_image(view1, view2, self.temperature, self.hidden_norm, None, self.tile)[0]
 
     def get_config(self) -> dict[str, Any]:
         settings = {"temperature": self.temperature, "hidden_norm": self.hidden_norm, "tile": self.tile}
@@ -132,7 +176,7 @@ def labelled_mean(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         labels: int ``[n]``, −1 where unknown.
 
     Returns:
-        A scalar: this replica's sum over the mean number of labelled images a replica, so that the mean over replicas
+        A scalar: this replica's sum over the mean number of labelled images per replica, so that the mean over replicas
         is the mean over all of them.
     """
     labelled = tf.cast(labels >= 0, values.dtype)
@@ -146,117 +190,28 @@ def l2_penalty(variables: Iterable[keras.Variable | tf.Variable], weight_decay: 
     return weight_decay * tf.add_n(squares) if squares else 0.0
 
 
-def tile_rows(columns: int, tile: int = 0) -> int:
-    """Rows of a similarity matrix of so many columns that `nt_xent` has in memory at a time."""
-    return tile or max(TILE_ENTRIES // columns, TILE_ROWS)
+def similarity_rows(rows: int, columns: int) -> int:
+    """Rows of one replica's ``[rows, columns]`` similarities, 2n and 2N + m, that ``nt_xent`` holds at a time."""
+    return rows if rows * columns <= MATRIX_ENTRIES else min(tile_rows(columns), rows)
 
 
-def _contrast(
-    view1: tf.Tensor,
-    view2: tf.Tensor,
-    temperature: float,
-    normalize: bool,
-    negatives: tf.Tensor | None = None,
-    *,
-    tile: int,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Loss, hit (0 or 1) and entropy of each image, ``[n]``."""
-    views = tf.stack([_rows(view1, normalize), _rows(view2, normalize)], axis=1)
-    queue = views[:0, 0] if negatives is None else tf.cast(_rows(negatives, normalize), views.dtype)
+def similarity_bytes(rows: int, columns: int) -> int:
+    """Estimates the peak memory of ``[rows, columns]`` similarities and their gradient, float32, on one replica.
 
-    @tf.custom_gradient
-    def contrast(views: tf.Tensor):
-        matrix = _SimilarityMatrix(views, queue, temperature, tile)
-        loss, hit, entropy, partition = matrix.compare()
-        return (loss, hit, entropy), lambda upstream, *_: matrix.gradient(partition, upstream)
-
-    return contrast(views)
-
-
-class _SimilarityMatrix:
-    """Similarities of this replica's rows to all candidates, computed some rows at a time, and again for the gradient.
-
-    Automatic differentiation would keep the matrix ``[2n, 2N + m]`` several times over. This keeps one number a row and
-    costs the same three matrix products: since row i is to candidate j what j is to i, one block of similarities gives
-    both what its rows get as rows and what they get as candidates of other rows, once every row's partition is known.
-    So the replicas exchange three numbers an image in the backward pass, and no gradients.
-
-    Args:
-        views: ``[n, 2, d]``, this replica's.
-        queue: ``[m, d]``.
-        temperature: divides the similarities.
-        tile: rows at a time, two to an image; 0: see ``TILE_ENTRIES``.
+    The number of copies, four of the whole matrix or seven of a tile, was measured on a CPU without XLA.
     """
-
-    def __init__(self, views: tf.Tensor, queue: tf.Tensor, temperature: float, tile: int):
-        # Half of the temperature on either side, so that two rows have one similarity to the last bit, whoever asks.
-        self.scale = temperature**-0.5
-        self.views = self.scale * views
-        gathered = all_gather(self.views)
-        self.total = tf.shape(gathered)[0]
-        self.candidates = tf.concat([gathered[:, 0], gathered[:, 1], self.scale * queue], axis=0)  # [2N + m, d]
-        self.images = replica_index() * tf.shape(views)[0] + tf.range(tf.shape(views)[0])
-        self.images_per_tile = max(tile_rows(self.candidates.shape[0] or 1, tile) // 2, 1)
-
-    def compare(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Loss, hit and entropy of each image, ``[n]``, and the log-partition of each row, ``[n, 2]``."""
-        dtype = self.views.dtype
-        return self._map_tiles(self._compare, (self.views, self.images), (dtype,) * 4)
-
-    def gradient(self, partition: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-        """Gradient ``[n, 2, d]`` of the views from that of every replica's losses, ``upstream [n]`` here."""
-        exchanged = all_gather(tf.concat([partition, upstream[:, None]], axis=1))
-        per_candidate = tf.concat([exchanged[:, ::2], exchanged[:, 1:]], axis=0)  # [2N, 2]
-        # No row's loss depends on the queue's: weight 0, partition infinite.
-        in_queue = tf.shape(self.candidates)[0] - 2 * self.total
-        queue = tf.broadcast_to(tf.constant([np.inf, 0], upstream.dtype), [in_queue, 2])
-        partitions, upstreams = tf.unstack(tf.concat([per_candidate, queue], axis=0), axis=1)
-
-        def of_tile(views: tf.Tensor, images: tf.Tensor, partition: tf.Tensor, upstream: tf.Tensor) -> tf.Tensor:
-            gradients = []
-            for view in range(2):
-                logits, is_positive = self._logits(views[:, view], images, view)
-                expected = tf.cast(is_positive, logits.dtype)
-                as_row = upstream[:, None] * (tf.exp(logits - partition[:, view][:, None]) - expected)
-                as_candidate = upstreams * (tf.exp(logits - partitions) - expected)
-                gradients.append(self.scale * tf.matmul(as_row + as_candidate, self.candidates))
-            return tf.stack(gradients, axis=1)
-
-        return self._map_tiles(of_tile, (self.views, self.images, partition, upstream), self.views.dtype)
-
-    def _compare(self, views: tf.Tensor, images: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        losses, partitions = [], []
-        for view in range(2):
-            logits, is_positive = self._logits(views[:, view], images, view)
-            # The positive is read from the logits, not computed anew: at a small temperature the two would round apart.
-            positive = tf.reduce_sum(tf.where(is_positive, logits, 0), axis=1)
-            partitions.append(tf.reduce_logsumexp(logits, axis=1))
-            losses.append(partitions[-1] - positive)
-            if view == 0:
-                to_view2 = logits[:, self.total : 2 * self.total]
-        shares = tf.nn.softmax(to_view2)
-        entropy = -tf.reduce_sum(shares * tf.math.log(shares + 1e-8), axis=1)
-        hit = tf.cast(tf.argmax(to_view2, axis=1, output_type=images.dtype) == images, logits.dtype)
-        return tf.add_n(losses), hit, entropy, tf.stack(partitions, axis=1)
-
-    def _logits(self, rows: tf.Tensor, images: tf.Tensor, view: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Of ``rows [t, d]``, one view of ``images [t]``; a row's own logit is the least number there is.
-
-        Also where the positives are.
-        """
-        logits = tf.matmul(rows, self.candidates, transpose_b=True)
-        column = tf.range(tf.shape(logits)[1])
-        is_itself = column == (images + view * self.total)[:, None]
-        is_positive = column == (images + (1 - view) * self.total)[:, None]
-        return tf.where(is_itself, logits.dtype.min, logits), is_positive
-
-    def _map_tiles(self, function: Callable, arguments: tuple[tf.Tensor, ...], dtypes: Any) -> Any:
-        return map_rows(lambda rows: function(*rows), arguments, self.images_per_tile, dtypes)
+    copies = 4 if rows * columns <= MATRIX_ENTRIES else 7
+    return 4 * copies * similarity_rows(rows, columns) * columns
 
 
-def _rows(hidden: tf.Tensor, normalize: bool) -> tf.Tensor:
-    hidden = _at_least_float32(hidden)
-    return tf.math.l2_normalize(hidden, axis=1) if normalize else hidden
+def _exceeds_one_matrix(view: tf.Tensor, queue: tf.Tensor) -> bool:
+    rows = 2 * (view.shape[0] or 0)  # unknown while tracing: taken as few
+    return rows * (rows * replica_count() + (queue.shape[0] or 0)) > MATRIX_ENTRIES
+
+
+def _projections(values: Any, normalize: bool) -> tf.Tensor:
+    values = _at_least_float32(values)
+    return tf.math.l2_normalize(values, axis=1) if normalize else values
 
 
 def _at_least_float32(values: Any) -> tf.Tensor:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.methods.classifier import ClassificationModel
-from simclrv2_tf.methods.losses import tile_rows
+from simclrv2_tf.methods.nt_xent_tiled import tile_rows
 from simclrv2_tf.models import Network, Summary, summarize
 from simclrv2_tf.modes.setup import build_network, freeze
 from simclrv2_tf.settings.config import Config

@@ -1,112 +1,36 @@
-"""The losses against the numbers recorded from the official code, and against plain numpy."""
-
-import pathlib
-import re
+"""Losses against the official code's recorded numbers, the formula row by row, and plain NumPy."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from contrastive import (
+    RECORDED,
+    ROUNDING,
+    SINGLE,
+    TWO_REPLICAS,
+    assert_equal,
+    by_definition,
+    check_recorded_on_one_device,
+    check_recorded_on_two_replicas,
+    on_replicas,
+    random_rows,
+    settings,
+    with_gradient,
+)
 
-from simclrv2_tf.methods.losses import NTXent, distillation_loss, l2_penalty, nt_xent, supervised_loss
-
-RECORDED = np.load(pathlib.Path(__file__).parents[1] / "golden" / "ntxent.npz")
-SINGLE = sorted({key.split("/")[1] for key in RECORDED.files if key.startswith("single/")})
-TWO_REPLICAS = sorted({key.split("/")[2] for key in RECORDED.files if key.startswith("multi/R2/")})
-ROUNDING = 5e-7  # of float32, in which the official code computed
-
-
-def settings(case: str) -> tuple[float, bool]:
-    _, _, temperature, normalize = RECORDED[f"{case}/n_d_T_norm"]
-    return float(temperature), bool(normalize)
-
-
-def gradient_rounding(case: str) -> float:
-    """Float32 holds logits to epsilon times their size, which exp turns into a relative error of the gradient."""
-    temperature, normalize = settings(case)
-    largest = 1 if normalize else np.square(RECORDED[f"{case}/hidden"]).sum(axis=-1).max()
-    return (4 + largest / temperature) * np.finfo("float32").eps
-
-
-def random_rows(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
-def with_gradient(hidden, temperature, normalize=True, negatives=None, scale=1.0, tile=0):
-    """Loss, accuracy, entropy and the gradient of ``scale · loss``; hidden is [view-1 rows; view-2 rows]."""
-    with tf.GradientTape() as tape:
-        tape.watch(hidden)
-        result = nt_xent(*tf.split(hidden, 2), temperature, normalize, negatives, tile)
-        scaled = result.loss * scale
-    return *result, tape.gradient(scaled, hidden)
-
-
-def on_replicas(strategy, hidden, temperature, normalize=True, **how):
-    """The same per replica, each stacked over replicas; hidden is ``[replicas, 2n, d]``."""
-    count = strategy.num_replicas_in_sync
-    shares = strategy.experimental_distribute_values_from_function(
-        lambda context: tf.constant(hidden[context.replica_id_in_sync_group])
-    )
-
-    @tf.function(autograph=False)
-    def step(shares):
-        return strategy.run(
-            lambda share: with_gradient(share, temperature, normalize, scale=1 / count, **how), (shares,)
-        )
-
-    return [np.stack(strategy.experimental_local_results(output)) for output in step(shares)]
-
-
-def textbook(hidden, temperature, normalize=True, negatives=None):
-    """As ``with_gradient``: from the whole matrix of similarities, differentiated by TensorFlow."""
-    with tf.GradientTape() as tape:
-        tape.watch(hidden)
-        unit = (lambda rows: tf.math.l2_normalize(rows, axis=1)) if normalize else tf.identity
-        n, rows = len(hidden) // 2, unit(hidden)
-        similarities = tf.matmul(rows, rows, transpose_b=True) / temperature
-        compared = tf.linalg.set_diag(similarities, tf.fill([2 * n], similarities.dtype.min))
-        if negatives is not None:
-            to_queue = tf.matmul(rows, unit(negatives), transpose_b=True) / temperature
-            compared = tf.concat([compared, to_queue], axis=1)
-        positives = np.roll(np.arange(2 * n), n)
-        loss = 2 * tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(positives, compared))
-    to_view2 = similarities[:n, n:]
-    accuracy = np.mean(np.argmax(to_view2, axis=1) == np.arange(n))
-    shares = tf.nn.softmax(to_view2)
-    entropy = -tf.reduce_mean(tf.reduce_sum(shares * tf.math.log(shares + 1e-8), axis=1))
-    return loss, accuracy, entropy, tape.gradient(loss, hidden)
-
-
-def assert_equal(results, expected, rtol):
-    """Loss, accuracy and entropy; the gradient relative to its greatest number."""
-    np.testing.assert_allclose(results[:3], expected[:3], rtol=rtol)
-    gradient, other = (np.asarray(found[3], "float64") for found in (results, expected))
-    np.testing.assert_allclose(gradient, other, rtol=0, atol=rtol * np.abs(other).max())
+from simclrv2_tf.methods.losses import NTXent, distillation_loss, l2_penalty, supervised_loss
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("tag", SINGLE)
 def test_recorded_on_one_device(tag, dtype, parity):
-    case = f"single/{tag}"
-    loss, accuracy, entropy, gradient = with_gradient(tf.constant(RECORDED[f"{case}/hidden"], dtype), *settings(case))
-    assert loss.dtype == accuracy.dtype == entropy.dtype == dtype
-    for name, value in (("loss", loss), ("entropy", entropy)):
-        expected = RECORDED[f"{case}/{name}"]
-        parity(f"NT-Xent: {name}", value, expected, ROUNDING, dtype, 1 + np.abs(expected), "of 1 + each")
-    parity("NT-Xent: accuracy", accuracy, RECORDED[f"{case}/acc"], 0, dtype, of="one")
-    parity("NT-Xent: gradient", gradient, RECORDED[f"{case}/grad"], gradient_rounding(case), dtype)
+    check_recorded_on_one_device(tag, dtype, parity)
 
 
 @pytest.mark.parametrize("tag", TWO_REPLICAS)
 def test_recorded_on_two_replicas(tag, replicas, parity):
-    case, title = f"multi/R2/{tag}", "NT-Xent, 2 replicas"
-    loss, accuracy, entropy, gradient = on_replicas(replicas(2), RECORDED[f"{case}/hidden"], *settings(case))
-    parity(f"{title}: loss", loss, RECORDED[f"{case}/loss_per_replica"], ROUNDING, of="each")
-    parity(f"{title}: loss", loss.mean(), RECORDED[f"{case}/global_loss_single_device"], ROUNDING, of="each")
-    parity(f"{title}: entropy", entropy, RECORDED[f"{case}/entropy_per_replica"], ROUNDING, of="each")
-    parity(f"{title}: accuracy", accuracy, RECORDED[f"{case}/acc_per_replica"], 0, of="one")
-    expected = RECORDED[f"{case}/grad_of_loss_over_R"]
-    parity(f"{title}: gradient", gradient, expected, gradient_rounding(case))
+    check_recorded_on_two_replicas(tag, replicas(2), parity)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -125,65 +49,10 @@ def test_four_replicas_equal_one_device(normalize, replicas, parity):
 def test_queue_of_negatives(normalize):
     hidden, queue = tf.constant(random_rows(8, 6)), tf.constant(random_rows(9, 6, seed=2))
     result = with_gradient(hidden, 0.5, normalize, queue)
-    assert_equal(result, textbook(hidden, 0.5, normalize, queue), rtol=1e-12)
+    assert_equal(result, by_definition(hidden, 0.5, normalize, queue), rtol=1e-12)
     alone = with_gradient(hidden, 0.5, normalize)
     assert alone[0] < result[0]
     assert alone[1:3] == result[1:3]
-
-
-class TestTiles:
-    """``tile`` rows at a time give what the whole matrix gives; of 13 images the last tile is often not full."""
-
-    @pytest.mark.parametrize("queue", [False, True])
-    @pytest.mark.parametrize("tile", [1, 2, 8, 11, 24, 26, 1000])
-    def test_equal_the_textbook(self, tile, queue):
-        hidden = tf.constant(random_rows(26, 6))
-        negatives = tf.constant(random_rows(9, 6, seed=2)) if queue else None
-        found = with_gradient(hidden, 0.2, negatives=negatives, tile=tile)
-        assert_equal(found, textbook(hidden, 0.2, negatives=negatives), rtol=1e-12)
-
-    @pytest.mark.parametrize("xla", [False, True])
-    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-    def test_narrow_inputs_in_a_compiled_step(self, dtype, xla):
-        hidden = tf.cast(random_rows(26, 16), dtype)
-        negatives = tf.constant(random_rows(9, 16, seed=2), tf.float32)
-        step = tf.function(with_gradient, jit_compile=xla)
-        found = step(hidden, 0.1, negatives=negatives, tile=8)
-        assert found[3].dtype == dtype
-        expected = textbook(tf.cast(hidden, tf.float64), 0.1, negatives=tf.cast(negatives, tf.float64))
-        assert_equal(found, expected, rtol=1e-5 if dtype == "float32" else 2**-8)
-        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
-
-    @pytest.mark.parametrize("count", [2, 4])
-    def test_on_replicas(self, count, replicas):
-        hidden = random_rows(count, 2, 5, 6)  # replica, view, image, feature
-        queue = tf.constant(random_rows(7, 6, seed=2))
-        found = on_replicas(replicas(count), hidden.reshape(count, 10, 6), 0.3, negatives=queue, tile=4)
-        whole = tf.constant(hidden.transpose(1, 0, 2, 3).reshape(10 * count, 6))
-        gradient = found[3].reshape(count, 2, 5, 6).transpose(1, 0, 2, 3).reshape(10 * count, 6)
-        means = [share.mean() for share in found[:3]]
-        assert_equal([*means, gradient], textbook(whole, 0.3, negatives=queue), rtol=1e-12)
-
-    def test_losses_of_unequal_weight(self):
-        """A row is a candidate of others, whose losses may weigh more or less than its own."""
-        hidden, weights = tf.constant(random_rows(12, 5)), np.arange(6.0)
-        for tile in (2, 100):
-            loss = NTXent(0.3, tile=tile, dtype="float64")
-            theory, measured = tf.test.compute_gradient(
-                lambda rows, loss=loss: loss(weights, rows, weights), [hidden], 1e-5
-            )
-            np.testing.assert_allclose(theory, measured, rtol=1e-6, atol=1e-9)
-
-    def test_the_matrix_is_never_whole(self):
-        """No array of the compiled step is as large as a quarter of it."""
-        step = tf.function(with_gradient, jit_compile=True)
-        hidden = tf.constant(random_rows(512, 4))
-        sizes = {}
-        for tile in (32, 512):
-            program = step.experimental_get_compiler_ir(hidden, 0.1, True, None, 1.0, tile)(stage="optimized_hlo")
-            shapes = re.findall(r"\bf64\[([\d,]+)\]", program)
-            sizes[tile] = max(np.prod([int(side) for side in shape.split(",")]) for shape in shapes)
-        assert sizes[32] <= 512 * 32 < 512 * 256 <= sizes[512]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
