@@ -33,7 +33,9 @@ def built(tmp_path_factory):
     """The sdist and the wheel, of a copy of what is in the repository."""
     place = tmp_path_factory.mktemp("release")
     shutil.copytree(
-        ROOT, place / "source", ignore=lambda at, names: [n for n in names if n[0] == "." or n in ("runs", "tests")]
+        ROOT,
+        place / "source",
+        ignore=lambda at, names: [n for n in names if n[0] == "." or (at == str(ROOT) and n in ("runs", "tests"))],
     )
     run = subprocess.run(
         [sys.executable, "-c", BUILD, str(place)], cwd=place / "source", capture_output=True, text=True
@@ -60,8 +62,9 @@ def test_the_wheel_says_what_it_is_and_needs(built):
     asked = metadata.get_all("Requires-Dist")
     assert [line for line in asked if "extra" not in line] == requirements("requirements.txt")
     assert [line.partition(";")[0] for line in asked if "extra" in line] == requirements("requirements-onnx.txt")
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "simclrv2_tf").rglob("*.py")}
-    assert modules == {name for name in names if ".dist-info/" not in name}
+    package = {path for path in (ROOT / "simclrv2_tf").rglob("*.*") if path.suffix != ".pyc"}
+    assert {path.suffix for path in package} == {".py", ".html", ".css", ".js", ".json"}
+    assert {str(path.relative_to(ROOT)) for path in package} == {name for name in names if ".dist-info/" not in name}
 
 
 def test_the_sdist_has_what_its_build_and_its_reader_need(built):

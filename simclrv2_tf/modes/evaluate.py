@@ -17,7 +17,7 @@ from simclrv2_tf.modes.measure import (
     top_k,
 )
 from simclrv2_tf.modes.resolve import Result, Strategy
-from simclrv2_tf.report import scores
+from simclrv2_tf.report import format_accuracies
 from simclrv2_tf.report.console import box
 from simclrv2_tf.runs.checkpoints import find, load_network, read_run_config, step_of
 from simclrv2_tf.runs.embeddings import Embedded, write_npz, write_parquet
@@ -42,7 +42,7 @@ def evaluate(config: Config, strategy: Strategy) -> Result:
         result["knn_top1"] = evaluation.knn_accuracy(*train_features, *compute_features(model, config, test))
     run_dir = RunDirectory(build.output_dir(build.model_dir(config), strategy))
     write_atomically(run_dir.model_dir / "evaluation.json", json.dumps(result, indent=1))
-    print(box(f"evaluate: {config.checkpoint}", scores(result)))
+    print(box(f"evaluate: {config.checkpoint}", format_accuracies(result)))
     return result
 
 

@@ -9,7 +9,7 @@ from simclrv2_tf.modes import build
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config
 from simclrv2_tf.modes.setup import environment
 from simclrv2_tf.modes.train import classify, pretrain
-from simclrv2_tf.report import cell, format_table, write_report
+from simclrv2_tf.report import format_table, format_value, write_report
 from simclrv2_tf.report.console import box
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings import merge as precedence
@@ -61,7 +61,7 @@ def semi_supervised(explicit: dict[str, Any], strategy: Strategy) -> Result:
     run_dir = RunDirectory(build.output_dir(model_dir, strategy))
     run_dir.write_config(config, environment())
     run_dir.write_result(result)
-    found = {"time": cell("seconds", result["seconds"])}
+    found = {"time": format_value("seconds", result["seconds"])}
     if config.report and is_chief(strategy):
         found["report"] = str(write_report(model_dir))
     print(f"\n{format_table(result)}\n\n{box('semi-supervised: done', found)}", flush=True)

@@ -21,7 +21,7 @@ from simclrv2_tf.modes.measure import (
 )
 from simclrv2_tf.modes.resolve import Result, Strategy, changed
 from simclrv2_tf.modes.setup import Run, build_run, resolved_settings
-from simclrv2_tf.report import cell, facts, scores, write_report
+from simclrv2_tf.report import format_accuracies, format_value, run_summary, write_report
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.pictures import Pictures, example_views, write_projector
 from simclrv2_tf.runs.loop import train
@@ -118,7 +118,7 @@ def _train_and_report(
         memory = {
             "memory": format_memory_estimate(model.network, config, strategy.num_replicas_in_sync, data.resident_bytes)
         }
-        found = facts(vars(config) | {"resolved": resolved}) | memory
+        found = run_summary(vars(config) | {"resolved": resolved}) | memory
         print("\n" + box(f"{config.mode}: {run_dir.model_dir}", found), flush=True)
         started = time.perf_counter()
         if pictures is not None:
@@ -137,7 +137,7 @@ def _train_and_report(
 
 def _told(result: Result, model_dir: pathlib.Path) -> dict[str, str]:
     """What the end of a run says."""
-    told = scores(result) | {"time": cell("seconds", result["seconds"])}
+    told = format_accuracies(result) | {"time": format_value("seconds", result["seconds"])}
     if result.get("corrupt_images"):
         told["corrupt images"] = f"{len(result['corrupt_images']):,} skipped, named in result.json"
     page = model_dir / "report.html"
