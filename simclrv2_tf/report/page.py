@@ -46,7 +46,7 @@ def write_report(model_dir: str | os.PathLike[str]) -> pathlib.Path:
         for name, spec in _metric_figures({run.name: run}).items():
             charts.write(spec, run / "figures" / name)
     title = f"SimCLRv2: {_read_json(model_dir / 'config.json').get('mode', 'run')}".replace("_", "-")
-    content = {"title": title, "run": _section(model_dir), "stages": [_section(stage) for stage in stages]}
+    content = {"title": title, "run": _section(model_dir), "stages": list(map(_section, stages))}
     return _write_page(model_dir / "report.html", "report.html", content)
 
 
@@ -221,10 +221,11 @@ def _stages(model_dir: pathlib.Path) -> list[pathlib.Path]:
 def _unique_names(runs: Sequence[pathlib.Path]) -> list[str]:
     """The shortest ends of the paths that differ from one another."""
     parts = [run.resolve().parts for run in runs]
-    length = 1
-    while len({part[-length:] for part in parts}) < len(runs) and length < max(map(len, parts)):
-        length += 1
-    return ["/".join(part[-length:]) for part in parts]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _metric_rows(run: pathlib.Path) -> list[dict[str, str]]:

@@ -147,10 +147,10 @@ def mistakes_figure(
     for i, (image, true, wrong, share) in enumerate(zip(images, labels, predicted, confidence, strict=True)):
         other, share = shorten(class_names[wrong], 40), f"{share:.0%}"
         tile = _tile(i % COLUMNS, i // COLUMNS, image, class_names[true], predicted=other, confidence=share)
-        tiles.append(tile | {"caption": f"true: {tile['class']}\npred.: {other}"})
-    count = len(tiles)
-    title = f"The {count} most confident mistakes" if count > 1 else "The only mistake" if count else "No mistakes"
+        tiles.append(tile | {"caption": f"{tile['class']}\n→ {other}"})
     pairs = "; ".join(f"{tile['class']} predicted as {tile['predicted']} ({tile['confidence']})" for tile in tiles)
+    title = f"The {len(tiles)} most confident mistakes" if len(tiles) > 1 else "The only mistake"
+    title = f"{title} (true → predicted class)" if tiles else "No mistakes"
     tooltip = {"class": "true class", "predicted": "predicted class", "confidence": "confidence"}
     return charts.image_grid(title, f"{title}: {pairs}." if pairs else f"{title}.", tiles, COLUMNS, tooltip)
 
@@ -194,8 +194,7 @@ def write_projector(pictures: Pictures, features: Features) -> None:
     files.write_atomically(folder / "labels.tsv", "\n".join(names) + "\n")
     images = pictures.thumbnails
     side, columns = images.shape[1], math.ceil(math.sqrt(len(images)))
-    grid = np.zeros((columns**2, side, side, 3), np.float32)
-    grid[: len(images)] = images
+    grid = np.pad(images, [(0, columns**2 - len(images)), (0, 0), (0, 0), (0, 0)])  # [columns², side, side, 3]
     sprite = grid.reshape(columns, columns, side, side, 3).swapaxes(1, 2).reshape(columns * side, -1, 3)
     with files.replacing(folder / "thumbnails.png") as unfinished:
         keras.utils.save_img(unfinished, np.rint(255 * sprite), scale=False)

@@ -19,6 +19,7 @@ METRIC_NAMES = {
     "finetune_top5": "fine-tuned top-5",
     "distill_top5": "distilled top-5",
     "linear_top1": "linear evaluation top-1",
+    "linear_top5": "linear evaluation top-5",
     "images_per_second": "images/s",
     "seconds": "time",
 }

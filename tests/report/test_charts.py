@@ -77,6 +77,8 @@ def test_curves_skip_gaps_and_short_rows():
     assert [row["step"] for row in specs["curve_loss"]["data"]["values"]] == [10, 30]
     series = {row["series"] for row in specs["curve_accuracy"]["data"]["values"]}
     assert series == {"contrastive accuracy", "online top-1"}  # kNN has a single point
+    legends = [specs[name]["encoding"]["color"]["legend"] for name in ("curve_loss", "curve_accuracy")]
+    assert legends[0] is None and legends[1]["columns"] == 3  # no legend that repeats the title of the axis
 
 
 @pytest.mark.parametrize("text", ["", "step,loss\n", "step,loss\n1,\n2,3\n", "loss\n1\n2\n", "step,other\n1,2\n2,3\n"])
@@ -125,6 +127,7 @@ def test_embedding_greys_rare_and_unlabelled_classes(tmp_path):
     assert {row["group"] for row in spec["data"]["values"]} == {f"c{i}" for i in range(20)} | {"5 others"}
     spec = charts.embedding(points[:3], [-1, -1, 0], ["a"], "PCA")
     assert {row["class"] for row in spec["data"]["values"]} == {"unlabelled", "a"}
+    assert [channel["field"] for channel in spec["encoding"]["tooltip"]] == ["class"]  # there are no images
     charts.write(spec, tmp_path / "embedding")
 
 

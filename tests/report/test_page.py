@@ -84,6 +84,9 @@ def test_a_report_is_complete_safe_and_ordered(page):
     assert stages == ["pretrain", "supervised_5", "finetune_5", "finetune_20", "distill_all"]
     assert page.tags.index(("caption", {})) < [tag for tag, _ in page.tags].index("figure")
     assert len(page.all("caption")) == len(page.all("table")) >= 7
+    regions = [attrs for attrs in page.all("div") if attrs.get("role") == "region"]
+    assert len(regions) == len(page.all("table"))  # each scrolls by keyboard and has a name
+    assert all(attrs["tabindex"] == "0" and attrs["aria-label"] for attrs in regions)
     text = " ".join(page.text)
     for part in (
         "87.3%",
