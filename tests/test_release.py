@@ -62,8 +62,9 @@ def test_the_wheel_says_what_it_is_and_needs(built):
     asked = metadata.get_all("Requires-Dist")
     assert [line for line in asked if "extra" not in line] == requirements("requirements.txt")
     assert [line.partition(";")[0] for line in asked if "extra" in line] == requirements("requirements-onnx.txt")
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "simclrv2_tf").rglob("*.py")}
-    assert modules == {name for name in names if ".dist-info/" not in name}
+    package = {path for path in (ROOT / "simclrv2_tf").rglob("*.*") if path.suffix != ".pyc"}
+    assert {path.suffix for path in package} == {".py", ".html", ".css", ".js", ".json"}
+    assert {str(path.relative_to(ROOT)) for path in package} == {name for name in names if ".dist-info/" not in name}
 
 
 def test_the_sdist_has_what_its_build_and_its_reader_need(built):

@@ -19,7 +19,7 @@ from simclrv2_tf.modes.measure import (
 )
 from simclrv2_tf.modes.resolve import Result
 from simclrv2_tf.modes.setup import load_trained
-from simclrv2_tf.report import scores
+from simclrv2_tf.report import format_accuracies
 from simclrv2_tf.report.console import box
 from simclrv2_tf.runs.embeddings import Embedded, write_npz, write_parquet
 from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
@@ -44,7 +44,7 @@ def evaluate(config: Config, strategy: tf.distribute.Strategy) -> Result:
         result["knn_top1"] = metrics.knn_accuracy(*train_features, *compute_features(model, config, test))
     run_dir = RunDirectory(writable_dir(pathlib.Path(config.run_dir), strategy))
     write_atomically(run_dir.model_dir / "evaluation.json", json.dumps(result, indent=1))
-    print(box(f"evaluate: {config.checkpoint}", scores(result)))
+    print(box(f"evaluate: {config.checkpoint}", format_accuracies(result)))
     return result
 
 

@@ -13,9 +13,9 @@ from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.modes.costs import format_memory_estimate, network_cost, step_memory
 from simclrv2_tf.modes.resolve import Result, Strategy
 from simclrv2_tf.modes.setup import build_input, build_run, resolved_settings
-from simclrv2_tf.report import charts, facts, pictures, write_preview
+from simclrv2_tf.report import charts, pictures, run_summary, write_preview
 from simclrv2_tf.report.console import box
-from simclrv2_tf.report.tables import duration
+from simclrv2_tf.report.tables import format_duration
 from simclrv2_tf.runs.loop import Run
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
@@ -40,7 +40,7 @@ def preview(config: Config, strategy: Strategy) -> Result:
     model_dir = RunDirectory(pathlib.Path(config.run_dir)).model_dir
     described = vars(config) | {"resolved": resolved}
     page = write_preview(model_dir, described, estimate, figures)
-    print(box(f"before {config.mode}: {model_dir}", facts(described) | estimate | {"preview": str(page)}))
+    print(box(f"before {config.mode}: {model_dir}", run_summary(described) | estimate | {"preview": str(page)}))
     return {"mode": "preview", "path": str(page), **estimate}
 
 
@@ -64,7 +64,7 @@ def _estimate(config: Config, strategy: Strategy, run: Run, plan: Plan) -> dict[
     timed = run.data.batch_size
     seconds = _seconds_per_step(run) * config.train_batch_size / timed
     return {
-        "time": f"about {duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
+        "time": f"about {format_duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
         f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
         "memory": format_memory_estimate(
             run.method.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes

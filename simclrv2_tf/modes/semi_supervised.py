@@ -7,7 +7,7 @@ from simclrv2_tf.distributed.devices import is_chief
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result
 from simclrv2_tf.modes.setup import environment
 from simclrv2_tf.modes.train import train
-from simclrv2_tf.report import cell, format_table, write_report
+from simclrv2_tf.report import format_table, format_value, write_report
 from simclrv2_tf.report.console import box
 from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
 from simclrv2_tf.settings.config import Config
@@ -39,7 +39,7 @@ def semi_supervised(config: SemiSupervisedConfig, strategy: Strategy) -> Result:
     run_dir = RunDirectory(writable_dir(model_dir, strategy))
     run_dir.write_config(config, environment())
     run_dir.write_result(result)
-    lines = {"time": cell("seconds", result["seconds"])}
+    lines = {"time": format_value("seconds", result["seconds"])}
     if config.report and is_chief(strategy):
         lines["report"] = str(write_report(model_dir))
     print(f"\n{format_table(result)}\n\n{box('semi-supervised: done', lines)}", flush=True)

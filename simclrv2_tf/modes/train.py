@@ -11,7 +11,7 @@ from simclrv2_tf.modes.costs import format_memory_estimate
 from simclrv2_tf.modes.measure import compute_features, compute_logits, knn_features, knn_subset, top_k
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_run, load_callbacks, resolved_settings
-from simclrv2_tf.report import cell, facts, scores, write_report
+from simclrv2_tf.report import run_summary, write_report
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.pictures import Pictures, example_views, write_projector
 from simclrv2_tf.runs.loop import Run
@@ -38,7 +38,7 @@ def train(config: Config, strategy: tf.distribute.Strategy) -> Result:
         memory = format_memory_estimate(
             run.method.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
         )
-        summary = facts(vars(config) | {"resolved": resolved}) | {"memory": memory}
+        summary = run_summary(vars(config) | {"resolved": resolved}) | {"memory": memory}
         print("\n" + box(f"{config.mode}: {run_dir.model_dir}", summary), flush=True)
         started = time.perf_counter()
         evaluation.draw_inputs()
@@ -140,7 +140,7 @@ def _build_pictures(run: Run, strategy: tf.distribute.Strategy) -> Pictures | No
 
 def _summarize(result: Result, model_dir: pathlib.Path) -> dict[str, str]:
     """Returns the lines of the summary box at the end."""
-    lines = scores(result) | {"time": cell("seconds", result["seconds"])}
+    lines = format_accuracies(result) | {"time": format_value("seconds", result["seconds"])}
     if result["corrupt_images"]:
         lines["corrupt images"] = f"{len(result['corrupt_images']):,} skipped, listed in result.json"
     page = model_dir / "report.html"

@@ -1,6 +1,14 @@
-"""What people look at: the figures of a run, and the page that shows them."""
+"""Figures and HTML pages about runs, and the text form of their numbers."""
 
 from simclrv2_tf.report.page import write_comparison, write_preview, write_report
-from simclrv2_tf.report.tables import cell, facts, format_table, scores
+from simclrv2_tf.report.tables import format_accuracies, format_table, format_value, run_summary
 
-__all__ = ["cell", "facts", "format_table", "scores", "write_comparison", "write_preview", "write_report"]
+__all__ = [
+    "format_accuracies",
+    "format_table",
+    "format_value",
+    "run_summary",
+    "write_comparison",
+    "write_preview",
+    "write_report",
+]

@@ -1,8 +1,8 @@
-"""The figures as Vega-Lite specifications (https://vega.github.io/vega-lite): one for the page and the PNG file alike.
+"""Figures as Vega-Lite specifications (https://vega.github.io/vega-lite), one for both the page and the PNG file.
 
-Each says in its ``description`` what is to be seen, for those who do not see it, and in the tooltips of its first layer
-what hovering tells. Text and lines take the page's own colour, light or dark. Colours are those of Okabe and Ito
-(2008), which colour-blind readers tell apart, and never the only sign.
+The static part of each kind of figure is a file in ``specs/``; the functions add data, texts and scales. Each figure
+has a ``description`` for screen readers and a tooltip. Text and lines take the colour of the page, light or dark.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; none is the only sign of anything.
 """
 
 import base64
@@ -21,57 +21,47 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from simclrv2_tf.files import write_atomically
-from simclrv2_tf.report.tables import ACCURACY, Row, labels_order, number, short, words
+from simclrv2_tf.report.tables import ACCURACY, Row, labels_sort_key, metric_name, parse_number, shorten
 
 Spec = dict[str, Any]
 
-BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#8c8c8c"
-COLOURS = [BLUE, "#E69F00", "#009E73", VERMILLION, "#CC79A7", "#56B4E9", GREY]
-SHAPES = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right", "triangle-left"]
-DASHES = [[1, 0], [6, 3], [2, 2], [8, 3, 2, 3]]
-INK = "currentColor"
-CONFIG = {
-    "font": "sans-serif",
-    "view": {"stroke": None},
-    "title": {"anchor": "start", "fontSize": 14, "color": INK, "offset": 12},
-    "axis": {
-        **{f"{part}Color": INK for part in ("domain", "grid", "label", "tick", "title")},
-        **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "gridOpacity": 0.15},
-    },
-    "legend": {"labelColor": INK, "labelFontSize": 12, "orient": "bottom", "title": None, "columns": 2},
-    "range": {"category": COLOURS, "symbol": SHAPES},
-    "text": {"color": INK},
-}
-WIDTH, TILE = 480, 76  # pixels of a figure and of a picture in it
-SHARP = 128  # pixels a side of the embedded pictures: what a tile needs on a fine screen
-LEGEND_CLASSES, CELL_CLASSES, CONFUSED_CLASSES = 20, 12, 30
+SPECS = pathlib.Path(__file__).parent / "specs"
+CONFIG = json.loads((SPECS / "theme.json").read_text())
+COLOURS, GREY = CONFIG["range"]["category"], "#8c8c8c"
+WIDTH, TILE = 480, 76  # px, of a figure and of an image in it (whose size image_grid.json repeats)
+IMAGE_SIDE = 128  # px stored per image: enough for a tile on a high-resolution screen
+LEGEND_CLASSES, COUNTED_CLASSES, CONFUSED_CLASSES = 20, 12, 30
 
-# The panels of the curves: figure, name of its axis, which columns.
+# The curves: figure, title of its y axis, columns of metrics.csv.
 PANELS = (
     ("curve_loss", "loss", re.compile(r"loss$")),
     ("curve_accuracy", "accuracy", ACCURACY),
     ("curve_learning_rate", "learning rate", re.compile(r"^learning_rate$")),
-    ("curve_speed", "images / s", re.compile(r"^images_per_second$")),
+    ("curve_speed", "images/s", re.compile(r"^images_per_second$")),
     ("curve_entropy", "entropy (nats)", re.compile(r"entropy$")),
 )
 
 
 def write(spec: Spec, path: pathlib.Path) -> None:
-    """The figure as ``path`` with the suffixes ``.vl.json`` and ``.png``, each replaced as a whole."""
-    import vl_convert  # here: only a run that draws needs its memory
+    """Writes ``path`` with the suffixes ``.vl.json`` and ``.png``, each atomically.
+
+    Raises:
+        ValueError: if Vega-Lite rejects the specification.
+    """
+    import vl_convert  # here: only runs that draw need its memory
 
     path.parent.mkdir(parents=True, exist_ok=True)
     png = vl_convert.vegalite_to_png(spec, scale=2)
-    for suffix, content in ((".vl.json", json.dumps(spec).encode()), (".png", png)):
+    for suffix, content in ((".vl.json", json.dumps(spec)), (".png", png)):
         write_atomically(path.with_name(path.name + suffix), content)
 
 
-def data_url(image: ArrayLike, side: int = SHARP) -> str:
-    """An image ``[h, w, 3]`` (uint8, or floats in [0, 1]) of ``side`` pixels at most; small pixels are enlarged."""
+def data_url(image: ArrayLike, side: int = IMAGE_SIDE) -> str:
+    """Encodes an image ``[h, w, 3]`` (uint8, or floats in [0, 1]) of at most ``side`` px; enlarges small ones."""
     image = np.asarray(image)
     if image.dtype != np.uint8:
         image = (np.nan_to_num(image).clip(0, 1) * 255).round().astype(np.uint8)
-    factor = max(1, side // max(image.shape[:2]))
+    factor = max(1, side // max(image.shape[:2]))  # a whole number, so that pixels stay sharp
     picture = Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1))
     picture.thumbnail((side, side))
     kind, options = ("PNG", {}) if factor > 1 else ("WEBP", {"quality": 85})
@@ -80,248 +70,197 @@ def data_url(image: ArrayLike, side: int = SHARP) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _figure(title: str, description: str, values: list[Row], layers: list[Spec], **rest: Any) -> Spec:
+def _figure(kind: str, title: str, description: str, values: list[Row]) -> Spec:
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "title": textwrap.wrap(title, 60),
         "description": description,
         "width": WIDTH,
         "data": {"values": values},
-        "layer": layers,
+        **json.loads((SPECS / f"{kind}.json").read_text()),
         "config": CONFIG,
-        **rest,
     }
 
 
-def _channel(field: str, title: str | None = None, kind: str = "quantitative", **rest: Any) -> Spec:
+def _channel(field: str, title: str, kind: str = "quantitative", **rest: Any) -> Spec:
     return {"field": field, "type": kind, "title": title, **rest}
 
 
-def _lines(title: str, description: str, values: list[Row], x: Spec, y: Spec, series: Spec) -> Spec:
-    """Lines through points, of which the one next to the pointer shows its values."""
-    names = list(dict.fromkeys(row[series["field"]] for row in values))
+def _lines(title: str, description: str, values: list[Row], x: Spec, y: Spec) -> Spec:
+    """Draws a line per ``series`` of the values; the point nearest to the pointer shows its tooltip."""
+    spec = _figure("lines", title, description, values)
+    names = list(dict.fromkeys(row["series"] for row in values))
     columns = max(1, min(3, 60 // max(map(len, names))))
     legend = {"title": None, "symbolType": "stroke", "columns": columns, "labelLimit": 300}
-    sign = {**series, "legend": legend if names != [y["title"]] else None}
-    encoding = {
-        "x": x,
-        "y": y,
-        "color": {**sign, "scale": {"domain": names}},
-        "strokeDash": {**sign, "scale": {"domain": names, "range": DASHES}},
-    }
-    tooltip = [{k: v for k, v in channel.items() if k not in ("axis", "scale", "sort")} for channel in (x, series, y)]
-    near = {"name": "near", "select": {"type": "point", "nearest": True, "on": "pointerover", "clear": "pointerout"}}
-    shown = {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0.6 if len(values) <= 60 else 0}
-    points = {"mark": {"type": "point", "filled": True, "size": 50}, "params": [near]}
-    points["encoding"] = {"opacity": shown, "tooltip": tooltip, "strokeDash": {"value": [1, 0]}}
-    return _figure(title, description, values, [points, {"mark": "line"}], encoding=encoding, height=220)
+    for channel in ("color", "strokeDash"):
+        spec["encoding"][channel]["scale"]["domain"] = names
+        spec["encoding"][channel]["legend"] = legend if names != [y["title"]] else None
+    spec["encoding"] |= {"x": x, "y": y}
+    points = spec["layer"][0]["encoding"]
+    points["opacity"]["value"] = 0.6 if len(values) <= 60 else 0
+    channels = (x, _channel("series", "series", "nominal"), y)
+    points["tooltip"] = [{k: v for k, v in c.items() if k not in ("axis", "scale", "sort")} for c in channels]
+    return spec
+
+
+def _series_name(run: str, key: str, num_runs: int) -> str:
+    return metric_name(key) if num_runs == 1 else f"{shorten(run, 30)}: {metric_name(key)}"
+
+
+def _curve(rows: Sequence[Mapping[str, str]], key: str) -> list[tuple[float, float]]:
+    """Finite (step, value) points of a metric; none if there are fewer than two."""
+    points = [(parse_number(row.get("step")), parse_number(row.get(key))) for row in rows]
+    points = [point for point in points if np.isfinite(point).all()]
+    return points if len(points) > 1 else []
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, str]]]) -> dict[str, Spec]:
-    """Metrics against the step, a figure for each kind; lines for each run and metric.
+    """Draws metrics against the step: a figure per kind of metric, a line per run and metric.
 
     Args:
-        runs: the rows of a ``metrics.csv`` by the name of the run; cells that are not numbers are left out.
+        runs: the rows of ``metrics.csv`` by run name; cells that are not numbers are skipped.
     """
-    found: dict[str, list[Row]] = collections.defaultdict(list)
-    for run, rows in runs.items():
-        for name in dict.fromkeys(name for row in rows for name in row if name):
-            series = words(name) if len(runs) == 1 else f"{short(run, 30)}: {words(name)}"
-            points = [(number(row.get("step")), number(row.get(name))) for row in rows]
-            known = [{"step": s, "series": series, "value": v} for s, v in points if np.isfinite([s, v]).all()]
-            for figure, _, pattern in PANELS:
-                if pattern.search(name) and len(known) > 1:  # a single point is no curve
-                    found[figure] += known
     specs = {}
     for figure, label, pattern in PANELS:
-        values = found[figure]
+        values = [
+            {"step": step, "series": _series_name(run, key, len(runs)), "value": value}
+            for run, rows in runs.items()
+            for key in dict.fromkeys(key for row in rows for key in row if key and pattern.search(key))
+            for step, value in _curve(rows, key)
+        ]
         if not values:
             continue
-        style = ".1%" if pattern is ACCURACY else ",.4~r"
-        y = _channel("value", label, format=style, scale={"zero": False})
-        y["axis"] = {"format": ".0%" if pattern is ACCURACY else ",~r", "tickCount": 5}
-        x = _channel("step", "step", format=",.0f", axis={"format": ",d", "tickCount": 5})
-        ends = {row["series"]: row["value"] for row in values}
-        starts = {row["series"]: row["value"] for row in reversed(values)}
-        told = [f"{name} from {starts[name]:.4g} to {ends[name]:.4g}" for name in ends]
+        first = {row["series"]: row["value"] for row in reversed(values)}
+        last = {row["series"]: row["value"] for row in values}
+        changes = "; ".join(f"{name} from {first[name]:.4g} to {last[name]:.4g}" for name in last)
         title = f"{label[0].upper()}{label[1:]}, up to step {max(row['step'] for row in values):,.0f}"
-        specs[figure] = _lines(title, f"{title}: {'; '.join(told)}.", values, x, y, _channel("series", "of", "nominal"))
+        number, tick = (".1%", ".0%") if pattern is ACCURACY else (",.4~r", ",~r")
+        x = _channel("step", "step", format=",.0f", axis={"format": ",d", "tickCount": 5})
+        y = _channel("value", label, format=number, scale={"zero": False}, axis={"format": tick, "tickCount": 5})
+        specs[figure] = _lines(title, f"{title}: {changes}.", values, x, y)
     return specs
 
 
 def label_efficiency(runs: Mapping[str, Sequence[Row]]) -> Spec | None:
-    """Top-1 against labels per class: supervised, fine-tuned, distilled; None if there is no number.
+    """Draws top-1 against labels per class: supervised, fine-tuned, distilled; None if there are no numbers.
 
     Args:
-        runs: the ``table`` of a semi-supervised ``result.json`` by the name of the run; cells may be missing.
+        runs: the ``table`` of a semi-supervised ``result.json`` by run name; cells may be missing.
     """
     values = [
-        {
-            "labels": str(row.get("labels_per_class")),
-            "series": words(key) if len(runs) == 1 else f"{short(run, 30)}: {words(key)}",
-            "top1": number(row.get(key)),
-        }
+        {"labels": str(row.get("labels_per_class")), "series": _series_name(run, key, len(runs)), "top1": top1}
         for run, table in runs.items()
         for key in ("supervised_top1", "finetune_top1", "distill_top1")
         for row in table
+        if math.isfinite(top1 := parse_number(row.get(key)))
     ]
-    values = [row for row in values if math.isfinite(row["top1"])]
     if not values:
         return None
-    order = sorted({row["labels"] for row in values}, key=labels_order)
-    told = [f"{row['series']} with {row['labels']}: {row['top1']:.1%}" for row in values]
+    order = sorted({row["labels"] for row in values}, key=labels_sort_key)
+    accuracies = "; ".join(f"{row['series']} with {row['labels']}: {row['top1']:.1%}" for row in values)
     x = _channel("labels", "labels per class", "ordinal", sort=order, axis={"labelAngle": 0, "labelLimit": 60})
     y = _channel("top1", "top-1", format=".1%", scale={"zero": False}, axis={"format": ".0%", "tickCount": 6})
     title = "Accuracy by number of labels"
-    return _lines(title, f"{title}. {'; '.join(told)}.", values, x, y, _channel("series", "of", "nominal"))
+    return _lines(title, f"{title}. {accuracies}.", values, x, y)
 
 
 def embedding(
     points: ArrayLike, labels: Sequence[int], class_names: Sequence[str], method: str, images: Sequence[str] = ()
 ) -> Spec:
-    """A point for each row of ``points [n, 2]``; colour and shape say the class, hovering shows the image.
+    """Draws features in 2-D: classes by colour and shape, images in the tooltip.
 
-    Beyond 20 classes the most frequent 20 have a colour, the others are grey.
+    The 20 most frequent classes have a colour; the others are grey.
 
     Args:
         points: float ``[n, 2]``.
-        labels: ``[n]``; −1: unknown.
-        class_names: by label.
-        method: what made two dimensions of the features.
+        labels: class indices ``[n]``; −1: unknown.
+        class_names: names by class index.
+        method: name of the projection, for the title.
         images: data URLs ``[n]``, or none.
     """
-    names, labels = _names(class_names), [int(label) for label in labels]
-    frequent = {label for label, _ in collections.Counter(labels).most_common(LEGEND_CLASSES) if label >= 0}
-    classes = sorted(set(labels))
-    kinds = [names[i] for i in classes if i in frequent]
-    others = [f"{len(classes) - len(kinds):,} others" if min(classes) >= 0 else "unlabelled"] * (
-        len(classes) > len(kinds)
-    )
+    names = [*_unique_names(class_names), "unlabelled"]  # the last one is that of label −1
+    counts = collections.Counter(map(int, labels))
+    frequent = sorted(label for label, _ in counts.most_common(LEGEND_CLASSES) if label >= 0)
+    groups, colours = [names[label] for label in frequent], [COLOURS[i % len(COLOURS)] for i in range(len(frequent))]
+    num_others = len(counts) - len(frequent)
+    if num_others:
+        groups.append("unlabelled" if -1 in counts else f"{num_others:,} others")
+        colours.append(GREY)
     values = [
-        {
-            "x": float(x),
-            "y": float(y),
-            "class": names[label] if label >= 0 else "unlabelled",
-            "kind": names[label] if label in frequent else others[0],
-        }
-        for (x, y), label in zip(np.asarray(points), labels, strict=True)
+        {"x": float(x), "y": float(y), "class": names[i], "group": names[i] if i in frequent else groups[-1]}
+        for (x, y), i in zip(np.asarray(points), map(int, labels), strict=True)
     ]
     for row, image in zip(values, images, strict=False):
         row["image"] = image
-    title = f"Features of {len(values):,} images in two dimensions ({method})"
-    told = f"{title}, {len(classes):,} classes: {', '.join(kinds + others)}."
-    axis = {"axis": {"ticks": False, "labels": False, "grid": False, "domain": False}, "scale": {"zero": False}}
-    scale = {"domain": kinds + others, "range": [COLOURS[i % len(COLOURS)] for i in range(len(kinds))] + [GREY]}
-    legend = {"columns": 4 if max(map(len, kinds + others)) < 10 else 2, "symbolLimit": 0, "labelLimit": 140}
-    kind = _channel("kind", None, "nominal", legend={**legend, "symbolOpacity": 1, "symbolSize": 60})
-    encoding = {
-        "x": _channel("x", "first dimension", **axis),
-        "y": _channel("y", "second dimension", **axis),
-        "color": {**kind, "scale": scale},
-        "shape": {**kind, "scale": {"domain": kinds + others}},
-        "tooltip": [_channel("class", "class", "nominal")]
-        + [_channel("image", "image", "nominal")] * bool(len(images)),
-    }
-    mark = {"type": "point", "filled": True, "opacity": 0.75, "size": float(np.clip(20000 / len(values), 15, 50))}
-    return _figure(title, told, values, [{"mark": mark | {"aria": False}, "encoding": encoding}], height=400)
+    title = f"Features of {len(values):,} images in 2-D ({method})"
+    spec = _figure("embedding", title, f"{title}, {len(counts):,} classes: {', '.join(groups)}.", values)
+    encoding = spec["encoding"]
+    columns = 4 if max(map(len, groups)) < 10 else 2
+    legend = {"columns": columns, "symbolLimit": 0, "labelLimit": 140, "symbolOpacity": 1, "symbolSize": 60}
+    encoding["color"] |= {"legend": legend, "scale": {"domain": groups, "range": colours}}
+    encoding["shape"] |= {"legend": legend, "scale": {"domain": groups}}
+    if not len(images):
+        del encoding["tooltip"][1]
+    spec["layer"][0]["mark"]["size"] = float(np.clip(20000 / len(values), 15, 50))
+    return spec
 
 
 def confusion(matrix: ArrayLike, class_names: Sequence[str]) -> Spec:
-    """Counts ``[classes, classes]``, the true class by row; of many classes those that are most often confused."""
-    matrix, names = np.asarray(matrix), _names(class_names)
+    """Draws a confusion matrix ``[classes, classes]`` of counts, the true class by row.
+
+    Beyond 30 classes it shows those that are confused most often.
+    """
+    matrix, names = np.asarray(matrix), _unique_names(class_names)
     mistakes = matrix - np.diag(np.diag(matrix))
-    title = f"Confusion: {np.trace(matrix) / max(matrix.sum(), 1):.1%} of {matrix.sum():,} images are right"
-    told = title
+    title = f"Confusion matrix: {np.trace(matrix) / max(matrix.sum(), 1):.1%} of {matrix.sum():,} images correct"
+    description = title
     if mistakes.any():
-        true, said = np.unravel_index(mistakes.argmax(), matrix.shape)
-        told += f"; most often wrong: {names[true]} taken for {names[said]}, {mistakes[true, said]:,} times"
-    busiest = np.argsort(-(mistakes.sum(axis=0) + mistakes.sum(axis=1)), kind="stable")[:CONFUSED_CLASSES]
-    if len(matrix) > len(busiest):
-        title += f"; the {len(busiest)} of {len(matrix):,} classes that are confused most"
+        i, j = np.unravel_index(mistakes.argmax(), matrix.shape)
+        description += f"; most frequent mistake: {names[i]} predicted as {names[j]}, {mistakes[i, j]:,} times"
+    confused = np.argsort(-(mistakes.sum(axis=0) + mistakes.sum(axis=1)), kind="stable")[:CONFUSED_CLASSES]
+    if len(matrix) > len(confused):
+        title += f"; the {len(confused)} of {len(matrix):,} classes confused most often"
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    kept = np.sort(busiest)
+    shown = np.sort(confused)
     values = [
-        {"true": names[i], "said": names[j], "images": int(matrix[i, j]), "share": float(shares[i, j])}
-        for i in kept
-        for j in kept
+        {"true": names[i], "predicted": names[j], "images": int(matrix[i, j]), "share": float(shares[i, j])}
+        for i in shown
+        for j in shown
     ]
-    order, small = [names[i] for i in kept], len(kept) <= CELL_CLASSES
-    tooltip = [_channel("true", "is", "nominal"), _channel("said", "taken for", "nominal")]
-    tooltip += [_channel("images", "images", format=","), _channel("share", "of the class", format=".1%")]
-    upright = max(map(len, order)) <= 3
-    encoding = {
-        "x": _channel("said", "predicted class", "nominal", sort=order),
-        "y": _channel("true", "true class", "nominal", sort=order),
-        "tooltip": tooltip,
-    }
-    for channel, angle in (("x", 0 if upright else -90), ("y", 0)):
-        encoding[channel]["axis"] = {"labelLimit": 90, "labelAngle": angle, "ticks": False, "domain": False}
-    # Opacity, not colour, so that an empty cell is the page's own colour.
-    shade = _channel("share", scale={"type": "sqrt", "domain": [0, 1], "range": [0, 1]}, legend=None)
-    cells = {"mark": {"type": "rect", "color": BLUE}, "encoding": {"fillOpacity": shade}}
-    counts = {
-        "transform": [{"filter": "datum.images > 0"}],
-        "mark": {"type": "text", "fontSize": 11, "aria": False},
-        "encoding": {
-            "text": _channel("images", format=","),
-            "color": {"condition": {"test": "datum.share > 0.3", "value": "white"}, "value": INK},
-        },
-    }
-    return _figure(title, f"{told}.", values, [cells] + [counts] * small, encoding=encoding, height=360)
+    spec = _figure("confusion", title, f"{description}.", values)
+    x, y = spec["encoding"]["x"], spec["encoding"]["y"]
+    x["sort"] = y["sort"] = [names[i] for i in shown]
+    if max(map(len, x["sort"])) <= 3:
+        x["axis"]["labelAngle"] = 0
+    if len(shown) > COUNTED_CLASSES:
+        del spec["layer"][1]  # the counts
+    return spec
 
 
-def pictures(title: str, description: str, tiles: list[Row], columns: int, tooltip: Mapping[str, str]) -> Spec:
-    """Images in rows.
+def image_grid(title: str, description: str, tiles: list[Row], columns: float, tooltip: Mapping[str, str]) -> Spec:
+    """Draws images in rows, with captions and frames.
 
     Args:
-        title: above them.
-        description: what is to be seen.
-        tiles: of each the data URL ``image``, where it lies (``x``, ``y``, in tiles), a ``caption`` of one or two
-            lines, what the tooltip tells, and ``right`` if a frame is to say whether it is.
-        columns: tiles that fit into a row.
+        title: title of the figure.
+        description: its content in words.
+        tiles: per image its data URL ``image``, its place (``x``, ``y``, in tiles), a ``caption`` of at most two lines,
+            the fields of the tooltip, and optionally ``correct``: a solid frame if true, a dashed one if false.
+        columns: tiles per row.
         tooltip: titles of the tooltip's fields.
     """
-    lines = 1 + max((tile["caption"].count("\n") for tile in tiles if tile["caption"]), default=-1)
-    rows, high = 1 + max((tile["y"] for tile in tiles), default=-1), TILE + 8 + 14 * lines
-    place = {"axis": None, "type": "quantitative"}
-    right = {"test": "datum.right"}
-    encoding = {
-        "x": {"field": "x", "scale": {"domain": [-0.5, columns - 0.5], "nice": False}, **place},
-        "y": {
-            "field": "y",
-            "scale": {"domain": [-0.5 * TILE / high, max(rows, 0) - 0.5 * TILE / high], "reverse": True, "nice": False},
-            **place,
-        },
-        "tooltip": [_channel(field, name, "nominal") for field, name in tooltip.items()],
-    }
-    layers = [
-        {"mark": {"type": "image", "width": TILE - 4, "height": TILE - 4}, "encoding": {"url": {"field": "image"}}},
-        {
-            "transform": [{"filter": "isValid(datum.right)"}],
-            "mark": {"type": "square", "filled": False, "size": (TILE - 4) ** 2, "strokeWidth": 3, "opacity": 1},
-            "encoding": {
-                "color": {"condition": {**right, "value": BLUE}, "value": VERMILLION},
-                "strokeDash": {"condition": {**right, "value": [1, 0]}, "value": [5, 3]},
-            },
-        },
-        {
-            "mark": {
-                "type": "text",
-                "baseline": "top",
-                "dy": TILE / 2 + 1,
-                "limit": TILE - 2,
-                "lineBreak": "\n",
-                "fontSize": 12,
-            },
-            "encoding": {"text": {"field": "caption", "type": "nominal"}},
-        },
-    ]
-    size = {"width": columns * TILE, "height": max(rows, 0) * high}
-    return _figure(title, description, tiles, layers, encoding=encoding, usermeta={"fixed": True}) | size
+    spec = _figure("image_grid", title, description, tiles)
+    rows = 1 + max((tile["y"] for tile in tiles), default=-1)
+    lines = max((1 + tile["caption"].count("\n") for tile in tiles if tile["caption"]), default=0)
+    height = TILE + 8 + 14 * lines  # px per row
+    top = -0.5 * TILE / height
+    spec["encoding"]["x"]["scale"]["domain"] = [-0.5, columns - 0.5]
+    spec["encoding"]["y"]["scale"]["domain"] = [top, rows + top]
+    spec["encoding"]["tooltip"] = [_channel(field, name, "nominal") for field, name in tooltip.items()]
+    return spec | {"width": columns * TILE, "height": rows * height}
 
 
-def _names(class_names: Sequence[str]) -> list[str]:
-    """The names on one line each, told apart by their number where two are the same."""
-    names = [short(name, 60) or "class" for name in class_names]
-    seen = collections.Counter(names)
-    return [name if seen[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]
+def _unique_names(class_names: Sequence[str]) -> list[str]:
+    """Puts class names on one line each and appends the class index to equal ones."""
+    names = [shorten(name, 60) or "class" for name in class_names]
+    counts = collections.Counter(names)
+    return [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(names)]

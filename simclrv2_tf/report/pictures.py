@@ -1,4 +1,4 @@
-"""Which figures a run leaves: views, neighbours and embedding of a pretrained one, mistakes of a classifier."""
+"""Figures made of images: training views, nearest neighbours, the embedding, and a classifier's mistakes."""
 
 import dataclasses
 import functools
@@ -16,7 +16,8 @@ from simclrv2_tf import metrics as evaluation
 from simclrv2_tf.data.input import TrainingInput, evaluation_batches, make_views
 from simclrv2_tf.data.sources import FileSource, RecordSource, Source
 from simclrv2_tf.report import charts
-from simclrv2_tf.report.tables import Row
+from simclrv2_tf.report.charts import Spec
+from simclrv2_tf.report.tables import Row, shorten
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +26,26 @@ QUERIES = 6
 NEIGHBOURS = 5
 POINTS = 1000
 MISTAKES = 12
-CONFUSION_CLASSES = 5000  # whose matrix takes 200 MB
-THUMBNAIL = 32  # pixels
+COLUMNS = 6
+CONFUSION_CLASSES = 5000  # at most: that matrix takes 200 MB
+THUMBNAIL = 32  # px
+PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
-Features = tuple[np.ndarray, np.ndarray]  # [n, d] and labels [n]
+Array = np.ndarray
+Features = tuple[Array, Array]  # [n, d] and labels [n]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """The figures of one run.
+    """Draws the figures of a run from its images, features and logits.
+
+    A full disk does not stop the run: a figure that cannot be written is logged.
 
     Attributes:
-        model_dir: the run's.
-        test: the images that are evaluated.
-        image_size: pixels a side of an evaluated image.
-        projection: what makes two dimensions of the features: ``pca``, ``tsne`` or ``umap``.
+        model_dir: model directory of the run.
+        test: the evaluated images.
+        image_size: side of an evaluated image in px.
+        projection: 2-D projection of the features: ``pca``, ``tsne`` or ``umap``.
     """
 
     model_dir: pathlib.Path
@@ -49,133 +55,125 @@ class Pictures:
 
     @functools.cached_property
     def sample(self) -> Source:
-        """The test images in the embedding: the same at each evaluation."""
-        return self.test.subset(some(self.test.num_examples, POINTS))
+        """Test images in the embedding, the same at each evaluation."""
+        return self.test.subset(fixed_sample(self.test.num_examples, POINTS))
 
     @functools.cached_property
     def thumbnails(self) -> np.ndarray:
-        """The images of the sample, float32 ``[n, s, s, 3]``; to be asked for when its features are known."""
+        """Images of the sample, float32 ``[n, s, s, 3]``. Compute its features first: that finds the corrupt ones."""
         return images_of(self.sample, min(self.image_size, THUMBNAIL))
 
     def draw_views(self, data: TrainingInput) -> None:
-        """The first views that a run sees."""
+        """Draws the first views of a training run."""
         self._write("views", views_figure(example_views(data)))
 
     def draw_embedding(self, features: Features) -> None:
-        """Features of the sample in two dimensions."""
+        """Draws the features of the sample in 2-D."""
         points = evaluation.project(features[0], self.projection)
         images = [charts.data_url(image, THUMBNAIL) for image in self.thumbnails]
-        method = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}[self.projection]
-        self._write("embedding", charts.embedding(points, features[1], self.test.class_names, method, images))
+        method, names = PROJECTIONS[self.projection], self.test.class_names
+        self._write("embedding", charts.embedding(points, features[1], names, method, images))
 
     def draw_neighbours(self, source: Source, train: Features, test: Features) -> None:
-        """Nearest training images of some test images; ``train`` and ``test`` are all of their features."""
-        queries = some(len(test[1]), QUERIES)
+        """Draws the nearest training images of some test images; ``train`` and ``test`` are the features of all."""
+        queries = fixed_sample(len(test[1]), QUERIES)
         nearest, _ = evaluation.nearest_neighbours(train[0], test[0][queries], NEIGHBOURS)
-        asked = images_at(self.test, queries, self.image_size)
-        found = images_at(source, nearest.reshape(-1), self.image_size).reshape(*nearest.shape, *asked.shape[1:])
+        images = images_at(self.test, queries, self.image_size)
+        neighbours = images_at(source, nearest.reshape(-1), self.image_size).reshape(*nearest.shape, *images.shape[1:])
         labels = test[1][queries], train[1][nearest]
-        self._write("neighbours", neighbours_figure(asked, found, *labels, self.test.class_names))
+        self._write("neighbours", neighbours_figure(images, neighbours, *labels, self.test.class_names))
 
     def draw_classification(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Confusion matrix, unless it would be huge, and the most confident mistakes."""
+        """Draws the confusion matrix, unless it would be huge, and the most confident mistakes."""
         predicted, names = logits.argmax(axis=1), self.test.class_names
         if len(names) <= CONFUSION_CLASSES:
             matrix = evaluation.confusion_matrix(labels, predicted, logits.shape[1])
             self._write("confusion", charts.confusion(matrix, names))
         worst = evaluation.most_confident_mistakes(logits, labels, MISTAKES)
         images = images_at(self.test, worst, self.image_size)
-        sure = evaluation.confidence(logits[worst])
-        self._write("mistakes", mistakes_figure(images, labels[worst], predicted[worst], sure, names))
+        confidence = evaluation.confidence(logits[worst])
+        self._write("mistakes", mistakes_figure(images, labels[worst], predicted[worst], confidence, names))
 
-    def _write(self, name: str, spec: charts.Spec) -> None:
+    def _write(self, name: str, spec: Spec) -> None:
         try:
             charts.write(spec, self.model_dir / "figures" / name)
-        except OSError as error:  # a full disk: the run is worth more than its pictures
-            log.warning("figure %s of %s could not be written (%s)", name, self.model_dir, error.strerror)
+        except OSError as error:  # don't fail the run over a figure
+            log.warning("could not write figure %s of %s (%s)", name, self.model_dir, error.strerror)
 
 
-def views_figure(views: np.ndarray) -> charts.Spec:
-    """Views ``[n, v, S, S, 3]``, those of an image side by side."""
-    count, per_image = views.shape[:2]
-    columns = max(1, 6 // per_image)
+def _tile(x: float, y: float, image: Array, class_name: str = "", **rest: object) -> Row:
+    name = shorten(class_name, 40)
+    return {"x": x, "y": y, "image": charts.data_url(image), "caption": name, "class": name, **rest}
+
+
+def views_figure(views: Array) -> Spec:
+    """Draws views ``[n, v, S, S, 3]``, those of an image side by side."""
+    count, per_image, size = views.shape[:3]
+    images_per_row = max(1, COLUMNS // per_image)
     tiles = [
-        {"x": i % columns * (per_image + 0.1) + v, "y": i // columns, "image": charts.data_url(view), "caption": ""}
+        _tile(i % images_per_row * (per_image + 0.1) + v, i // images_per_row, view)
         for i, of_image in enumerate(views)
         for v, view in enumerate(of_image)
     ]
-    title = (
-        f"What the network sees: {count} pairs of views" if per_image == 2 else f"What the network sees: {count} views"
-    )
-    told = f"{title}, {views.shape[2]} pixels a side, augmented as in training."
-    return charts.pictures(title, told, tiles, 6.2, {})
+    title = f"Augmented training images: {count} {'pairs of views' if per_image == 2 else 'views'}"
+    return charts.image_grid(title, f"{title}, {size} px.", tiles, COLUMNS + 0.2, {})
 
 
 def neighbours_figure(
-    queries: np.ndarray, found: np.ndarray, labels: np.ndarray, found_labels: np.ndarray, class_names: Sequence[str]
-) -> charts.Spec:
-    """Images ``[q, S, S, 3]`` each with its neighbours ``[q, k, S, S, 3]``, the nearest first."""
+    queries: Array, neighbours: Array, labels: Array, neighbour_labels: Array, class_names: Sequence[str]
+) -> Spec:
+    """Draws images ``[q, S, S, 3]``, each followed by its neighbours ``[q, k, S, S, 3]``, nearest first."""
     tiles: list[Row] = []
-    for y, (query, label, images, others) in enumerate(zip(queries, labels, found, found_labels, strict=True)):
-        name = charts.short(class_names[label], 40)
-        tiles.append({"x": 0, "y": y, "image": charts.data_url(query), "caption": name, "class": name, "what": "query"})
+    for y, (query, label, images, others) in enumerate(zip(queries, labels, neighbours, neighbour_labels, strict=True)):
+        tiles.append(_tile(0, y, query, class_names[label], role="query"))
         for k, (image, other) in enumerate(zip(images, others, strict=True)):
-            right, name = bool(other == label), charts.short(class_names[other], 40)
-            tile = {"x": k + 1.2, "y": y, "image": charts.data_url(image), "caption": f"{'=' if right else '≠'} {name}"}
-            tiles.append(tile | {"right": right, "class": name, "what": f"neighbour {k + 1}"})
-    same = np.asarray(found_labels) == np.asarray(labels)[:, None]
-    title = f"Nearest neighbours: {same.sum()} of {same.size} are of the query's class"
-    told = f"{title}. Each row is a test image followed by the training images nearest to it; other classes are dashed."
-    return charts.pictures(title, told, tiles, found.shape[1] + 1.2, {"what": "image", "class": "class"})
+            correct = bool(other == label)
+            tile = _tile(k + 1.2, y, image, class_names[other], role=f"neighbour {k + 1}", correct=correct)
+            tiles.append(tile | {"caption": f"{'=' if correct else '≠'} {tile['class']}"})
+    same = np.asarray(neighbour_labels) == np.asarray(labels)[:, None]
+    title = f"Nearest neighbours: {same.sum()} of {same.size} share the class of the query"
+    description = (
+        f"{title}. Each row is a test image followed by its nearest training images; other classes are dashed."
+    )
+    tooltip = {"role": "image", "class": "class"}
+    return charts.image_grid(title, description, tiles, neighbours.shape[1] + 1.2, tooltip)
 
 
 def mistakes_figure(
-    images: np.ndarray, true: np.ndarray, predicted: np.ndarray, sure: np.ndarray, class_names: Sequence[str]
-) -> charts.Spec:
-    """Wrongly classified images ``[n, S, S, 3]``, maybe none, with both classes and the predicted one's probability."""
+    images: Array, labels: Array, predicted: Array, confidence: Array, class_names: Sequence[str]
+) -> Spec:
+    """Draws misclassified images ``[n, S, S, 3]``, n ≥ 0, with both classes and the confidence of the prediction."""
     tiles = []
-    for i, image in enumerate(images):
-        is_, said, share = (
-            *(charts.short(class_names[label], 40) for label in (true[i], predicted[i])),
-            f"{sure[i]:.0%}",
-        )
-        tile = {"x": i % 6, "y": i // 6, "image": charts.data_url(image), "caption": f"is {is_}\nnot {said}"}
-        tiles.append(tile | {"class": is_, "said": said, "sure": share})
-    count = len(tiles)
-    title = f"The {count} most confident mistakes" if count > 1 else "The only mistake" if count else "No mistakes"
-    told = "; ".join(f"{tile['class']} taken for {tile['said']} ({tile['sure']})" for tile in tiles)
-    tooltip = {"class": "is", "said": "taken for", "sure": "confidence"}
-    return charts.pictures(title, f"{title}{': ' * bool(tiles)}{told}.", tiles, 6, tooltip)
+    for i, (image, true, wrong, share) in enumerate(zip(images, labels, predicted, confidence, strict=True)):
+        other, share = shorten(class_names[wrong], 40), f"{share:.0%}"
+        tile = _tile(i % COLUMNS, i // COLUMNS, image, class_names[true], predicted=other, confidence=share)
+        tiles.append(tile | {"caption": f"{tile['class']}\n→ {other}"})
+    pairs = "; ".join(f"{tile['class']} predicted as {tile['predicted']} ({tile['confidence']})" for tile in tiles)
+    title = f"The {len(tiles)} most confident mistakes" if len(tiles) > 1 else "The only mistake"
+    title = f"{title} (true → predicted class)" if tiles else "No mistakes"
+    tooltip = {"class": "true class", "predicted": "predicted class", "confidence": "confidence"}
+    return charts.image_grid(title, f"{title}: {pairs}." if pairs else f"{title}.", tiles, COLUMNS, tooltip)
 
 
-def batch_figure(views: np.ndarray, labels: np.ndarray, of: int, class_names: Sequence[str]) -> charts.Spec:
-    """The first view ``[n, S, S, 3]`` of each image of a batch of ``of`` images, with their classes (−1: unknown)."""
-    title = f"The first batch: one view of {len(views)} of its {of:,} images"
-    tiles = [
-        _tile(i % 6, i // 6, view, class_names[label] if label >= 0 else "")
-        for i, (view, label) in enumerate(zip(views, labels, strict=True))
-    ]
-    return charts.pictures(title, f"{title}.", tiles, 6, {"class": "class"})
+def batch_figure(views: Array, labels: Array, batch_size: int, class_names: Sequence[str]) -> Spec:
+    """Draws the first view ``[n, S, S, 3]`` of some images of a batch, with their classes (−1: unknown)."""
+    title = f"First batch: one view of {len(views)} of its {batch_size:,} images"
+    names = [*class_names, ""]  # the last one is that of label −1
+    tiles = [_tile(i % COLUMNS, i // COLUMNS, view, names[labels[i]]) for i, view in enumerate(views)]
+    return charts.image_grid(title, f"{title}.", tiles, COLUMNS, {"class": "class"})
 
 
-def labelled_figure(
-    classes: Sequence[np.ndarray], columns: int, counts: np.ndarray, class_names: Sequence[str]
-) -> charts.Spec:
-    """Some labelled images ``[n, S, S, 3]`` of each class, a row each, of which there are ``counts [classes]``."""
+def labelled_figure(classes: Sequence[Array], columns: int, counts: Array, class_names: Sequence[str]) -> Spec:
+    """Draws some labelled images ``[n, S, S, 3]`` per class, a row each; ``counts [classes]`` are all labels."""
     least, most = counts.min(), counts.max()
-    each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-    title = f"Labels: {counts.sum():,} images, {each} of each of {len(counts):,} classes"
+    per_class = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    title = f"{counts.sum():,} labelled images: {per_class} per class, {len(counts):,} classes"
     tiles = [_tile(x, y, image, class_names[y]) for y, images in enumerate(classes) for x, image in enumerate(images)]
-    return charts.pictures(title, f"{title}.", tiles, columns, {"class": "class"})
-
-
-def _tile(x: float, y: float, image: np.ndarray, class_name: str) -> Row:
-    name = charts.short(class_name, 40)
-    return {"x": x, "y": y, "image": charts.data_url(image), "caption": name, "class": name}
+    return charts.image_grid(title, f"{title}.", tiles, columns, {"class": "class"})
 
 
 def example_views(data: TrainingInput) -> np.ndarray:
-    """The first views that a run sees, float32 ``[n, views, size, size, 3]``."""
+    """Computes the first views of a training run, float32 ``[n, views, size, size, 3]``."""
     return first_batch(data, PAIRS)[0]
 
 
@@ -187,7 +185,7 @@ def first_batch(data: TrainingInput, count: int) -> Features:
 
 
 def write_projector(pictures: Pictures, features: Features) -> None:
-    """The sample's features for TensorBoard's projector, with labels and thumbnails."""
+    """Writes the features of the sample for TensorBoard's projector, with labels and thumbnails."""
     folder = pictures.model_dir / "tensorboard"
     folder.mkdir(exist_ok=True)
     with files.replacing(folder / "features.tsv") as unfinished:
@@ -196,11 +194,10 @@ def write_projector(pictures: Pictures, features: Features) -> None:
     files.write_atomically(folder / "labels.tsv", "\n".join(names) + "\n")
     images = pictures.thumbnails
     side, columns = images.shape[1], math.ceil(math.sqrt(len(images)))
-    grid = np.zeros((columns * columns, *images.shape[1:]), np.float32)
-    grid[: len(images)] = images
-    sheet = grid.reshape(columns, columns, side, side, 3).swapaxes(1, 2).reshape(columns * side, -1, 3)
+    grid = np.pad(images, [(0, columns**2 - len(images)), (0, 0), (0, 0), (0, 0)])  # [columns², side, side, 3]
+    sprite = grid.reshape(columns, columns, side, side, 3).swapaxes(1, 2).reshape(columns * side, -1, 3)
     with files.replacing(folder / "thumbnails.png") as unfinished:
-        keras.utils.save_img(unfinished, np.rint(255 * sheet), scale=False)
+        keras.utils.save_img(unfinished, np.rint(255 * sprite), scale=False)
     files.write_atomically(
         folder / "projector_config.pbtxt",
         'embeddings { tensor_name: "features" tensor_path: "features.tsv" metadata_path: "labels.tsv" '
@@ -208,8 +205,8 @@ def write_projector(pictures: Pictures, features: Features) -> None:
     )
 
 
-def some(total: int, count: int) -> np.ndarray:
-    """A choice of numbers, in order; the same each time."""
+def fixed_sample(total: int, count: int) -> np.ndarray:
+    """Draws at most ``count`` of the indices below ``total``, in order; the same ones each time."""
     return np.sort(np.random.default_rng(0).permutation(total)[:count])
 
 

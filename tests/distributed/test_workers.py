@@ -75,7 +75,7 @@ def test_a_run_of_workers_that_is_signalled_and_then_loses_one(one_device, tmp_p
 
     status, (chief, other) = run(tmp_path)
     assert status == [0, 0], (chief, other)
-    assert "MultiWorkerMirroredStrategy, 25 images a replica" in chief
+    assert "MultiWorkerMirroredStrategy, 25 images per replica" in chief
     assert "supervised: done" in chief and not re.search("supervised|step", other)
     assert len(list((tmp_path / "run").rglob("result.json"))) == 1
     assert_equal(tmp_path / "run", one_device)

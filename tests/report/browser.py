@@ -15,12 +15,12 @@ needs_chromium = pytest.mark.skipif(PROGRAM is None, reason="no chromium on this
 
 
 class Browser:
-    """One tab; ``problems`` are what the console and the network say that they should not."""
+    """One tab; ``problems`` collects console messages and network requests."""
 
     def __init__(self, profile: pathlib.Path):
         to_browser, self.to = os.pipe()
         self.back, from_browser = os.pipe()
-        # Chromium reads from descriptor 3 and writes to 4; the shell puts them there.
+        # Chromium reads from descriptor 3 and writes to 4; the shell redirects them.
         options = "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars"
         command = f'exec "{PROGRAM}" {options} --remote-debugging-pipe --user-data-dir="{profile}"'
         self.process = subprocess.Popen(
@@ -50,7 +50,7 @@ class Browser:
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
             part = os.read(self.back, 1 << 20)
-            assert part, "Chromium has ended"
+            assert part, "Chromium exited"
             self.buffer += part
         message, _, self.buffer = self.buffer.partition(b"\0")
         event = json.loads(message)
@@ -64,7 +64,7 @@ class Browser:
         return event
 
     def open(self, path: pathlib.Path, width: int, dark: bool = False) -> None:
-        """Loads a page and waits until all of its figures are drawn."""
+        """Loads a page and waits until its figures are drawn."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
@@ -81,17 +81,17 @@ class Browser:
         assert self.evaluate(drawn), self.problems
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, or of the promise it gives."""
+        """Evaluates a JavaScript expression and awaits its promise."""
         answer = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def hover(self, x: float, y: float) -> None:
-        """Moves the pointer to a place in the window."""
+        """Moves the pointer to a position in the window."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def screenshot(self, path: pathlib.Path) -> None:
-        """The whole page as PNG."""
+        """Saves the whole page as PNG."""
         image = self.call("Page.captureScreenshot", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(image))
 

@@ -1,4 +1,4 @@
-"""Model directories that the tests of reports share."""
+"""Model directories shared by the tests of reports."""
 
 import json
 
@@ -28,7 +28,7 @@ def digits():
 
 
 def specs(names, shift=0):
-    """Every figure that has classes; ``shift`` changes their data."""
+    """Every figure that shows classes; ``shift`` changes the data."""
     images, labels = digits()
     images, labels = images[shift:][:250], labels[shift:][:250] % len(names)
     matrix = np.eye(len(names), dtype=int) * 5 + np.arange(len(names)) * (shift + 1) % 3
@@ -44,7 +44,7 @@ def specs(names, shift=0):
 
 
 def semi_supervised(root):
-    """A run with five stages, hostile names and a broken figure."""
+    """A run with five stages, hostile class names and a damaged figure."""
     for stage in ("supervised_5", "finetune_20", "finetune_5", "pretrain", "distill_all"):
         (root / stage / "figures").mkdir(parents=True)
         (root / stage / "metrics.csv").write_text(METRICS)

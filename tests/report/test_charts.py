@@ -1,4 +1,4 @@
-"""Figures are drawn, differ with their data, tell it in words and survive hard input."""
+"""Figures are drawn, differ with their data, describe it in words and accept unusual input."""
 
 import base64
 import csv
@@ -13,11 +13,11 @@ from PIL import Image
 from simclrv2_tf.report import charts, pictures
 
 
-def picture(path) -> np.ndarray:
+def read_png(path) -> np.ndarray:
     with Image.open(path) as image:
         assert image.format == "PNG"
         array = np.asarray(image.convert("RGB"))
-    assert len(np.unique(array)) > 10, "a blank picture"
+    assert len(np.unique(array)) > 10, "blank image"
     return array
 
 
@@ -33,58 +33,60 @@ def test_figures_differ_with_their_data_and_repeat(tmp_path):
     for one in sorted((tmp_path / "a").glob("*.png")):
         same, other = tmp_path / "b" / one.name, tmp_path / "c" / one.name
         assert one.read_bytes() == same.read_bytes()
-        assert picture(one).shape != picture(other).shape or (picture(one) != picture(other)).any()
+        assert read_png(one).shape != read_png(other).shape or (read_png(one) != read_png(other)).any()
         assert json.loads(one.with_suffix(".vl.json").read_text())["description"]
-    assert len(list((tmp_path / "a").iterdir())) == 10  # and nothing unfinished
+    assert len(list((tmp_path / "a").iterdir())) == 10  # no temporary files
 
 
 @pytest.mark.parametrize("names", [runs.HOSTILE, ["one"], [f"class number {i}" for i in range(1000)]], ids=len)
-def test_figures_take_any_class_names(names, tmp_path):
+def test_figures_accept_any_class_names(names, tmp_path):
     for name, spec in runs.specs(names).items():
         charts.write(spec, tmp_path / name)
-        picture(tmp_path / f"{name}.png")
+        read_png(tmp_path / f"{name}.png")
 
 
 def decoded(url):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
 
 
-def test_pictures_are_shown_as_they_are():
-    """A pure colour stays that colour; values outside [0, 1] are clipped; sizes are made to fit."""
+def test_images_are_encoded_faithfully():
+    """A pure colour stays that colour; values outside [0, 1] are clipped; large images are scaled down."""
     red = np.tile([7.0, 0, -3], (8, 8, 1))
-    shown = decoded(charts.data_url(red))
-    assert shown.shape == (128, 128, 3) and (shown == [255, 0, 0]).all()
+    encoded = decoded(charts.data_url(red))
+    assert encoded.shape == (128, 128, 3) and (encoded == [255, 0, 0]).all()
     assert charts.data_url((red.clip(0, 1) * 255).astype(np.uint8)) == charts.data_url(red)
     large = decoded(charts.data_url(np.full((300, 200, 3), 0.5)))
     assert large.shape == (128, 85, 3) and abs(large.astype(int) - 127).max() <= 2
 
 
-def test_neighbours_tell_right_from_wrong_without_colour(tmp_path):
+def test_neighbours_of_the_wrong_class_differ_without_colour(tmp_path):
     images, _ = runs.digits()
     drawn = []
     for label in (0, 1):
         spec = pictures.neighbours_figure(images[:1], images[None, 1:4], [0], [[label] * 3], ["a", "b"])
         assert spec["description"].startswith(f"Nearest neighbours: {3 * (1 - label)} of 3")
         charts.write(spec, tmp_path / str(label))
-        drawn.append(picture(tmp_path / f"{label}.png").mean(axis=2) < 128)
+        drawn.append(read_png(tmp_path / f"{label}.png").mean(axis=2) < 128)
     assert (drawn[0] != drawn[1]).mean() > 0.005
 
 
-def test_curves_read_gaps_and_short_rows():
-    found = charts.curves({"run": metrics()})
-    assert list(found) == ["curve_loss", "curve_accuracy", "curve_learning_rate", "curve_speed"]
-    assert "loss from 5.5 to 2.25" in found["curve_loss"]["description"]
-    assert [row["step"] for row in found["curve_loss"]["data"]["values"]] == [10, 30]
-    series = {row["series"] for row in found["curve_accuracy"]["data"]["values"]}
-    assert series == {"contrastive accuracy", "online top-1"}  # kNN's only point is no curve
+def test_curves_skip_gaps_and_short_rows():
+    specs = charts.curves({"run": metrics()})
+    assert list(specs) == ["curve_loss", "curve_accuracy", "curve_learning_rate", "curve_speed"]
+    assert "loss from 5.5 to 2.25" in specs["curve_loss"]["description"]
+    assert [row["step"] for row in specs["curve_loss"]["data"]["values"]] == [10, 30]
+    series = {row["series"] for row in specs["curve_accuracy"]["data"]["values"]}
+    assert series == {"contrastive accuracy", "online top-1"}  # kNN has a single point
+    legends = [specs[name]["encoding"]["color"]["legend"] for name in ("curve_loss", "curve_accuracy")]
+    assert legends[0] is None and legends[1]["columns"] == 3  # no legend that repeats the title of the axis
 
 
 @pytest.mark.parametrize("text", ["", "step,loss\n", "step,loss\n1,\n2,3\n", "loss\n1\n2\n", "step,other\n1,2\n2,3\n"])
-def test_curves_of_nothing_are_none(text):
+def test_there_are_no_curves_without_two_points(text):
     assert charts.curves({"run": metrics(text)}) == {}
 
 
-def test_curves_of_several_runs_are_told_apart():
+def test_curves_of_several_runs_are_named_by_run():
     spec = charts.curves({"a": metrics(), "b": metrics()})["curve_loss"]
     assert {row["series"] for row in spec["data"]["values"]} == {"a: loss", "b: loss"}
 
@@ -99,13 +101,13 @@ def test_label_efficiency_orders_labels_and_skips_gaps():
 
 def test_confusion_names_the_worst_pair():
     spec = charts.confusion([[8, 2], [5, 5]], ["cat", "dog"])
-    told = "Confusion: 65.0% of 20 images are right; most often wrong: dog taken for cat, 5 times."
-    assert spec["description"] == told
-    cells = {(row["true"], row["said"]): row["share"] for row in spec["data"]["values"]}
+    description = "Confusion matrix: 65.0% of 20 images correct; most frequent mistake: dog predicted as cat, 5 times."
+    assert spec["description"] == description
+    cells = {(row["true"], row["predicted"]): row["share"] for row in spec["data"]["values"]}
     assert cells == {("cat", "cat"): 0.8, ("cat", "dog"): 0.2, ("dog", "cat"): 0.5, ("dog", "dog"): 0.5}
 
 
-def test_confusion_of_many_classes_shows_those_that_are_confused():
+def test_confusion_of_many_classes_shows_the_most_confused():
     matrix = np.eye(1000, dtype=int) * 9
     matrix[500, 700] = 4
     spec = charts.confusion(matrix, [f"c{i}" for i in range(1000)])
@@ -113,26 +115,27 @@ def test_confusion_of_many_classes_shows_those_that_are_confused():
     assert {"c500", "c700"} <= {row["true"] for row in spec["data"]["values"]}
 
 
-def test_names_that_are_the_same_are_numbered():
+def test_equal_class_names_are_numbered():
     names = {row["true"] for row in charts.confusion(np.eye(3), ["crane", "crane", "ship"])["data"]["values"]}
     assert names == {"crane (0)", "crane (1)", "ship"}
 
 
-def test_embedding_greys_rare_classes_and_takes_unlabelled_ones(tmp_path):
+def test_embedding_greys_rare_and_unlabelled_classes(tmp_path):
     labels = [label for label in range(25) for _ in range(25 - label)]
     points = np.random.default_rng(0).normal(size=(len(labels), 2))
     spec = charts.embedding(points, labels, [f"c{i}" for i in range(25)], "PCA")
-    assert {row["kind"] for row in spec["data"]["values"]} == {f"c{i}" for i in range(20)} | {"5 others"}
+    assert {row["group"] for row in spec["data"]["values"]} == {f"c{i}" for i in range(20)} | {"5 others"}
     spec = charts.embedding(points[:3], [-1, -1, 0], ["a"], "PCA")
     assert {row["class"] for row in spec["data"]["values"]} == {"unlabelled", "a"}
+    assert [channel["field"] for channel in spec["encoding"]["tooltip"]] == ["class"]  # there are no images
     charts.write(spec, tmp_path / "embedding")
 
 
-def test_no_mistakes_is_a_picture_too(tmp_path):
+def test_no_mistakes_are_drawn_too(tmp_path):
     spec = pictures.mistakes_figure(np.zeros((0, 8, 8, 3)), [], [], [], [])
     assert spec["description"] == "No mistakes."
     charts.write(spec, tmp_path / "mistakes")
-    picture(tmp_path / "mistakes.png")
+    read_png(tmp_path / "mistakes.png")
 
 
 def test_a_failed_drawing_leaves_the_old_figure(tmp_path):

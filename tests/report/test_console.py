@@ -1,4 +1,4 @@
-"""A frame on a terminal, plain lines elsewhere, nothing with --quiet."""
+"""Summary boxes: framed on a terminal, plain lines elsewhere, nothing with --quiet."""
 
 import io
 import sys
@@ -16,7 +16,7 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
-def test_plain_lines_where_there_is_no_terminal(capsys):
+def test_a_pipe_gets_plain_lines(capsys):
     assert box("pretrain: runs/x", {"data": "digits", "steps": "10"}).splitlines() == [
         "pretrain: runs/x",
         "  data   digits",
@@ -35,12 +35,12 @@ def test_a_frame_on_a_terminal_is_closed_and_fits(title, monkeypatch):
     assert sum("description" in line for line in middle) > 1
 
 
-def test_a_terminal_that_knows_no_frames_gets_plain_lines(monkeypatch):
+def test_an_ascii_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal(io.BytesIO(), encoding="ascii"))
     assert box("title", {"data": "digits"}) == "title\n  data  digits"
 
 
-def test_quiet_says_nothing_but_errors(capsys):
+def test_quiet_prints_only_errors(capsys):
     cli.main(["run.py", "--mode=summary", "--resnet_depth=18", "--image_size=8", "--quiet"])
     assert capsys.readouterr() == ("", "")
     with pytest.raises(SystemExit):

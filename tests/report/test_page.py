@@ -1,5 +1,7 @@
-"""The page is whole, safe and in order; in a browser every figure is drawn and tells its values."""
+"""Pages are complete, safe and ordered; in a browser every figure is drawn and shows its values."""
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
@@ -10,15 +12,16 @@ import numpy as np
 import pytest
 from browser import Browser, needs_chromium
 
-from simclrv2_tf.report import write_comparison, write_report
+from simclrv2_tf.report import write_comparison, write_preview, write_report
 
 
 class Page(html.parser.HTMLParser):
-    """What the tests ask of a page; every element must be closed in order."""
+    """Parsed page; fails if an element is not closed in order."""
 
     def __init__(self, text: str):
         super().__init__()
         self.tags, self.headings, self.open, self.text, self.specs = [], [], [], [], []
+        self.captions, self.code = [], []
         self.feed(text)
         self.close()
         assert not self.open
@@ -35,8 +38,12 @@ class Page(html.parser.HTMLParser):
         if self.tags and self.open and self.open[-1] == "script":
             if self.tags[-1][1].get("type") == "application/json":
                 self.specs.append(json.loads(data))
+            else:
+                self.code.append(data)
             return
         self.text.append(data)
+        if self.open and self.open[-1] == "figcaption":
+            self.captions.append(data)
         if self.open and re.fullmatch(r"h\d", self.open[-1]):
             self.headings.append((int(self.open[-1][1]), data))
 
@@ -56,7 +63,7 @@ def page(model_dir):
     return Page((model_dir / "report.html").read_text(encoding="utf-8"))
 
 
-def test_page_is_whole_safe_and_in_order(page):
+def test_a_report_is_complete_safe_and_ordered(page):
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     links = [attrs["href"] for attrs in page.all("a")]
@@ -65,8 +72,9 @@ def test_page_is_whole_safe_and_in_order(page):
     assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
 
     scripts = page.all("script")
-    assert [attrs for attrs in scripts if "type" not in attrs] == [{}]  # Vega and the call of it
-    assert len(page.specs) == len(scripts) - 1 == 1 + 5 * 4 + 5  # label efficiency, curves of a stage, pretraining's
+    assert [attrs for attrs in scripts if "type" not in attrs] == [{}]  # Vega-Lite and the call that draws the figures
+    # Label efficiency, the curves of each stage, the figures of pretraining.
+    assert len(page.specs) == len(scripts) - 1 == 1 + 5 * 4 + 5
     for spec in page.specs:
         assert len(spec["description"]) > 10
 
@@ -76,24 +84,27 @@ def test_page_is_whole_safe_and_in_order(page):
     assert stages == ["pretrain", "supervised_5", "finetune_5", "finetune_20", "distill_all"]
     assert page.tags.index(("caption", {})) < [tag for tag, _ in page.tags].index("figure")
     assert len(page.all("caption")) == len(page.all("table")) >= 7
+    regions = [attrs for attrs in page.all("div") if attrs.get("role") == "region"]
+    assert len(regions) == len(page.all("table"))  # each scrolls by keyboard and has a name
+    assert all(attrs["tabindex"] == "0" and attrs["aria-label"] for attrs in regions)
     text = " ".join(page.text)
     for part in (
-        "87.3 %",
-        "96.0 %",
+        "87.3%",
+        "96.0%",
         "run <b>",
         "<img src=http://evil.example/x>",
         "resolved: steps",
-        "1,000 images / s",
+        "1,000 images/s",
     ):
         assert part in text
 
 
-def test_what_hovering_tells_is_in_a_table_too(page):
+def test_tooltip_values_are_also_in_a_table(page):
     text = " ".join(page.text)
-    assert "contrastive accuracy" in text and "75.0 %" in text and "2.25" in text
+    assert "contrastive accuracy" in text and "75.0%" in text and "2.25" in text
 
 
-def test_page_asks_the_network_for_nothing(page):
+def test_a_page_makes_no_requests(page):
     for _, attrs in page.tags:
         for name in ("src", "href", "srcset", "action", "data", "style"):
             assert attrs.get(name, "#").startswith("#")
@@ -103,13 +114,15 @@ def test_page_asks_the_network_for_nothing(page):
     assert re.fullmatch(
         "default-src 'none';img-src data:;style-src 'unsafe-inline';script-src 'sha256-[A-Za-z0-9+/]{43}='", policy
     )
+    (script,) = page.code
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy and "\r" not in script
 
 
-def test_a_page_is_no_larger_than_a_mail_takes(model_dir):
+def test_a_page_fits_into_an_email(model_dir):
     assert (model_dir / "report.html").stat().st_size < 5e6
 
 
-def test_page_of_an_empty_or_broken_run(tmp_path):
+def test_report_of_an_empty_or_damaged_run(tmp_path):
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert not page.specs and not page.all("table")
     (tmp_path / "result.json").write_text('{"mode": "pre')
@@ -132,15 +145,46 @@ def comparison(model_dir, tmp_path_factory):
     return write_comparison([model_dir, other], other.parent / "comparison.html")
 
 
-def test_runs_are_compared_side_by_side(comparison, model_dir):
+def test_a_comparison_shows_runs_side_by_side(comparison, model_dir):
     page = Page(comparison.read_text(encoding="utf-8"))
     head, first, *_ = re.findall(r"<tr>(.*?)</tr>", comparison.read_text(encoding="utf-8").partition("that differ")[2])
-    assert re.findall(r">([^<]+)<", first) == ["seed", "0", "1"]  # what is the same is not said
+    assert re.findall(r">([^<]+)<", first) == ["seed", "0", "1"]  # equal settings are left out
     assert len(set(re.findall(r">([^<]+)<", head))) == 3
     assert len(page.specs) == 1 and "run &lt;b&gt;" in head  # label efficiency of both
     stages = [model_dir / "pretrain", model_dir / "finetune_5"]
     page = Page(write_comparison(stages, comparison).read_text(encoding="utf-8"))
-    assert len(page.specs) == 4 + 5  # their curves together, the figures of the one that has some
+    assert len(page.specs) == 4 + 5  # joint curves, and the figures of the one run that has its own
+
+
+def test_run_names_are_escaped_in_captions(model_dir, tmp_path):
+    names = ["<b>bold", "<i>italic"]
+    compared = [shutil.copytree(model_dir / "pretrain", tmp_path / name) for name in names]
+    page = Page(write_comparison(compared, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert not page.all("b") and not page.all("i")
+    assert len(page.captions) == 4 + 2 * 5
+    for name in names:
+        assert sum(caption.startswith(f"{name}: ") for caption in page.captions) == 5
+
+
+def test_many_compared_embeddings_have_no_thumbnails(model_dir, tmp_path):
+    compared = [shutil.copytree(model_dir / "pretrain", tmp_path / str(i)) for i in range(5)]
+    for count in (4, 5):
+        page = Page(write_comparison(compared[:count], tmp_path / "page.html").read_text(encoding="utf-8"))
+        embeddings = [spec for spec in page.specs if spec["description"].startswith("Features of")]
+        assert len(embeddings) == count
+        for spec in embeddings:
+            assert all(("image" in row) is (count == 4) for row in spec["data"]["values"])
+
+
+def test_a_preview_is_complete_and_safe(model_dir, tmp_path):
+    spec = json.loads((model_dir / "pretrain/figures/views.vl.json").read_text())
+    figures = {"views": spec | {"title": "<b>views"}}
+    config = {"mode": "pretrain", "dataset": "<b>data"}
+    path = write_preview(tmp_path, config, {"time": "<b>1 s"}, figures)
+    assert path == tmp_path / "preview.html" and (tmp_path / "preview/views.png").is_file()
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not page.all("b") and {"<b>data", "<b>1 s", "<b>views"} <= set(page.text)
+    assert [text for _, text in page.headings] == ["SimCLRv2: preview of pretrain", "Estimate", "Images"]
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +197,7 @@ def browser(tmp_path_factory):
 @needs_chromium
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
-def test_every_figure_is_drawn_without_a_complaint(browser, model_dir, comparison, width, dark):
+def test_every_figure_is_drawn_without_errors(browser, model_dir, comparison, width, dark):
     for path in (model_dir / "report.html", comparison):
         browser.open(path, width, dark)
         drawn, charts, page_width = browser.evaluate(
@@ -161,11 +205,11 @@ def test_every_figure_is_drawn_without_a_complaint(browser, model_dir, compariso
             " document.documentElement.scrollWidth]"
         )
         assert drawn == charts > 5 and page_width <= width
-        told = browser.evaluate(
+        labelled = browser.evaluate(
             "[...document.querySelectorAll('.chart svg')].every(svg => svg.closest('[aria-label]')"
             " || svg.querySelector('[aria-label]'))"
         )
-        assert told
+        assert labelled
         ink = browser.evaluate("getComputedStyle(document.querySelector('.chart svg .role-axis-label text')).fill")
         assert (sum(map(int, re.findall(r"\d+", ink)[:3])) > 380) is dark
     assert not browser.problems
@@ -173,17 +217,17 @@ def test_every_figure_is_drawn_without_a_complaint(browser, model_dir, compariso
 
 @needs_chromium
 @pytest.mark.parametrize("width", [360, 1440])
-def test_hovering_tells_values_and_shows_images(browser, model_dir, width):
+def test_tooltips_show_values_and_images(browser, model_dir, width):
     browser.open(model_dir / "report.html", width)
     assert "2.25" in hover(browser, "loss, up", ".mark-symbol path:last-of-type")
     assert "<img" in hover(browser, "Features of", ".mark-symbol path")
-    assert "taken for" in hover(browser, "Confusion", ".mark-rect path")
+    assert "predicted class" in hover(browser, "Confusion", ".mark-rect path")
     assert "confidence" in hover(browser, "confident mistakes", ".mark-image image")
     assert not browser.problems
 
 
 def hover(browser, title, mark):
-    """The tooltip of the first such mark of the figure of that title."""
+    """Tooltip of the first such mark in the figure with that title."""
     place = browser.evaluate(
         f"""(() => {{
           const figure = [...document.querySelectorAll('figure')].find(

@@ -1,4 +1,4 @@
-"""The pictures shown are those that were evaluated, whatever their source skips."""
+"""Figures show the images that were evaluated, even if the source has corrupt ones."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def files(tmp_path, values):
 
 
 @pytest.mark.parametrize("labels", [None, np.zeros(4, np.int32)], ids=["unlabelled", "labelled"])
-def test_images_come_in_the_order_asked_for(labels):
+def test_images_come_in_the_requested_order(labels):
     source = ArraySource("arrays", grey([0, 51, 102, 153]), labels, ("a",))
     found = pictures.images_at(source, np.array([3, 0, 3, 1]), 8)
     np.testing.assert_allclose(found[:, 0, 0, 0], [0.6, 0, 0.6, 0.2], atol=1e-6)
@@ -40,14 +40,14 @@ def test_corrupt_files_shift_the_numbers_of_an_evaluation(tmp_path):
     np.testing.assert_allclose(found[:, 0, 0, 0], [0.6, 0.4, 0], atol=1e-6)
 
 
-def test_thumbnails_are_of_the_images_whose_features_there_are(tmp_path):
+def test_thumbnails_leave_out_corrupt_images(tmp_path):
     source = files(tmp_path, [0, 51, 102, 153])
     (tmp_path / "1.png").write_bytes(b"not a picture")
     assert len(pictures.Pictures(tmp_path, source, 8).thumbnails) == 3
 
 
-def test_the_projector_finds_features_labels_and_thumbnails(tmp_path):
-    """TensorBoard goes by the rows: feature, label and picture of an image have the same number."""
+def test_the_projector_reads_features_labels_and_thumbnails(tmp_path):
+    """Features, labels and thumbnails have the same order, as TensorBoard expects."""
     source = ArraySource("arrays", grey([0, 51, 102, 153, 204]), np.arange(5) % 2, ("a\tb\n", "c"))
     features = np.arange(15, dtype=np.float32).reshape(5, 3) / 7
     pictures.write_projector(pictures.Pictures(tmp_path, source, 8), (features, np.array([0, 1, 0, -1, 0])))

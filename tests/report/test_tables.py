@@ -1,9 +1,9 @@
-"""Results as people read them."""
+"""Text form of results and summaries."""
 
 import numpy as np
 from example_runs import EFFICIENCY
 
-from simclrv2_tf.report import facts, format_table
+from simclrv2_tf.report import format_table, run_summary
 
 
 def test_table_for_the_terminal():
@@ -17,12 +17,12 @@ def test_table_for_the_terminal():
     assert format_table(result).splitlines() == [
         "labels per class  supervised  fine-tuned  distilled",
         "────────────────  ──────────  ──────────  ─────────",
-        "5                     67.3 %      90.4 %     91.0 %",
-        "20                    87.3 %      93.1 %          –",  # noqa: RUF001
-        "all                   98.4 %      98.6 %          –",  # noqa: RUF001
+        "5                      67.3%       90.4%      91.0%",
+        "20                     87.3%       93.1%          –",  # noqa: RUF001
+        "all                    98.4%       98.6%          –",  # noqa: RUF001
         "",
         "mode                     semi_supervised",
-        "kNN top-1                         96.0 %",
+        "kNN top-1                          96.0%",
         "linear evaluation top-1                –",  # noqa: RUF001
         "time                          1 h 12 min",
     ]
@@ -33,13 +33,30 @@ def test_table_for_the_terminal():
         ("steps", "62,500"),
         ("time", "1 min 15 s"),
         ("kNN top-1", "–"),  # noqa: RUF001
-        ("eval top-1", "50.0 %"),
+        ("eval top-1", "50.0%"),
     ]
     assert format_table({}) == ""
     assert max(map(len, format_table({"corrupt_images": list(range(1000))}).splitlines())) < 230
 
 
-def test_facts_leave_out_what_is_missing():
+def test_the_summary_skips_missing_settings():
     config = {"dataset": "digits", "resolved": {"train_images": 1297, "revision": "", "versions": "Keras 3"}}
-    assert facts(config) == {"data": "digits", "images": "1,297 to train on", "versions": "Keras 3"}
-    assert facts({"resolved": {"train_images": "many"}}) == {}
+    assert run_summary(config) == {"data": "digits", "images": "1,297 to train on", "versions": "Keras 3"}
+    assert run_summary({"resolved": {"train_images": "many"}}) == {} == run_summary({"resolved": "damaged"})
+
+
+def test_the_summary_describes_any_encoder_and_the_recipe():
+    resolved = {"parameters": 7510, "trained_parameters": 7000}
+    config = {"recipe": "auto", "resnet_depth": 18, "width_multiplier": 0.25, "image_size": 16, "resolved": resolved}
+    network = "ResNet-18 x0.25, 16 px, 7,510 parameters, 7,000 trained"
+    assert run_summary(config) == {"network": network}  # "auto" names no recipe
+    resolved |= {"encoder_description": "ConvNet {4}", "recipe": "digits: the data set of that name has one"}
+    network = "ConvNet {4}, 16 px, 7,510 parameters, 7,000 trained"
+    assert run_summary(config) == {"recipe": resolved["recipe"], "network": network}
+    del config["resnet_depth"], config["width_multiplier"]
+    assert run_summary(config)["network"] == network
+
+
+def test_a_damaged_table_is_skipped():
+    for table in ("text", 5, {"a": 1}, ["text", None]):
+        assert format_table({"table": table, "steps": 3}) == "steps       3"
