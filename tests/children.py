@@ -72,12 +72,9 @@ def _logged(log: pathlib.Path, function: Callable[..., None], *args: object) -> 
 
 
 def program(settings: dict, fault: Fault = NO_FAULT, environment: dict[str, str] | None = None) -> None:
-    """``run.py`` with these settings, in the child, and with half of a ResNet-18's blocks."""
+    """Runs ``run.py`` with these settings in the child."""
     os.environ |= environment or {}
     from simclrv2_tf import cli
-    from simclrv2_tf.models import resnet
-
-    resnet.BLOCKS_PER_GROUP[18] = (1, 1, 1, 1)
 
     with fault:
         cli.main(["run.py", *(f"--{name}={value}" for name, value in settings.items())])

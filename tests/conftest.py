@@ -52,16 +52,6 @@ def fresh_keras():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture(scope="module")
-def half_resnet18():
-    """A ResNet-18 of half of its blocks: every kind of layer is there, and is traced in less time."""
-    from simclrv2_tf.models import resnet
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(resnet.BLOCKS_PER_GROUP, 18, (1, 1, 1, 1))
-        yield
-
-
 @pytest.fixture
 def replicas():
     """``replicas(2)`` is a MirroredStrategy over two logical CPU devices."""

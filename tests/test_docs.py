@@ -40,7 +40,7 @@ NOT_RUN = {
 
 # What makes a run a toy, after its own flags; absl takes the last one.
 STEPS = ["--train_steps=2", "--checkpoint_steps=2", "--train_batch_size=8", "--noreport"]
-SMALL = ["--image_size=16", "--resnet_depth=18", "--width_multiplier=0.0625"]
+SMALL = ["--image_size=16", "--resnet_depth=10", "--width_multiplier=0.0625"]
 TOY = {
     "pretrain": STEPS + SMALL,
     "supervised": STEPS + SMALL,
@@ -217,7 +217,6 @@ SLOW = {"modes.md"}
         if runnable(page) or blocks(page, "python")
     ],
 )
-@pytest.mark.usefixtures("half_resnet18")
 def test_a_page_runs_from_its_first_command_to_its_last(page, place, monkeypatch):
     import keras
 

@@ -56,7 +56,7 @@ def test_keras_backbone(monkeypatch, capsys):
 
 def test_serve(folder, tmp_path, monkeypatch, capsys):
     """A saved network classifies; ``test_export.py`` shows that serving takes TensorFlow alone."""
-    network = Network(ResNet(18, 1 / 16, stem="cifar"), ProjectionHead(out_dim=4), num_classes=2)
+    network = Network(ResNet(10, 1 / 16, stem="cifar"), ProjectionHead(out_dim=4), num_classes=2)
     network.build()
     save_saved_model(network, 8, tmp_path / "saved_model")
     assert "simclrv2_tf" not in (EXAMPLES / "serve.py").read_text()

@@ -35,7 +35,7 @@ def encoder() -> keras.Sequential:
 
 
 def resnet() -> ResNet:
-    return ResNet(18, 0.0625, stem="cifar", name="encoder")
+    return ResNet(10, 0.0625, stem="cifar", name="encoder")
 
 
 def network(

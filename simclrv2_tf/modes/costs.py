@@ -56,7 +56,7 @@ def step_memory(found: Summary, config: Config, replicas: int) -> dict[str, int]
 def similarities(config: Config) -> tuple[int, int, int]:
     """Rows and columns of NT-Xent's matrix, and how many of its rows are in memory at a time."""
     rows, columns = 2 * config.train_batch_size, 2 * config.train_batch_size + config.memory_size
-    return rows, columns, min(tile_rows(columns, config.loss_tile), rows)
+    return rows, columns, min(tile_rows(columns, 0), rows)
 
 
 def format_memory_estimate(network: Network, config: Config, replicas: int, resident: int = 0) -> str:

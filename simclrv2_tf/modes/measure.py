@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf import metrics as evaluation
+from simclrv2_tf import metrics
 from simclrv2_tf.data.input import Part, evaluation_batches
 from simclrv2_tf.data.sources import NoSuchSplitError, RecordSource, Source, open_source
 from simclrv2_tf.errors import SettingError
@@ -86,4 +86,4 @@ def _collect(model: Method, config: Config, source: Source, name: str, max_steps
 def top_k(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Top-1, and top-5 where there are more than five classes."""
     ranks = (1, 5) if logits.shape[1] > 5 else (1,)
-    return {f"top{k}": evaluation.top_k_accuracy(logits, labels, k) for k in ranks}
+    return {f"top{k}": metrics.top_k_accuracy(logits, labels, k) for k in ranks}

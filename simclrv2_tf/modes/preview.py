@@ -63,9 +63,10 @@ def _estimate(config: Config, strategy: Strategy, run: Run, plan: Plan) -> dict[
     """Time and memory in words."""
     timed = run.data.batch_size
     seconds = _seconds_per_step(run) * config.train_batch_size / timed
+    total = format_duration(seconds * plan.total_steps)
     return {
-        "time": f"about {format_duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
-        f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
+        "time": f"about {total} for {plan.total_steps:,} steps of {seconds:.3g} s, by {TIMED_STEPS} steps of {timed:,} "
+        "images on this machine; evaluations come on top",
         "memory": format_memory_estimate(
             run.method.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
         ),

@@ -29,6 +29,7 @@ from simclrv2_tf.runs.checkpoints import load_network, read_run_config
 from simclrv2_tf.runs.loop import Run
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.settings.plugins import load_plugin
+from simclrv2_tf.settings.recipes import describe_recipe
 
 Strategy = tf.distribute.Strategy
 
@@ -249,6 +250,7 @@ def resolved_settings(run: Run, strategy: Strategy) -> dict[str, Any]:
         "num_classes": network.num_classes,
         "class_names": list(data.source.class_names),
         "head_input": network.head_input,
+        "recipe": describe_recipe(config),
         "encoder_description": describe_encoder(config),
         "steps": plan.total_steps,
         "warmup_steps": plan.warmup_steps,

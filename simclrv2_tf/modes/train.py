@@ -11,7 +11,7 @@ from simclrv2_tf.modes.costs import format_memory_estimate
 from simclrv2_tf.modes.measure import compute_features, compute_logits, knn_features, knn_subset, top_k
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_run, load_callbacks, resolved_settings
-from simclrv2_tf.report import run_summary, write_report
+from simclrv2_tf.report import format_accuracies, format_value, run_summary, write_report
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.pictures import Pictures, example_views, write_projector
 from simclrv2_tf.runs.loop import Run

@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -137,13 +136,6 @@ class RunDirectory:
         """Images ``[n, h, w, 3]`` in [0, 1] for TensorBoard."""
         with self._writer.as_default(step=step):
             tf.summary.image(name, images, max_outputs=len(images))
-        self._writer.flush()
-
-    def write_histograms(self, variables: Iterable[keras.Variable], step: int) -> None:
-        """A histogram of each variable for TensorBoard, by its path."""
-        with self._writer.as_default(step=step):
-            for variable in variables:
-                tf.summary.histogram(variable.path, tf.cast(variable.value, tf.float32))
         self._writer.flush()
 
     def write_result(self, result: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.modes import benchmark as benchmarking
 from simclrv2_tf.settings.config import Config
 
-TOY = {"dataset": "digits", "image_size": 16, "resnet_depth": 18, "width_multiplier": 0.0625, "train_batch_size": 32}
+TOY = {"dataset": "digits", "image_size": 16, "resnet_depth": 10, "width_multiplier": 0.0625, "train_batch_size": 32}
 
 
 def test_three_rates_and_what_limits(tmp_path, monkeypatch, capsys):

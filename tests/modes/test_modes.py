@@ -17,7 +17,7 @@ from simclrv2_tf.runs.run_dir import RunDirectory
 
 TOY = {
     "dataset": "digits",
-    "resnet_depth": 18,
+    "resnet_depth": 10,
     "width_multiplier": 0.0625,
     "image_size": 8,
     "train_batch_size": 50,
@@ -37,11 +37,8 @@ def weights(model_dir):
     return {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())}
 
 
-pytestmark = pytest.mark.usefixtures("half_resnet18")
-
-
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, half_resnet18):
+def whole_run(tmp_path_factory):
     """pretrain → linear_eval, supervised, finetune → distill, once for this file."""
     model_dir = tmp_path_factory.mktemp("runs") / "semi"
     result = modes.run(TOY | {"mode": "semi_supervised", "model_dir": str(model_dir)})
@@ -352,7 +349,7 @@ def test_a_student_needs_neither_labels_nor_an_evaluation_split(whole_run, tmp_p
         (tmp_path / f"{index}.png").write_bytes(tf.io.encode_png(pixels).numpy())
     model_dir = tmp_path / "run"
     settings = {"mode": "distill", "teacher": str(whole_run[0] / "finetune_5"), "dataset": f"folder:{tmp_path}"}
-    settings |= {"resnet_depth": 18, "width_multiplier": 0.0625, "train_steps": 2, "train_batch_size": 10}
+    settings |= {"resnet_depth": 10, "width_multiplier": 0.0625, "train_steps": 2, "train_batch_size": 10}
     modes.run(settings | {"model_dir": str(model_dir)})
     assert [line.split(",")[0] for line in rows(model_dir)[1:]] == ["2"]
 
@@ -369,7 +366,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_saves_nothing(tmp_path):
 class TestSummary:
     def test_of_the_flags_opens_no_data_and_writes_nothing(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        found = modes.run({"mode": "summary", "resnet_depth": 18, "image_size": 32, "memory_size": 4096})
+        found = modes.run({"mode": "summary", "resnet_depth": 10, "image_size": 32, "memory_size": 4096})
         text = capsys.readouterr().out
         assert "ResNet-18 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
         assert f"{found['parameters']:,}" in text and f"{found['multiply_adds'] / 1e9:.3g}" in text

@@ -53,9 +53,9 @@ def network_of(encoder: ResNet) -> Network:
     return network
 
 
-def test_saved_models_serve_and_train_with_tensorflow_alone(tmp_path, half_resnet18):
+def test_saved_models_serve_and_train_with_tensorflow_alone(tmp_path):
     """Of two sizes and two ways to resize."""
-    network = network_of(ResNet(18, 0.125, stem="cifar", name="encoder"))
+    network = network_of(ResNet(10, 0.125, stem="cifar", name="encoder"))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 37, 51, 3), dtype=np.uint8)
     folders = {(size, method): tmp_path / method for size, method in ((16, "tf1"), (48, "bicubic"))}
@@ -110,7 +110,7 @@ def test_onnx_gives_every_endpoint_as_keras_does(architecture, tmp_path):
 def test_what_onnx_cannot_be_written_for_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ONNX_BYTES", 1000)
     with pytest.raises(SettingError, match=r"^--format=onnx: the network's 0\.0 GB do not fit"):
-        export.save_onnx(network_of(ResNet(18, 1 / 16)), 32, tmp_path / "model.onnx")
+        export.save_onnx(network_of(ResNet(10, 1 / 16)), 32, tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(SettingError, match=r"^--format=onnx: needs pip install tf2onnx onnx$"):
         export.check_onnx_packages()

@@ -14,7 +14,7 @@ from simclrv2_tf.errors import SettingError
 TOY = {
     "mode": "supervised",
     "dataset": "digits",
-    "resnet_depth": 18,
+    "resnet_depth": 10,
     "width_multiplier": 0.0625,
     "image_size": 8,
     "train_batch_size": 50,
@@ -24,8 +24,6 @@ TOY = {
     "labels_per_class": 5,
     "report": False,
 }
-
-pytestmark = pytest.mark.usefixtures("half_resnet18")
 
 
 @pytest.fixture(autouse=True)

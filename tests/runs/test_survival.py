@@ -13,7 +13,7 @@ TOY = {
     "mode": "pretrain",
     "dataset": "digits",
     "recipe": "none",
-    "resnet_depth": 18,
+    "resnet_depth": 10,
     "width_multiplier": 0.0625,
     "image_size": 8,
     "train_batch_size": 50,

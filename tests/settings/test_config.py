@@ -126,7 +126,7 @@ def test_every_number_has_a_lower_bound():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(resnet_depth=42), "--resnet_depth=42: must be 18, 34, 50, 101, 152 or 200"),
+        (dict(resnet_depth=42), "--resnet_depth=42: must be 10, 18, 34, 50, 101, 152 or 200"),
         (dict(resnet_depth=18, sk_ratio=0.0625), "--sk_ratio=0.0625: selective kernels need --resnet_depth of 50"),
         (dict(sk_ratio=0.0625, stem="cifar", image_size=64), "--stem=cifar: "),
         (dict(mode="embed", checkpoint="x", format="onnx"), "--format=onnx: embed writes npz, parquet"),

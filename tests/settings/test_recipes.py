@@ -172,7 +172,7 @@ def test_which_recipe_was_used_and_why():
 
 # What makes a run small; everything else comes from the recipe.
 TOY = {
-    "resnet_depth": 18,
+    "resnet_depth": 10,
     "width_multiplier": 0.0625,
     "image_size": 32,
     "train_batch_size": 8,
@@ -197,7 +197,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(images, tmp_path_factory, half_resnet18):
+def run(images, tmp_path_factory):
     """``run(recipe, mode, …)``: the directory of a toy run. Recipes that agree on a stage share its run.
 
     Without graphs, which take longer to make than these steps.
