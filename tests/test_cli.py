@@ -64,7 +64,7 @@ def written(place):
         (["--temperature"], "Missing value for flag --temperature"),
         (["--flagfile=nowhere.txt"], "nowhere.txt"),
         (["--recipe=nosuch"], "--recipe=nosuch: must be auto, none or one of"),
-        (["--recipe=fashion_mnist_1pct"], "was replaced by --recipe=fashion_mnist --labels_per_class=60"),
+        (["--recipe=fashion_mnist_1pct"], "is now --recipe=fashion_mnist --label_fraction=0.01"),
         (["--mode=semi_supervised", "--stage=pretrain"], "--stage=pretrain: must look like finetune.learning_rate=0.1"),
         (["--mode=semi_supervised", "--stage=finetune.nosuch=1"], "nosuch: there is no such setting"),
         (["--mode=finetune", "--checkpoint=nowhere"], "--checkpoint=nowhere"),
