@@ -22,9 +22,10 @@ Batch = dict[str, tf.Tensor]
 class TrainingInput:
     """Batches of augmented views.
 
-    >>> data = TrainingInput(source, batch_size=256, num_views=2, settings=ViewSettings(224), seed=0)
-    >>> for batch in data.batches(first_step=0, num_steps=1000):
-    ...     views = make_views(batch, data.settings)
+    >>> source = ArraySource("noise", np.zeros([20, 32, 32, 3], "uint8"), labels=None, class_names=())
+    >>> data = TrainingInput(source, batch_size=8, num_views=2, settings=ViewSettings(32), seed=0)
+    >>> [make_views(batch, data.settings).shape for batch in data.batches(first_step=0, num_steps=1)]
+    [TensorShape([8, 2, 32, 32, 3])]
 
     Attributes:
         source: the images.

@@ -55,7 +55,7 @@ class RecordSource(EncodedSource):
         return digest(self.num_examples, self.builder.info.full_name, self.split, self.keep, self.labels)
 
     @functools.cached_property
-    def _kept_records(self) -> tf.data.Dataset:
+    def _file_order(self) -> tf.data.Dataset:
         """``(encoded image, label)`` of the records in file order; built once, as it owns the cache."""
         with tf.init_scope():  # not in the graph of the epoch that happens to ask first
             data = self._open(None)
@@ -86,9 +86,9 @@ class RecordSource(EncodedSource):
                 cache depends on it, the records always, in a buffer.
         """
         if seed is None:
-            return self._kept_records
+            return self._file_order
         is_plain = self.keep is None and self.labels is None and not self.cache
-        data = self._open(seed) if is_plain else self._kept_records
+        data = self._open(seed) if is_plain else self._file_order
         return data.shuffle(min(self.num_examples, SHUFFLE_BUFFER), seed=seed, reshuffle_each_iteration=False)
 
     def subset(self, indices: np.ndarray) -> Self:

@@ -7,7 +7,6 @@ from typing import Any
 import tensorflow as tf
 
 from simclrv2_tf.data.input import Part
-from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.distributed.devices import copying, has_workers
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import distribute
@@ -87,7 +86,7 @@ def _faster_step(config: Config, run: Run) -> str:
 
 
 def _faster_input(config: Config, run: Run) -> str:
-    encoded = not isinstance(run.data.source, ArraySource)
+    encoded = run.data.source.images is None
     advice = {
         "--augment_on=device": config.augment_on == "host",
         f"a --resident_mb above {config.resident_mb}": not encoded and run.data.resident is None,

@@ -3,7 +3,7 @@
 import json
 
 from simclrv2_tf import metrics as evaluation
-from simclrv2_tf.data.sources import open_source
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.files import replacing, write_atomically
 from simclrv2_tf.methods.classifier import ClassificationModel
 from simclrv2_tf.modes import build

@@ -4,8 +4,10 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf import metrics as evaluation
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.data.input import Part, evaluation_batches
-from simclrv2_tf.data.sources import EncodedSource, NoSuchSplitError, RecordSource, Source, open_source
+from simclrv2_tf.data.layouts import NoSuchSplitError
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import ReplicatedModel
 from simclrv2_tf.settings.config import Config
@@ -54,7 +56,7 @@ def compute_features(model: ReplicatedModel, config: Config, source: Source, max
 
 def knn_subset(source: Source) -> Source:
     """The training images that kNN compares with: those with a label, of many a seeded choice."""
-    if isinstance(source, RecordSource):
+    if source.labels is None:
         return source
     labelled = np.flatnonzero(source.labels >= 0)
     if len(labelled) == source.num_examples <= KNN_IMAGES:
@@ -78,8 +80,7 @@ def _collect(model: ReplicatedModel, config: Config, source: Source, name: str, 
     try:
         found = model.collect(batches, size, (name,))
     finally:
-        if isinstance(source, EncodedSource):
-            source.check_corrupt()
+        source.check_corrupt()
     return found[name], found["labels"]
 
 

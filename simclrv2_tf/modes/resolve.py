@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.data.catalog import open_labelled
 from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.modes import build

@@ -3,7 +3,7 @@
 import gc
 from typing import Any
 
-from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.data.catalog import open_labelled
 from simclrv2_tf.distributed.devices import is_chief
 from simclrv2_tf.modes import build
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config

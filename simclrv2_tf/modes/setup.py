@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from simclrv2_tf.data.catalog import open_labelled, open_source
 from simclrv2_tf.data.input import TrainingInput
-from simclrv2_tf.data.sources import ArraySource, Source, open_labelled, open_source
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.distributed.devices import has_workers
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import ReplicatedModel
@@ -44,7 +45,7 @@ def build_run(config: Config, strategy: Strategy) -> Run:
 def _with_resident_images(run: Run, config: Config, strategy: Strategy) -> Run:
     """The run with its images in the memory of each device, if they are small enough."""
     source = run.data.source
-    if config.augment_on == "host" or not isinstance(source, ArraySource):
+    if config.augment_on == "host" or source.images is None:
         return run
     if has_workers(strategy):  # to make a variable they send each other its value, which collectives cannot in bytes
         return run

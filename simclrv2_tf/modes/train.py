@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from simclrv2_tf import metrics as evaluation
-from simclrv2_tf.data.sources import EncodedSource, Source
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.modes import build
 from simclrv2_tf.modes.costs import format_memory_estimate
@@ -126,7 +126,7 @@ def _train_and_report(
         train(model, data, plan, run_dir, config, evaluate, refresh)
         result = {"mode": config.mode, "steps": plan.total_steps, "labels": _labels_of(config), **results(run_dir)}
         result["seconds"] = round(time.perf_counter() - started, 1)
-        encoded = [source for source in (data.source, run.test) if isinstance(source, EncodedSource)]
+        encoded = [source for source in (data.source, run.test) if source is not None and source.images is None]
         if encoded:
             result["corrupt_images"] = sorted(set().union(*(source.corrupt for source in encoded)))
         run_dir.write_result(result)

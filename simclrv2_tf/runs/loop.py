@@ -9,7 +9,6 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from simclrv2_tf.data.input import TrainingInput
-from simclrv2_tf.data.sources import EncodedSource
 from simclrv2_tf.distributed.devices import copying, gather_from_workers
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.methods.base import ReplicatedModel, distribute
@@ -59,8 +58,7 @@ def train(
     if len(set(gather_from_workers(model.distribute_strategy, step))) > 1:
         raise SettingError(f"--model_dir={config.run_dir}: the workers find different checkpoints; they must share it")
     run_dir.rewind(step)
-    if isinstance(data.source, EncodedSource):
-        data.source.corrupt.update(run_dir.corrupt_images())
+    data.source.corrupt.update(run_dir.corrupt_images())
     if step >= plan.total_steps:
         print(f"Nothing left to train: {run_dir.model_dir} is at step {step} of {plan.total_steps}.")
         return
@@ -95,8 +93,7 @@ def _run(
             bad = int(logs.pop("bad_steps"))
             if bad:
                 _bad_step(step + int(logs["first_bad_step"]) + 1, bad, logs["loss"], plan, save.config)
-            if isinstance(data.source, EncodedSource):
-                data.source.check_corrupt()
+            data.source.check_corrupt()
             step += steps
             profile.after(step)
             means.add(logs, steps - bad, bad)
@@ -146,8 +143,7 @@ class _Save:
         """
         self.model.average_local_statistics()
         try:
-            if isinstance(self.data.source, EncodedSource):
-                self.run_dir.write_corrupt_images(self.data.source.corrupt)
+            self.run_dir.write_corrupt_images(self.data.source.corrupt)
             if row is not None:
                 self.run_dir.write_row(row)
                 if self.config.histograms:
