@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from simclrv2_tf.data.catalog import open_labelled
 from simclrv2_tf.data.input import TrainingInput
-from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.modes.costs import format_memory_estimate, network_cost, step_memory
 from simclrv2_tf.modes.resolve import Result, Strategy

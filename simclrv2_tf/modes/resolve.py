@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.data.catalog import open_labelled
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs import official
