@@ -27,7 +27,7 @@ def test_invalid_topology_is_refused(topology):
 
 def test_each_chip_is_a_replica_and_shares_the_batch():
     assert preflight.parse_topology("v4:2x2x4") == ("v4", 16)
-    with pytest.raises(SettingError, match="--train_batch_size=32: does not divide by the 12 replicas"):
+    with pytest.raises(SettingError, match="--train_batch_size=32: is not divisible by the 12 replicas"):
         preflight.tpu_preflight("v4:2x2x3", TOY)
 
 
@@ -42,7 +42,7 @@ def test_missing_libtpu_names_what_to_install():
     [
         (["--topology=v9:2x2"], "error: --topology=v9:2x2: must be one of v4"),
         ([], "error: --topology=: must be one of v4"),
-        (["--topology=v4:2x2x1", "--train_batch_size=6"], "error: --train_batch_size=6: does not divide by the 4"),
+        (["--topology=v4:2x2x1", "--train_batch_size=6"], "error: --train_batch_size=6: is not divisible by the 4"),
         (["--topology=v4:2x2x1", "--mode=finetune"], "error: --mode=finetune: only the pretraining step is compiled"),
         (["--topology=v4:2x2x1", "--nosuchflag=1"], "error: Unknown command line flag 'nosuchflag'"),
         (["--topology=v4:2x2x1", "--temperature=-1"], "error: --temperature=-1.0: must be above 0"),

@@ -73,7 +73,7 @@ def tpu_preflight(topology: str, flags: Flags) -> Result:
     config = resolve_config({**flags, "mode": "pretrain", "use_tpu": True})
     generation, replicas = parse_topology(topology)
     if config.train_batch_size % replicas:
-        raise SettingError(f"--train_batch_size={config.train_batch_size}: does not divide by the {replicas} replicas")
+        raise SettingError(f"--train_batch_size={config.train_batch_size}: is not divisible by the {replicas} replicas")
     for package in ("jax", "libtpu"):
         if importlib.util.find_spec(package) is None:
             raise SettingError(f"tpu_preflight needs {package}: pip install -r requirements-tpu-preflight.txt")
