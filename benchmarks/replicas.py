@@ -202,7 +202,7 @@ def kill() -> str:
         chief.join()
         told.append(f"# {what}")
         for name, worker, log in (("chief", chief, logs[0]), ("other", other, logs[1])):
-            lines = [line for line in log.read_text().splitlines() if re.search(r"^(Going|Stopped|error|SIG)", line)]
+            lines = [line for line in log.read_text().splitlines() if re.search(r"^(Resuming|Stopped|error|SIG)", line)]
             ended = f"exit status {worker.exitcode}"
             if name == "chief":
                 ended += f", {time.monotonic() - gone:.1f} s after the other"

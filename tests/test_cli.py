@@ -26,7 +26,7 @@ OFFICIAL = (
     "fine_tune_after_block zero_init_logits_layer lineareval_while_pretraining global_bn batch_norm_decay "
     "width_multiplier resnet_depth sk_ratio se_ratio image_size color_jitter_strength use_blur dataset data_dir "
     "train_split eval_split eval_batch_size eval_steps cache_dataset model_dir seed checkpoint checkpoint_epochs "
-    "checkpoint_steps keep_checkpoint_max use_tpu tpu_name tpu_zone gcp_project master mode"
+    "checkpoint_steps keep_checkpoint_max use_tpu tpu_name tpu_zone gcp_project mode"
 )
 
 
@@ -74,7 +74,7 @@ def written(place):
         (["--train_batch_size=5000"], "--train_batch_size=5000: digits/train has only 1297 images"),
         (
             ["--train_batch_size=64", "--grad_cache_micro_batch=12"],
-            "--grad_cache_micro_batch=12: does not divide a replica's 64 images",
+            "--grad_cache_micro_batch=12: does not divide the 64 images per replica",
         ),
         (["--mode=supervised", "--labels_per_class=500"], "--labels_per_class=500: class "),
         (["--train_split=valid"], "--train_split=valid: digits has only train, test"),

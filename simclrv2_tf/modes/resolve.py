@@ -12,7 +12,7 @@ from simclrv2_tf.data.catalog import open_labelled
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs import official
-from simclrv2_tf.runs.checkpoints import find, read_run_config
+from simclrv2_tf.runs.checkpoints import find_checkpoint, read_run_config
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import STAGES, Config, tagged
 from simclrv2_tf.settings.merge import resolve, resolve_stages
@@ -42,7 +42,7 @@ def resolve_config(flags: Mapping[str, Any]) -> Config:
         mode = "distill" if teacher else "finetune" if checkpoint else "pretrain"
     elif mode in ("evaluate", "embed", "export") and (run_dir := checkpoint or flags.get("model_dir")):
         # the output belongs to the run that is looked at
-        flags = {"model_dir": find(run_dir).rpartition("/checkpoints/")[0], "checkpoint": run_dir} | flags
+        flags = {"model_dir": find_checkpoint(run_dir).rpartition("/checkpoints/")[0], "checkpoint": run_dir} | flags
         checkpoint = flags["checkpoint"]
     elif mode == "finetune" and not checkpoint:
         raise SettingError("--checkpoint=: finetune needs a pretrained run; --mode=supervised trains from scratch")
