@@ -172,7 +172,7 @@ def pixels(name: str) -> Line:
     import numpy as np
 
     from simclrv2_tf import metrics as evaluation
-    from simclrv2_tf.data.sources import open_source
+    from simclrv2_tf.data.catalog import open_source
     from simclrv2_tf.settings.merge import resolve
 
     config = resolve(STUDIES[name].common)

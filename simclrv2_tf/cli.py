@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import textwrap
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from absl import flags
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     values = define_flags()
-    try:
+    with exit_on_user_error(resume=f"python {shlex.join(argv)}"):
         settings = parse(argv, values)
         if settings.get("recipe") == "help":
             print(format_recipes())
@@ -92,6 +93,17 @@ def main(argv: list[str] | None = None) -> None:
 
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if quiet else sys.stdout):
             modes.run(settings)
+
+
+@contextlib.contextmanager
+def exit_on_user_error(resume: str = "") -> Iterator[None]:
+    """Turns a user error into one line on standard error and exit status 2, a lost worker into 3, Ctrl-C into 130.
+
+    Args:
+        resume: the command that continues after Ctrl-C, if there is one.
+    """
+    try:
+        yield
     except (SettingError, flags.Error) as error:
         print("error:", *str(error).split("\n"), file=sys.stderr)  # a value or a file name may hold several lines
         sys.exit(2)
@@ -99,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(3)  # without waiting for the other workers, as TensorFlow would
     except KeyboardInterrupt:
-        print(f"Interrupted. To resume: python {shlex.join(argv)}", file=sys.stderr)
+        print("Interrupted." + (f" To resume: {resume}" if resume else ""), file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

@@ -1,4 +1,4 @@
-"""What has to happen before TensorFlow is imported: the cache of XLA's tuning, the log level, no small talk."""
+"""Environment setup that must precede ``import tensorflow``: log level, XLA's tuning cache, filtered messages."""
 
 import contextlib
 import importlib.metadata
@@ -9,30 +9,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-# What TensorFlow's libraries write while they are loaded, before any log level reaches them. Nothing else is held back.
+# Messages of TensorFlow's libraries that no log level hides, because they are written while the libraries load.
 STARTUP_NOISE = (
     "All log messages before absl::InitializeLog",
     "oneDNN custom operations are on",
     "Could not find cuda drivers on your machine",
 )
-NO_DRIVER = ("failed call to cuInit",)
+NO_DRIVER_NOISE = ("failed call to cuInit",)
 
-_writer = None  # the open lock file of the one process that writes to the cache of tuning
+_writer = None  # the open lock file of the one process that writes to the tuning cache
 
 
 def import_tensorflow(verbose: bool = False) -> None:
-    """Imports TensorFlow and lists its devices. Settings that the environment has already are left alone.
+    """Imports TensorFlow and lists its devices. Environment variables that are already set are kept.
 
     Args:
-        verbose: show all that TensorFlow logs.
+        verbose: show all log messages of TensorFlow.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
-    # scikit-learn's threads wait without holding a core: on shared ones a t-SNE took fifteen times the CPU otherwise.
+    # Waiting threads of scikit-learn give up their core. Otherwise t-SNE takes 15 times the CPU time on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     has_gpu_driver = any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg")))
     if has_gpu_driver:
         cache_xla_tuning(pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser())
-    hidden = STARTUP_NOISE if has_gpu_driver else STARTUP_NOISE + NO_DRIVER
+    hidden = STARTUP_NOISE if has_gpu_driver else STARTUP_NOISE + NO_DRIVER_NOISE
     quiet = int(os.environ["TF_CPP_MIN_LOG_LEVEL"] or 0) >= 2 and "tensorflow" not in sys.modules
     with filtered_stderr(hidden) if quiet else contextlib.nullcontext():
         import tensorflow as tf
@@ -41,12 +41,12 @@ def import_tensorflow(verbose: bool = False) -> None:
 
 
 def cache_xla_tuning(cache: pathlib.Path) -> None:
-    """Has XLA keep what it finds out about a GPU's convolutions, most of the first compile, for the next run.
+    """Makes XLA cache its GPU autotuning, most of the first compile, for later runs.
 
-    Of several processes that run at once, one writes; the others read. XLA's entries carry the GPU's model.
+    Of several concurrent processes one writes to the cache and the others read. XLA's entries name the GPU model.
 
     Args:
-        cache: the user's directory of caches; where it cannot be written to, nothing is kept.
+        cache: the user's cache directory; if it is not writable, nothing is cached.
     """
     global _writer
     flags = os.environ.get("XLA_FLAGS", "")
@@ -72,9 +72,9 @@ def cache_xla_tuning(cache: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def filtered_stderr(texts: tuple[str, ...]) -> Iterator[None]:
-    """Leaves the lines that contain one of the texts out of standard error, C++'s too; all others appear at once.
+    """Drops lines that contain one of the texts from standard error, also those of C++; all others appear at once.
 
-    The filter is a process of its own, so that the last words of a crash come through.
+    The filter is a process of its own, so that the last messages of a crash get through.
     """
     if not shutil.which("grep"):
         yield

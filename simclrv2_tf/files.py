@@ -1,4 +1,4 @@
-"""Files are written whole and renamed into place: a kill or a full disk leaves the old one or the new one."""
+"""Atomic writes: a file is written completely and then renamed, so that a kill or a full disk leaves the old one."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A file to write, of the same suffix, which takes the place of ``path`` when it is whole; else it goes."""
+    """Yields a temporary file with the same suffix that replaces ``path`` at the end, or is removed on an OSError."""
     unfinished = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield unfinished
@@ -19,8 +19,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Replaces a file's content at once, text in UTF-8; OSError leaves the old one."""
+    """Replaces a file's content atomically, text as UTF-8. The old content remains if it raises OSError."""
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
-        os.fsync(file.fileno())  # or a power cut may find the new name before the new content
+        os.fsync(file.fileno())  # otherwise a power cut could leave the new name without the content

@@ -26,7 +26,7 @@ OFFICIAL = (
     "fine_tune_after_block zero_init_logits_layer lineareval_while_pretraining global_bn batch_norm_decay "
     "width_multiplier resnet_depth sk_ratio se_ratio image_size color_jitter_strength use_blur dataset data_dir "
     "train_split eval_split eval_batch_size eval_steps cache_dataset model_dir seed checkpoint checkpoint_epochs "
-    "checkpoint_steps keep_checkpoint_max use_tpu tpu_name tpu_zone gcp_project master mode"
+    "checkpoint_steps keep_checkpoint_max use_tpu tpu_name tpu_zone gcp_project mode"
 )
 
 
@@ -64,7 +64,7 @@ def written(place):
         (["--temperature"], "Missing value for flag --temperature"),
         (["--flagfile=nowhere.txt"], "nowhere.txt"),
         (["--recipe=nosuch"], "--recipe=nosuch: must be auto, none or one of"),
-        (["--recipe=fashion_mnist_1pct"], "was replaced by --recipe=fashion_mnist --labels_per_class=60"),
+        (["--recipe=fashion_mnist_1pct"], "is now --recipe=fashion_mnist --label_fraction=0.01"),
         (["--mode=semi_supervised", "--stage=pretrain"], "--stage=pretrain: must look like finetune.learning_rate=0.1"),
         (["--mode=semi_supervised", "--stage=finetune.nosuch=1"], "nosuch: there is no such setting"),
         (["--mode=finetune", "--checkpoint=nowhere"], "--checkpoint=nowhere"),
@@ -74,7 +74,7 @@ def written(place):
         (["--train_batch_size=5000"], "--train_batch_size=5000: digits/train has only 1297 images"),
         (
             ["--train_batch_size=64", "--grad_cache_micro_batch=12"],
-            "--grad_cache_micro_batch=12: does not divide a replica's 64 images",
+            "--grad_cache_micro_batch=12: does not divide the 64 images per replica",
         ),
         (["--mode=supervised", "--labels_per_class=500"], "--labels_per_class=500: class "),
         (["--train_split=valid"], "--train_split=valid: digits has only train, test"),

@@ -1,1 +1,1 @@
-"""Devices and the collectives between replicas."""
+"""Devices, and collectives between replicas."""

@@ -1,4 +1,4 @@
-"""Which devices a run uses: one, several GPUs, several machines, a TPU."""
+"""Devices of a run: one device, several GPUs, several machines or a TPU."""
 
 import contextlib
 import errno
@@ -22,14 +22,14 @@ Resolver = tf.distribute.cluster_resolver.ClusterResolver
 
 
 def choose_strategy(config: Config) -> Strategy:
-    """The strategy that the flags and the environment ask for. Call it before anything else touches a device.
+    """Returns the distribution strategy for the flags and the environment. Call it before TensorFlow uses a device.
 
-    A TPU (``--use_tpu``), the workers of ``TF_CONFIG`` or of a Slurm step, logical CPU devices (``--cpu_replicas``),
-    all visible GPUs, or the one device there is.
+    It spans a TPU (``--use_tpu``), the workers of ``TF_CONFIG`` or of a Slurm step, logical CPU devices
+    (``--cpu_replicas``), all visible GPUs, or the only device.
 
     Raises:
-        SettingError: if the TPU cannot be reached, a worker does not come, or the batch does not divide by the
-            replicas.
+        SettingError: if the TPU cannot be reached, a worker does not come up, or the batch is not divisible by the
+            number of replicas.
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -37,7 +37,7 @@ def choose_strategy(config: Config) -> Strategy:
     replicas = strategy.num_replicas_in_sync
     for flag in ("train_batch_size", "eval_batch_size"):
         if getattr(config, flag) % replicas:
-            raise SettingError(f"--{flag}={getattr(config, flag)}: does not divide by the {replicas} replicas")
+            raise SettingError(f"--{flag}={getattr(config, flag)}: is not divisible by the {replicas} replicas")
     return strategy
 
 
@@ -55,13 +55,13 @@ def _local_strategy(cpu_replicas: int, worker_timeout: int) -> Strategy:
         _wait_for_workers(resolver, worker_timeout)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which TensorFlow has just begun to ignore
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow has just set it to be ignored
         return strategy
     return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
 
 
 def _logical_cpus(count: int) -> list[str]:
-    """Splits the CPU into devices and names them."""
+    """Splits the CPU into logical devices; returns their names."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     if len(tf.config.get_logical_device_configuration(cpu) or ()) < count:
         try:
@@ -87,10 +87,10 @@ def _tpu_strategy(config: Config) -> Strategy:
 
 
 def _workers() -> Resolver | None:
-    """The workers of ``TF_CONFIG`` or of a Slurm step, and which one this process is; None where it is alone.
+    """Returns the workers of ``TF_CONFIG`` or of a Slurm step and this process's place among them; None for one worker.
 
     Raises:
-        SettingError: if the environment makes no sense.
+        SettingError: if the environment does not describe workers.
     """
     resolvers = tf.distribute.cluster_resolver
     slurm_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
@@ -99,13 +99,13 @@ def _workers() -> Resolver | None:
     source = "TF_CONFIG" if "TF_CONFIG" in os.environ else "SLURM_STEP_NODELIST"
     try:
         if source == "TF_CONFIG":
-            found = resolvers.TFConfigClusterResolver()
-        else:  # is asked for the tasks alone: the GPUs of a task are those it sees, and there may be none
-            found = resolvers.SlurmClusterResolver(gpus_per_node=slurm_tasks, gpus_per_task=1, auto_set_gpu=False)
-        cluster = found.cluster_spec()
+            resolver = resolvers.TFConfigClusterResolver()
+        else:  # made-up GPU counts, as only the tasks are needed: a task's GPUs are those that it sees
+            resolver = resolvers.SlurmClusterResolver(gpus_per_node=slurm_tasks, gpus_per_task=1, auto_set_gpu=False)
+        cluster = resolver.cluster_spec()
         if not cluster.as_dict():
             return None
-        cluster.task_address(found.task_type, found.task_id)
+        cluster.task_address(resolver.task_type, resolver.task_id)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise SettingError(f"{source}={os.environ.get(source, '')}: names no workers ({first_line(error)})") from None
     if others := set(cluster.jobs) - {"chief", "worker"}:
@@ -114,17 +114,18 @@ def _workers() -> Resolver | None:
         return None
     accelerators = {"GPU": len(tf.config.list_physical_devices("GPU"))}
     return resolvers.SimpleClusterResolver(
-        cluster, task_type=found.task_type, task_id=found.task_id, num_accelerators=accelerators
+        cluster, task_type=resolver.task_type, task_id=resolver.task_id, num_accelerators=accelerators
     )
 
 
 def _wait_for_workers(resolver: Resolver, timeout: int) -> None:
-    """Waits until every worker's address answers: TensorFlow's own waiting neither ends nor can be interrupted.
+    """Waits until every worker accepts connections. TensorFlow's own wait has no timeout and cannot be interrupted.
 
-    Until then this worker listens at its own address, where TensorFlow's server will.
+    Meanwhile this worker listens at its own address, where TensorFlow's server will listen later.
 
     Raises:
-        SettingError: naming the worker that has not come after ``timeout`` seconds, or an address of no use.
+        SettingError: naming the worker that did not come up within ``timeout`` seconds, or an address that cannot be
+            used.
     """
     cluster, own = resolver.cluster_spec(), (resolver.task_type, resolver.task_id)
     tasks = [(job, index) for job in cluster.jobs for index in cluster.task_indices(job)]
@@ -134,7 +135,9 @@ def _wait_for_workers(resolver: Resolver, timeout: int) -> None:
             address = cluster.task_address(job, index)
             while (job, index) != own and not _answers(address):
                 if time.monotonic() > deadline:
-                    raise SettingError(f"--worker_timeout={timeout}: {job} {index} ({address}) has not come")
+                    raise SettingError(
+                        f"--worker_timeout={timeout}: {job} {index} ({address}) did not come up within {timeout} s"
+                    )
                 time.sleep(0.2)
 
 
@@ -160,19 +163,18 @@ def _answers(address: str) -> bool:
 
 
 def is_chief(strategy: Strategy) -> bool:
-    """Whether this process is the one that writes: the first of several workers, or alone."""
+    """Returns whether this process writes the run's files: it is the first worker, or the only one."""
     return strategy.extended.should_checkpoint
 
 
 @contextlib.contextmanager
 def worker_context(strategy: Strategy) -> Iterator[None]:
-    """What a process does within it, it does as one of the workers: all but the chief keep silent.
+    """Runs its body as one of the workers: only the chief prints.
 
-    Workers tell each other every few seconds that they live. When one falls silent, TensorFlow ends the collectives
-    that wait for it.
+    Workers exchange heartbeats every few seconds. If one stops, TensorFlow aborts the collectives that wait for it.
 
     Raises:
-        LostWorkerError: if another worker has gone.
+        LostWorkerError: if the connection to another worker is lost.
     """
     if not has_workers(strategy):
         yield
@@ -185,18 +187,18 @@ def worker_context(strategy: Strategy) -> Iterator[None]:
             yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         raise LostWorkerError(
-            f"another worker is gone ({first_line(error)}). Start the same command again on every worker: it goes on "
-            "at the newest checkpoint."
+            f"lost connection to another worker ({first_line(error)}); restart to resume from the latest checkpoint "
+            "(the same command on every worker)"
         ) from None
 
 
 def has_workers(strategy: Strategy) -> bool:
-    """Whether other processes take part."""
+    """Returns whether the run has several worker processes."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def gather_from_workers(strategy: Strategy, number: int) -> list[int]:
-    """Each worker's ``number``, on every worker, once for each of its replicas; returns when all have told theirs."""
+    """Gathers a number of each worker on every worker, repeated per replica; a barrier for all workers."""
     if not has_workers(strategy):
         return [number]
     return _gather(strategy)(tf.constant([number], tf.int64)).numpy().tolist()
@@ -208,27 +210,27 @@ def _gather(strategy: Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def use_xla(config: Config, strategy: Strategy) -> bool:
-    """Whether the replica's step is compiled: always on TPUs, by default on one GPU (on CPUs XLA is slower).
+    """Returns whether to compile the step with XLA; by default on TPUs and on a single GPU, as XLA is slower on CPUs.
 
     Raises:
-        SettingError: if it is to be on several CPU replicas, whose collectives XLA does not have.
+        SettingError: if several CPU replicas are to be compiled; XLA has no collectives for them.
     """
-    several, gpus = strategy.num_replicas_in_sync > 1, bool(tf.config.list_physical_devices("GPU"))
+    multiple, gpus = strategy.num_replicas_in_sync > 1, bool(tf.config.list_physical_devices("GPU"))
     if config.jit_compile == "auto":
-        return config.use_tpu or (gpus and not several)
-    if config.jit_compile == "true" and several and not (gpus or config.use_tpu):
-        raise SettingError("--jit_compile=true: XLA has no collectives on CPUs; several replicas there need false")
+        return config.use_tpu or (gpus and not multiple)
+    if config.jit_compile == "true" and multiple and not (gpus or config.use_tpu):
+        raise SettingError("--jit_compile=true: XLA has no collectives on CPUs; several CPU replicas need false")
     return config.jit_compile == "true"
 
 
 def prefetch_device(config: Config) -> str:
-    """Name of the GPU that batches are copied to while it computes; "" for none."""
+    """Returns the name of the GPU that batches are prefetched to; "" for none."""
     gpus = [] if config.cpu_replicas else tf.config.list_logical_devices("GPU")
     return gpus[0].name if gpus else ""
 
 
 def dtype_policy(config: Config) -> str:
-    """Keras dtype policy: bfloat16 where the device computes in it, unless told."""
+    """Returns the name of the Keras dtype policy; ``auto`` is bfloat16 on devices that support it."""
     if config.mixed_precision != "auto":
         return f"mixed_{config.mixed_precision}" if config.mixed_precision.endswith("16") else config.mixed_precision
     gpus = tf.config.list_physical_devices("GPU")
@@ -239,9 +241,9 @@ def dtype_policy(config: Config) -> str:
 
 
 def default_steps_per_execution(config: Config) -> int:
-    """Steps that the devices run in one go, in the order of a second on a GPU; one step on a CPU.
+    """Returns the number of training steps per host call: about a second's worth on a GPU, one step on a CPU.
 
-    Between two calls they stand idle for a few milliseconds, while the host looks at the metrics and starts the next.
+    Between calls the devices are idle for a few milliseconds, while the host reads the metrics and starts the next.
     """
     if config.steps_per_execution:
         return config.steps_per_execution

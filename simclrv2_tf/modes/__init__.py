@@ -4,7 +4,8 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -22,7 +23,6 @@ from simclrv2_tf.modes.semi_supervised import semi_supervised
 from simclrv2_tf.modes.summary import summary
 from simclrv2_tf.modes.train import train
 from simclrv2_tf.settings.config import STAGES, Config
-from simclrv2_tf.settings.merge import Flags
 
 MODES: dict[str, Callable[[Config, Strategy], Result]] = {
     **dict.fromkeys(STAGES, train),
@@ -39,7 +39,7 @@ MODES: dict[str, Callable[[Config, Strategy], Result]] = {
 WITHOUT_DEVICES = ("summary", "report")  # these neither wait for workers nor touch a GPU
 
 
-def run(flags: Flags) -> Result:
+def run(flags: Mapping[str, Any]) -> Result:
     """Resolves the settings once, then runs the mode.
 
     Args:
@@ -83,7 +83,7 @@ FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 
 @contextlib.contextmanager
-def _explain_file_errors(flags: Flags) -> Iterator[None]:
+def _explain_file_errors(flags: Mapping[str, Any]) -> Iterator[None]:
     """Turns an error of Python or TensorFlow about a file into one line; files that were there are intact."""
     try:
         yield

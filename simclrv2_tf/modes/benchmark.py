@@ -1,4 +1,4 @@
-"""The mode that times a run's input and its step, each alone and both together, and says which of them limits it."""
+"""Benchmark of a run: measures its input and its step, alone and together, and reports the bottleneck."""
 
 import time
 from collections.abc import Callable
@@ -16,82 +16,82 @@ from simclrv2_tf.report.console import box
 from simclrv2_tf.runs.loop import Run
 from simclrv2_tf.settings.config import Config
 
-SECONDS = 10.0  # of each measurement
+SECONDS = 10.0  # per measurement
 ENDLESS = 10**9  # steps
-BUSY = 0.95  # share of the step's own rate from which on the input is fast enough
+BUSY = 0.95  # fraction of the step's own rate from which on the input is fast enough
 
 
 def benchmark(config: Config, strategy: Strategy) -> Result:
-    """Prints images/s of the input alone, of the step alone on one batch again and again, and of both; writes nothing.
+    """Prints images/s of the input alone, of the step alone on a single batch, and of both; writes nothing.
 
-    The run is the one that ``preview`` would show.
+    The run is the one that ``preview`` shows.
     """
     if has_workers(strategy):
-        raise SettingError("--mode=benchmark: works on one machine; measure each one alone")
+        raise SettingError("--mode=benchmark: works on a single machine; measure each one separately")
     run = build_run(config, strategy)
-    model, data, steps = run.method, run.data, run.method.steps_per_execution
+    method, data, steps = run.method, run.data, run.method.steps_per_execution
 
-    def iterator(make: Callable[[Part], tf.data.Dataset]) -> Any:
+    def make_iterator(make: Callable[[Part], tf.data.Dataset]) -> Any:
         return iter(distribute(strategy, data.batch_size, make, prefetch_device(config)))
 
-    batches = iterator(lambda part: data.of(part).batches(0, ENDLESS))
-    same = iterator(lambda part: data.of(part).batches(0, 1).cache().repeat())
+    batches = make_iterator(lambda part: data.of(part).batches(0, ENDLESS))
+    single_batch = make_iterator(lambda part: data.of(part).batches(0, 1).cache().repeat())
     rates = {
         "input": _calls_per_second(lambda: [next(batches) for _ in range(steps)]),
-        "step": _calls_per_second(lambda: float(model.run_steps(same, steps)["loss"])),
-        "both": _calls_per_second(lambda: float(model.run_steps(batches, steps)["loss"])),
+        "step": _calls_per_second(lambda: float(method.run_steps(single_batch, steps)["loss"])),
+        "both": _calls_per_second(lambda: float(method.run_steps(batches, steps)["loss"])),
     }
     rates = {name: rate * steps * data.batch_size for name, rate in rates.items()}
-    told = verdict(config, run, **rates)
-    shown = {name: f"{rate:,.1f} images/s" for name, rate in rates.items()}
-    print(box(f"{config.mode} of {data.source.name}, {data.batch_size} images a step", shown | {"limit": told}))
-    return {"mode": "benchmark", **rates, "limit": told}
+    limit = describe_limit(config, run, **rates)
+    lines = {name: f"{rate:,.1f} images/s" for name, rate in rates.items()} | {"limit": limit}
+    print(box(f"{config.mode} of {data.source.name}, {data.batch_size} images per step", lines))
+    return {"mode": "benchmark", **rates, "limit": limit}
 
 
 def _calls_per_second(call: Callable[[], Any]) -> float:
-    """Of the calls after the first ones, which compile and empty full buffers."""
+    """Measures calls per second after the first calls, which compile and empty full buffers."""
     for _ in range(3):
         call()
     started, calls = time.perf_counter(), 0
-    while (passed := time.perf_counter() - started) < SECONDS or not calls:
+    while (seconds := time.perf_counter() - started) < SECONDS or not calls:
         call()
         calls += 1
-    return calls / passed
+    return calls / seconds
 
 
-def verdict(config: Config, run: Run, input: float, step: float, both: float) -> str:
-    """What limits a run of these images/s, and which flags to change."""
+def describe_limit(config: Config, run: Run, input: float, step: float, both: float) -> str:
+    """Describes what limits a run with these images/s, and which flags would make it faster."""
     busy = f"the step runs at {min(both / step, 1):.0%} of its own rate"
     if both >= BUSY * step:
         return f"the step: {busy}. To go faster: {_faster_step(config, run)}."
     if input < step:
         return f"the input: {busy}. To go faster: {_faster_input(config, run)}."
     return (
-        f"neither alone: {busy}, as both share the processors or wait for each other. To go faster: more processor "
+        f"neither alone: {busy}, because both share the CPU cores or wait for each other. To go faster: more CPU "
         f"cores, or a larger --steps_per_execution than {run.method.steps_per_execution}; {_faster_step(config, run)}."
     )
 
 
 def _faster_step(config: Config, run: Run) -> str:
-    accelerated = config.use_tpu or bool(tf.config.list_physical_devices("GPU"))
+    has_accelerator = config.use_tpu or bool(tf.config.list_physical_devices("GPU"))
     advice = {
-        "a GPU or a TPU": not accelerated,
-        "--mixed_precision=bfloat16": accelerated and run.method.network.compute_dtype == "float32",
-        "--jit_compile=true": accelerated and not run.method.jit_compile,
+        "a GPU or a TPU": not has_accelerator,
+        "--mixed_precision=bfloat16": has_accelerator and run.method.network.compute_dtype == "float32",
+        "--jit_compile=true": has_accelerator and not run.method.jit_compile,
         "--remat=false if the memory allows": config.remat,
         f"a --grad_cache_micro_batch above {config.grad_cache_micro_batch}": bool(config.grad_cache_micro_batch),
         "a smaller --image_size, --resnet_depth or --width_multiplier": True,
     }
-    return "; ".join(text for text, holds in advice.items() if holds)
+    return "; ".join(text for text, applies in advice.items() if applies)
 
 
 def _faster_input(config: Config, run: Run) -> str:
-    encoded = run.data.source.resident_images is None
+    encoded = run.data.source.images is None
     advice = {
         f"a --resident_mb above {config.resident_mb}": not encoded and run.data.resident is None,
-        "--jpeg_scaling if the photographs are of a megapixel or more": encoded and not config.jpeg_scaling,
+        "--jpeg_scaling if the photographs have a megapixel or more": encoded and not config.jpeg_scaling,
         "--resize_method=bilinear": encoded and config.resize_method != "bilinear",
         "--cache_dataset if the disk is slow and the files fit into memory": encoded and not config.cache_dataset,
-        "more processor cores": True,
+        "more CPU cores": True,
     }
-    return "; ".join(text for text, holds in advice.items() if holds)
+    return "; ".join(text for text, applies in advice.items() if applies)

@@ -1,4 +1,4 @@
-"""Modes that measure a trained network on images: evaluate, embed."""
+"""Evaluation modes of a trained network: evaluate, embed."""
 
 import json
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 import tensorflow as tf
 
 from simclrv2_tf import metrics
-from simclrv2_tf.data.sources import open_source
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.files import replacing, write_atomically
 from simclrv2_tf.modes.measure import (
     check_classes,
@@ -29,10 +29,7 @@ WRITERS = {"npz": write_npz, "parquet": write_parquet}
 
 
 def evaluate(config: Config, strategy: tf.distribute.Strategy) -> Result:
-    """Computes top-1 and top-5 of a run's classifier, and kNN on its features, on the evaluation split.
-
-    There is no kNN if the training split has no labels.
-    """
+    """Computes top-1 and top-5 of a run's classifier on the evaluation split; kNN if training images have labels."""
     source, test = open_source(config, config.train_split), evaluation_source(config)
     model = load_trained(config, strategy)
     check_classes(test, model.network.num_classes, f"--checkpoint={config.checkpoint}")

@@ -1,4 +1,4 @@
-"""Modes that exchange networks with other programs: export, import_checkpoint."""
+"""Exchange of networks with other programs: export, import_checkpoint."""
 
 import pathlib
 
@@ -7,21 +7,21 @@ import tensorflow as tf
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_network, load_trained
 from simclrv2_tf.runs import official
-from simclrv2_tf.runs.checkpoints import find, save_network, step_of
+from simclrv2_tf.runs.checkpoints import find_checkpoint, save_network, step_of
 from simclrv2_tf.runs.export import check_onnx_packages, save_onnx, save_saved_model, save_tf1_checkpoint
 from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
 from simclrv2_tf.settings.config import Config
 
 
 def export(config: Config, strategy: tf.distribute.Strategy) -> Result:
-    """Writes the network to ``MODEL_DIR/FORMAT``, or ``MODEL_DIR/model.onnx``, for other programs."""
+    """Exports the network of a run to ``MODEL_DIR/FORMAT`` or ``MODEL_DIR/model.onnx``."""
     if config.format == "onnx":
         check_onnx_packages()
     plain = config.replace(jit_compile="false", mixed_precision="float32", remat=False)
     network, size = load_trained(plain, strategy).network, config.image_size
     path = RunDirectory(writable_dir(pathlib.Path(config.run_dir), strategy)).model_dir / config.output_format
     if config.format == "tf1_checkpoint":
-        save_tf1_checkpoint(network, step_of(find(config.checkpoint)), path)
+        save_tf1_checkpoint(network, step_of(find_checkpoint(config.checkpoint)), path)
         print(f"{path}: for the official code's --checkpoint, or tf.compat.v1.train.Saver")
     elif config.format == "onnx":
         path = path.with_name("model.onnx")
@@ -34,7 +34,7 @@ def export(config: Config, strategy: tf.distribute.Strategy) -> Result:
 
 
 def import_checkpoint(config: Config, strategy: tf.distribute.Strategy) -> Result:
-    """Writes a checkpoint of google-research/simclr as a model directory that every other mode takes."""
+    """Converts a checkpoint of google-research/simclr into a model directory for all other modes."""
     checkpoint = official.read(config.checkpoint, config.ft_proj_selector)
     with strategy.scope():
         network = build_network(config, strategy, checkpoint.num_classes, config.ft_proj_selector)

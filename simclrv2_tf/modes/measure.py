@@ -4,8 +4,10 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf import metrics
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.data.input import Part, evaluation_batches
-from simclrv2_tf.data.sources import NoSuchSplitError, RecordSource, Source, open_source
+from simclrv2_tf.data.layouts import NoSuchSplitError
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.inference import collect
@@ -13,49 +15,48 @@ from simclrv2_tf.settings.config import Config
 
 Features = tuple[np.ndarray, np.ndarray]
 
-# kNN compares with at most this many training images.
-KNN_IMAGES = 50_000
+KNN_IMAGES = 50_000  # training images that kNN compares with, at most
 
 
 def evaluation_source(config: Config) -> Source | None:
-    """The evaluation split; None where there is none, or without labels, and the mode can do without.
+    """Opens the evaluation split; returns None if it does not exist or has no labels and the mode works without it.
 
     Raises:
-        SettingError: if the data are not as they should be; or fine-tuning and its like have nothing to evaluate on.
+        SettingError: if the data cannot be opened, or a mode that needs labelled evaluation images has none.
     """
-    needed = config.mode in ("finetune", "linear_eval", "supervised", "evaluate")
+    is_needed = config.mode in ("finetune", "linear_eval", "supervised", "evaluate")
     try:
         source = open_source(config, config.eval_split)
     except NoSuchSplitError:
-        if needed or config.eval_split:
+        if is_needed or config.eval_split:
             raise
         return None
     if source.class_names or config.mode == "embed":
         return source
-    if needed:
+    if is_needed:
         raise SettingError(f"--eval_split={config.eval_split}: {source.name} has no labels to evaluate with")
     return None
 
 
 def check_classes(source: Source | None, classes: int, flag: str) -> None:
-    """Raises SettingError, naming the flag, if a labelled split has not as many classes as a network."""
+    """Raises SettingError, naming the flag, if a labelled split and a network differ in their number of classes."""
     if source is not None and classes and source.class_names and len(source.class_names) != classes:
-        raise SettingError(f"{flag}: knows {classes} classes, {source.name} has {len(source.class_names)}")
+        raise SettingError(f"{flag}: has {classes} classes, but {source.name} has {len(source.class_names)}")
 
 
 def compute_logits(model: Method, config: Config, source: Source) -> Features:
-    """Returns logits ``[n, classes]`` and labels ``[n]`` of a split."""
+    """Computes logits ``[n, classes]`` and returns them with the labels ``[n]`` of a split."""
     return _collect(model, config, source, "logits_sup", config.eval_steps)
 
 
 def compute_features(model: Method, config: Config, source: Source, max_steps: int = 0) -> Features:
-    """Returns the encoder's features ``[n, d]`` and labels ``[n]`` of a split."""
+    """Computes the encoder's features ``[n, d]`` and returns them with the labels ``[n]`` of a split."""
     return _collect(model, config, source, "final_avg_pool", max_steps)
 
 
 def knn_subset(source: Source) -> Source:
-    """The training images that kNN compares with: those with a label, of many a seeded choice."""
-    if isinstance(source, RecordSource):
+    """Returns the training images that kNN compares with: the labelled ones, or a seeded choice of ``KNN_IMAGES``."""
+    if source.labels is None:
         return source
     labelled = np.flatnonzero(source.labels >= 0)
     if len(labelled) == source.num_examples <= KNN_IMAGES:
@@ -64,13 +65,13 @@ def knn_subset(source: Source) -> Source:
 
 
 def knn_features(model: Method, config: Config, source: Source) -> Features:
-    """Features of a ``knn_subset``; of records those of the first ones."""
+    """Computes the features of a ``knn_subset``; only the first ``KNN_IMAGES`` of records count."""
     features, labels = compute_features(model, config, source, -(-KNN_IMAGES // config.eval_batch_size))
     return features[labels >= 0], labels[labels >= 0]
 
 
 def _collect(model: Method, config: Config, source: Source, name: str, max_steps: int) -> Features:
-    """An endpoint of every image of a split, and the labels ``[n]``; SettingError if too many images are corrupt."""
+    """Computes an endpoint of every image of a split; SettingError if too many images are corrupt."""
     size = config.eval_batch_size
 
     def batches(part: Part) -> tf.data.Dataset:
@@ -84,6 +85,6 @@ def _collect(model: Method, config: Config, source: Source, name: str, max_steps
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Top-1, and top-5 where there are more than five classes."""
+    """Computes top-1 accuracy, and top-5 if there are more than five classes."""
     ranks = (1, 5) if logits.shape[1] > 5 else (1,)
     return {f"top{k}": metrics.top_k_accuracy(logits, labels, k) for k in ranks}

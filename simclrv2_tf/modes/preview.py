@@ -1,4 +1,4 @@
-"""The mode that shows a run before it starts: what the network will see, and what that will cost."""
+"""Preview of a run before it starts: the images that the network will see, the time and the memory."""
 
 import pathlib
 import time
@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from simclrv2_tf.data.catalog import open_labelled
 from simclrv2_tf.data.input import TrainingInput
-from simclrv2_tf.data.sources import open_labelled
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.modes.costs import format_memory_estimate, network_cost, step_memory
 from simclrv2_tf.modes.resolve import Result, Strategy
@@ -20,8 +20,8 @@ from simclrv2_tf.runs.loop import Run
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
 
-SHOWN = 48  # images of the batch
-CLASSES, OF_A_CLASS = 10, 6  # of the labelled images
+SHOWN_IMAGES = 48  # of the first batch
+SHOWN_CLASSES, IMAGES_PER_CLASS = 10, 6  # of the labelled images
 TIMED_STEPS = 3
 TIMED_BYTES = 2e9  # activations of a timed step at most: it must fit wherever the run is previewed
 
@@ -45,7 +45,7 @@ def preview(config: Config, strategy: Strategy) -> Result:
 
 
 def _timed(config: Config, strategy: Strategy) -> Config:
-    """The settings with a batch that is small enough to be tried out."""
+    """Returns the settings with a batch that is small enough to be timed."""
     if config.grad_cache_micro_batch:  # it fits already
         return config.replace(steps_per_execution=1)
     replicas, batch = strategy.num_replicas_in_sync, config.train_batch_size
@@ -60,7 +60,7 @@ def _timed(config: Config, strategy: Strategy) -> Config:
 
 
 def _estimate(config: Config, strategy: Strategy, run: Run, plan: Plan) -> dict[str, str]:
-    """Time and memory in words."""
+    """Formats the estimated time and memory."""
     timed = run.data.batch_size
     seconds = _seconds_per_step(run) * config.train_batch_size / timed
     total = format_duration(seconds * plan.total_steps)
@@ -74,7 +74,7 @@ def _estimate(config: Config, strategy: Strategy, run: Run, plan: Plan) -> dict[
 
 
 class _Clock(keras.callbacks.Callback):
-    """Notes when each step ends."""
+    """Records when each step ends."""
 
     def __init__(self):
         super().__init__()
@@ -92,15 +92,17 @@ def _seconds_per_step(run: Run) -> float:
 
 
 def _images(config: Config, data: TrainingInput) -> dict[str, charts.Spec]:
-    """The first batch and, where there are labels, some images of each class."""
+    """Builds the figures of the first batch and, if there are labels, of some images per class."""
     source = data.source
-    views, labels = pictures.first_batch(data, SHOWN)
-    found = {"batch": pictures.batch_figure(views[:, 0], labels, data.batch_size, source.class_names)}
+    views, labels = pictures.first_batch(data, SHOWN_IMAGES)
+    figures = {"batch": pictures.batch_figure(views[:, 0], labels, data.batch_size, source.class_names)}
     if source.class_names and (config.labels_per_class or config.label_fraction < 1):
         source = open_labelled(config)
-    if not source.class_names or source.labels is None:  # records tell theirs only when all are read
-        return found
+    if not source.class_names or source.labels is None:  # labels of records are known only when all are read
+        return figures
     counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
-    chosen = [np.flatnonzero(source.labels == label)[:OF_A_CLASS] for label in range(min(len(counts), CLASSES))]
-    images = [pictures.images_at(source, of_class, config.image_size) for of_class in chosen]
-    return found | {"labels": pictures.labelled_figure(images, OF_A_CLASS, counts, source.class_names)}
+    chosen = [
+        np.flatnonzero(source.labels == label)[:IMAGES_PER_CLASS] for label in range(min(len(counts), SHOWN_CLASSES))
+    ]
+    images = [pictures.images_at(source, indices, config.image_size) for indices in chosen]
+    return figures | {"labels": pictures.labelled_figure(images, IMAGES_PER_CLASS, counts, source.class_names)}

@@ -1,1 +1,1 @@
-"""A run: its training loop, its directory and its checkpoints."""
+"""Training runs: loop, model directory and checkpoints."""

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 class Histograms(keras.callbacks.Callback):
-    """Writes a histogram of each of the network's weights for TensorBoard, at the end of each interval.
+    """Writes histograms of the network's weights for TensorBoard at the end of each interval.
 
     ``--callbacks=simclrv2_tf.runs.callbacks:Histograms``
     """

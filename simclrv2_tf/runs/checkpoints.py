@@ -1,4 +1,4 @@
-"""Saving a run, going on with it, and taking the network of another run."""
+"""Checkpoints of a run: saves and restores it, and loads the network of another run."""
 
 import collections
 import contextlib
@@ -26,17 +26,17 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one model directory: network, optimizer, memory and what else a run is made of, by step.
+    """Checkpoints of one model directory by step: network, optimizer and every other variable of a run.
 
     TensorFlow writes a checkpoint's data first and its index last, and checks the CRC-32C of every tensor and index
-    block that it reads: what was cut off, or damaged later, is noticed, and the checkpoint before it is taken.
-    Of several workers all restore and the chief saves, so all must see the same directory.
+    block that it reads. So truncated and damaged checkpoints are detected, and the one before is restored instead.
+    All workers restore but only the chief saves, so all must see the same directory.
 
     Args:
-        model_dir: where they are; its sub-directory ``checkpoints`` holds them, and ``checkpoints/best`` the best one.
-        model: compiled, its optimizer built.
-        keep: newest ones to keep; 0: all.
-        more: further variables to save, by part and name.
+        model_dir: has the checkpoints in ``checkpoints``, and the best one in ``checkpoints/best``.
+        model: compiled, with a built optimizer.
+        keep: number of newest checkpoints to keep; 0: all.
+        extra_parts: more variables to save, by part and name.
     """
 
     def __init__(
@@ -44,73 +44,73 @@ class Checkpoints:
         model_dir: str | pathlib.Path,
         model: Method,
         keep: int = 5,
-        more: Mapping[str, Mapping[str, tf.Variable]] | None = None,
+        extra_parts: Mapping[str, Mapping[str, tf.Variable]] | None = None,
     ):
         parts = {name: _by_path(part.variables) for name, part in model.parts().items()}
-        parts |= {"optimizer": _by_position(model.optimizer.variables)} | dict(more or {})
+        parts |= {"optimizer": _by_position(model.optimizer.variables)} | dict(extra_parts or {})
         self.model_dir = model_dir
         self.folder = pathlib.Path(model_dir, "checkpoints")
         self.checkpoint = tf.train.Checkpoint(**parts)
         self.keep = keep
-        self.writing = is_chief(model.distribute_strategy)
+        self.is_writer = is_chief(model.distribute_strategy)
 
     def restore(self) -> int:
-        """Restores the newest checkpoint that is whole, telling of those that are not; returns its step, 0 for none.
+        """Restores the newest intact checkpoint and warns about damaged ones; returns its step, 0 if there are none.
 
         Raises:
-            SettingError: if there are some, but none can be used: damaged, or of another model.
+            SettingError: if every checkpoint is damaged or belongs to another model.
         """
-        refusals: list[SettingError] = []
+        errors: list[SettingError] = []
         for step in reversed(_steps_in(self.folder)):
             try:
-                with _refusal("model_dir", self.model_dir):
+                with _explain_read_errors("model_dir", self.model_dir):
                     self.checkpoint.read(str(self.folder / f"step-{step}")).assert_consumed()
             except SettingError as error:
-                refusals.append(error)
-                log.warning("checkpoint step-%d cannot be used, looking for the one before (%s)", step, error)
+                errors.append(error)
+                log.warning("checkpoint step-%d cannot be used, trying the one before (%s)", step, error)
             else:
                 return step
-        if refusals:
-            raise refusals[0]
+        if errors:
+            raise errors[0]
         return 0
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of ``step`` and removes the oldest ones.
 
         Raises:
-            OSError, tf.errors.OpError: if that fails; the earlier ones are still there.
+            OSError, tf.errors.OpError: if that fails; the earlier checkpoints remain.
         """
-        if self.writing:
+        if self.is_writer:
             _write(self.checkpoint, self.folder, step, self.keep)
 
     def save_best(self, step: int) -> None:
-        """Writes the model once more, where it outlives the others, in the place of the last best one."""
-        if self.writing:
+        """Writes another copy that is not removed with the others and replaces the previous best one."""
+        if self.is_writer:
             _write(self.checkpoint, self.folder / "best", step, 1)
 
 
 def _write(checkpoint: tf.train.Checkpoint, folder: pathlib.Path, step: int, keep: int) -> None:
-    """Writes ``folder/step-N``, names it in the file ``checkpoint`` for TensorFlow's readers, keeps ``keep`` of all."""
+    """Writes ``folder/step-N``, names it in TensorFlow's ``checkpoint`` file, and removes all but ``keep`` of them."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         checkpoint.write(str(folder / f"step-{step}"))
-        kept = [other for other in _steps_in(folder) if other <= step][-keep:]
-        lines = [f'model_checkpoint_path: "step-{step}"', *(f'all_model_checkpoint_paths: "step-{k}"' for k in kept)]
+        newest = [other for other in _steps_in(folder) if other <= step][-keep:]
+        lines = [f'model_checkpoint_path: "step-{step}"', *(f'all_model_checkpoint_paths: "step-{n}"' for n in newest)]
         write_atomically(folder / "checkpoint", "\n".join(lines) + "\n")
     except (OSError, tf.errors.OpError):
         _remove(folder, [step])
         raise
-    _remove(folder, set(_steps_in(folder)) - set(kept))
+    _remove(folder, set(_steps_in(folder)) - set(newest))
 
 
 def _steps_in(folder: pathlib.Path) -> list[int]:
-    """The steps whose checkpoint has its index, and so its data, in order."""
+    """Returns the sorted steps of the checkpoints that have an index, which is written after the data."""
     names = (re.fullmatch(r"step-(\d+)\.index", path.name) for path in folder.glob("step-*.index"))
     return sorted(int(match[1]) for match in names if match)
 
 
 def _remove(folder: pathlib.Path, steps: Iterable[int]) -> None:
-    """Removes checkpoints, the index first, and what was left of half-written ones."""
+    """Removes checkpoints, the index first, and the remains of half-written ones."""
     for step in steps:
         (folder / f"step-{step}.index").unlink(missing_ok=True)
         for path in [*folder.glob(f"step-{step}.*"), *folder.glob(f"step-{step}_temp*")]:
@@ -118,26 +118,26 @@ def _remove(folder: pathlib.Path, steps: Iterable[int]) -> None:
 
 
 def save_network(network: Network, model_dir: str | pathlib.Path, step: int) -> None:
-    """Writes a network that no run here has trained where ``load_network`` finds it."""
+    """Writes a network that was not trained by a run, where ``load_network`` finds it."""
     _write(tf.train.Checkpoint(**_network_parts(network)), pathlib.Path(model_dir, "checkpoints"), step, 1)
 
 
 def _network_parts(network: Network) -> dict[str, dict[str, tf.Variable]]:
-    """The variables of each part of a network, by name; TensorFlow's own tracking misses layers in Keras's lists."""
+    """Returns the variables of each part of a network; TensorFlow's own tracking misses layers in Keras's lists."""
     return {name: _by_path(part.variables) for name, part in network.parts().items()}
 
 
 def _by_path(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
-    """Returns variables by path, below what all paths share.
+    """Returns variables by path, without the common prefix.
 
-    Keras numbers unnamed layers by how many the process has built. So numbers are counted anew here, in order of
-    appearance, and the same network has the same paths in every process.
+    Keras numbers unnamed layers by how many the process has built. They are renumbered here, in order of appearance,
+    so that the same network has the same paths in every process.
 
     Raises:
         ValueError: if two variables have the same path.
     """
     shared = posixpath.commonpath([variable.path for variable in variables]) if variables else ""
-    numbered: dict[tuple[str, str], str] = {}  # (parent, name as Keras has it) → name
+    numbered: dict[tuple[str, str], str] = {}  # (parent, Keras's name) → name
     counts: collections.Counter = collections.Counter()
 
     def rename(parent: str, name: str) -> str:
@@ -159,31 +159,31 @@ def _by_path(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
 
 
 def _by_position(variables: list[keras.Variable]) -> dict[str, tf.Variable]:
-    """Returns an optimizer's variables by their place, as their names contain the numbers of unnamed layers."""
+    """Returns an optimizer's variables by position, because their names contain the numbers of unnamed layers."""
     return {str(index): variable.value for index, variable in enumerate(variables)}
 
 
 def step_of(path: str) -> int:
-    """The step in a checkpoint's name, ``…/step-1250``."""
+    """Returns the step in a checkpoint's path, ``…/step-1250``."""
     return int(path.rpartition("-")[2])
 
 
-def find(path: str, flag: str = "checkpoint") -> str:
-    """The checkpoint that a flag names.
+def find_checkpoint(path: str, flag: str = "checkpoint") -> str:
+    """Finds the newest checkpoint of a run, or the one that the path names.
 
     Args:
         path: a model directory, its ``checkpoints`` directory, or a checkpoint without suffix (``…/step-1250``).
-        flag: for the message.
+        flag: named in the error message.
 
     Returns:
-        The path that TensorFlow's readers take.
+        Path of the checkpoint without suffix.
 
     Raises:
         SettingError: if there is none.
     """
     for folder in (path, f"{path.rstrip('/')}/checkpoints"):
         latest = tf.train.latest_checkpoint(folder) if tf.io.gfile.isdir(folder) else None
-        if latest and posixpath.dirname(latest) == folder.rstrip("/"):  # a stranger's may name any other place
+        if latest and posixpath.dirname(latest) == folder.rstrip("/"):  # an untrusted one may name any place
             return latest
     if tf.io.gfile.exists(f"{path}.index"):
         return path
@@ -191,59 +191,58 @@ def find(path: str, flag: str = "checkpoint") -> str:
 
 
 def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]:
-    """The settings of the run that wrote a checkpoint, and what had followed from them (its ``config.json``).
+    """Reads the ``config.json`` of the run that wrote a checkpoint: its settings and the values derived from them.
 
     Raises:
-        SettingError: if there is no checkpoint, or no ``config.json`` beside it.
+        SettingError: if there is no checkpoint, or its ``config.json`` is missing, damaged or of another version.
     """
-    run = find(path, flag).rpartition("/checkpoints/")[0]
+    run = find_checkpoint(path, flag).rpartition("/checkpoints/")[0]
     file = f"{run}/config.json"
     if not run or not tf.io.gfile.exists(file):
         raise SettingError(f"--{flag}={path}: its config.json is missing")
     try:
-        with tf.io.gfile.GFile(file) as opened:
-            text = opened.read()
+        text = tf.io.gfile.GFile(file).read()
         config, resolved = Config.from_json(text), json.loads(text).get("resolved", {})
-        known = {name: resolved.get(name, 0) for name in ("num_classes", "head_input")}
-        if not (0 <= known["num_classes"] <= MAX_CLASSES and 0 <= known["head_input"] <= config.head_layers):
+        network = {name: resolved.get(name, 0) for name in ("num_classes", "head_input")}
+        if not (0 <= network["num_classes"] <= MAX_CLASSES and 0 <= network["head_input"] <= config.head_layers):
             raise ValueError
     except ConfigVersionError as error:
         raise SettingError(f"--{flag}={path}: its {error}") from None
     except (SettingError, tf.errors.OpError, ValueError, AttributeError, TypeError):
         raise SettingError(f"--{flag}={path}: its config.json is damaged") from None
-    return config, resolved | known
+    return config, resolved | network
 
 
 def load_network(network: Network, path: str, *, with_classifier: bool, flag: str = "checkpoint") -> str:
     """Loads a run's weights and moving statistics into a built network.
 
     Args:
-        network: of the same settings.
-        path: what ``find`` takes.
-        with_classifier: also the classifier; otherwise that keeps its initial values.
-        flag: for the message.
+        network: built from the same settings.
+        path: as for ``find_checkpoint``.
+        with_classifier: load the classifier too; otherwise it keeps its initial values.
+        flag: named in the error message.
 
     Returns:
-        The checkpoint that was read.
+        Path of the checkpoint that was read.
 
     Raises:
-        SettingError: if there is none, it is damaged or of another network.
+        SettingError: if there is none, or it is damaged or belongs to another network.
     """
-    found = find(path, flag)
+    checkpoint_path = find_checkpoint(path, flag)
     parts = _network_parts(network)
     if not with_classifier:
         parts.pop("classifier", None)
-    with _refusal(flag, path):
-        tf.train.Checkpoint(**parts).read(found).expect_partial().assert_existing_objects_matched()
-    return found
+    with _explain_read_errors(flag, path):
+        tf.train.Checkpoint(**parts).read(checkpoint_path).expect_partial().assert_existing_objects_matched()
+    return checkpoint_path
 
 
 @contextlib.contextmanager
-def _refusal(flag: str, path: str | pathlib.Path) -> Iterator[None]:
-    """Turns TensorFlow's ways of saying that a checkpoint is damaged, or of something else, into one."""
+def _explain_read_errors(flag: str, path: str | pathlib.Path) -> Iterator[None]:
+    """Turns TensorFlow's errors for damaged checkpoints and for those of another network into a SettingError."""
     try:
         yield
     except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
         fault = "does not fit this network" if isinstance(error, AssertionError | ValueError) else "is damaged"
-        reason = str(error).strip().splitlines()[0].partition(". ")[0]  # all the variables' values would follow
+        reason = str(error).strip().splitlines()[0].partition(". ")[0]  # the values of all variables would follow
         raise SettingError(f"--{flag}={path}: {fault} ({reason[-200:]})") from None

@@ -1,4 +1,4 @@
-"""A trained network for other programs: a SavedModel that needs only TensorFlow, ONNX, an official checkpoint."""
+"""Exports a trained network: as a SavedModel that needs only TensorFlow, as ONNX, as an official checkpoint."""
 
 import contextlib
 import importlib.util
@@ -18,20 +18,20 @@ ONNX_BYTES = 2**31  # protobuf's limit
 ONNX_OPSET = 17
 
 
-class Exported(tf.Module):
-    """What the SavedModel holds.
+class ExportedModule(tf.Module):
+    """Content of the SavedModel.
 
-    Signatures, both giving every named endpoint (``final_avg_pool``, ``proj_head_output``, ``logits_sup`` …):
+    Both signatures return every named endpoint (``final_avg_pool``, ``proj_head_output``, ``logits_sup`` …):
 
-    * ``serve`` (also ``serving_default``): raw images, uint8 ``[n, height, width, 3]`` of any size, which are cropped
-      and resized as for evaluation.
-    * ``train``: float32 ``[n, image_size, image_size, 3]`` in [0, 1], already augmented; batch statistics, and the
-      moving ones move. ``loaded.signatures["train"].trainable_variables`` is what to fine-tune.
+    * ``serve`` (also ``serving_default``) takes raw images, uint8 ``[n, height, width, 3]`` of any size, and crops and
+      resizes them as for evaluation.
+    * ``train`` takes augmented images, float32 ``[n, image_size, image_size, 3]`` in [0, 1], normalizes with batch
+      statistics and updates the moving ones. ``loaded.signatures["train"].trainable_variables`` can be fine-tuned.
 
     Args:
-        network: built; trainable in all parts.
-        image_size: pixels a side.
-        resize_method: of ``serve``, as of ``augment.center_crop_and_resize``.
+        network: built and trainable in all parts.
+        image_size: px.
+        resize_method: for ``serve``, as for ``augment.center_crop_and_resize``.
     """
 
     def __init__(self, network: Network, image_size: int, resize_method: str = "bicubic"):
@@ -56,46 +56,46 @@ class Exported(tf.Module):
 
 
 def save_saved_model(network: Network, image_size: int, path: pathlib.Path, resize_method: str = "bicubic") -> None:
-    """Writes the SavedModel directory ``path``, whole or not at all; an earlier one gives way.
+    """Writes the SavedModel directory ``path`` atomically, in place of an earlier one.
 
     Args:
-        network: built without XLA's batch norm (``BatchNormSettings(fused=True)``), whose gradient is saved with it.
-        image_size: pixels a side.
+        network: built with TensorFlow's batch norm (``BatchNormSettings(fused=True)``), whose gradient can be saved.
+        image_size: px.
         path: the directory.
-        resize_method: of the signature ``serve``.
+        resize_method: for the signature ``serve``.
     """
-    module = Exported(network, image_size, resize_method)
+    module = ExportedModule(network, image_size, resize_method)
     signatures = {"serve": module.serve, "serving_default": module.serve, "train": module.train}
-    with _replacing(path) as unfinished:
+    with _replacing_directory(path) as unfinished:
         tf.saved_model.save(module, str(unfinished), signatures)
 
 
 def check_onnx_packages() -> None:
-    """Raises SettingError where ONNX files cannot be written."""
+    """Raises SettingError if the packages for ONNX are not installed."""
     if not all(map(importlib.util.find_spec, ("tf2onnx", "onnx"))):
         raise SettingError("--format=onnx: needs pip install tf2onnx onnx")
 
 
 def save_onnx(network: Network, image_size: int, path: pathlib.Path) -> None:
-    """Writes ONNX for inference, whole or not at all: every endpoint of views as they come out of the evaluation crop.
+    """Writes an ONNX file for inference atomically. It returns every endpoint.
 
-    Its input is ``images``, float32 ``[n, image_size, image_size, 3]`` in [0, 1]; cropping and resizing are the
-    caller's, as no two runtimes resize alike. (Keras's own ``export(format="onnx")`` goes the same way, but
-    calls the network with its default arguments, which leave the head out where there is a classifier.)
+    Its input is ``images``, float32 ``[n, image_size, image_size, 3]`` in [0, 1]. The caller crops and resizes, because
+    no two runtimes resize alike. (Keras's own ``export(format="onnx")`` also uses tf2onnx, but calls the network with
+    its default arguments, which leave out the head if there is a classifier.)
 
     Args:
-        network: built without XLA's batch norm.
-        image_size: pixels a side.
+        network: built with TensorFlow's batch norm.
+        image_size: px.
         path: the file.
 
     Raises:
-        SettingError: for a network that is larger than an ONNX file can be.
+        SettingError: if the network is too large for an ONNX file.
     """
     import tf2onnx
 
     size = sum(variable.value.dtype.size * variable.value.shape.num_elements() for variable in network.variables)
     if size >= ONNX_BYTES:
-        raise SettingError(f"--format=onnx: the network's {size / 1e9:.1f} GB do not fit into an ONNX file of 2 GB")
+        raise SettingError(f"--format=onnx: the network's {size / 1e9:.1f} GB do not fit into an ONNX file (2 GB)")
 
     @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="images")])
     def infer(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -106,22 +106,22 @@ def save_onnx(network: Network, image_size: int, path: pathlib.Path) -> None:
 
 
 def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None:
-    """Writes the directory ``path`` with ``model.ckpt-STEP``, whole or not at all; an earlier one gives way.
+    """Writes the directory ``path`` with ``model.ckpt-STEP`` atomically, in place of an earlier one.
 
-    The official code reads it with ``--checkpoint``, as does ``tf.compat.v1.train.Saver``: the network under its TF1
-    names, and ``global_step``.
+    It holds the network under its TF1 names and ``global_step``, for ``--checkpoint`` of the official code and for
+    ``tf.compat.v1.train.Saver``.
 
     Args:
         network: built.
-        step: of training.
+        step: number of training steps.
         path: the directory.
     """
     tensors = {name: tf.convert_to_tensor(variable.value) for name, variable in official_names(network).items()}
     tensors["global_step"] = tf.constant(step, tf.int64)
     name = f"model.ckpt-{step}"
-    with _replacing(path) as unfinished:
+    with _replacing_directory(path) as unfinished:
         unfinished.mkdir(parents=True)
-        # What Saver does, without its warning that it is of TensorFlow 1.
+        # As Saver does, without its deprecation warning.
         tf.raw_ops.SaveV2(
             prefix=str(unfinished / name),
             tensor_names=list(tensors),
@@ -132,8 +132,8 @@ def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None
 
 
 @contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A directory to write, which takes the place of ``path`` when it is whole."""
+def _replacing_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary directory that replaces ``path`` at the end."""
     unfinished = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     yield unfinished

@@ -34,14 +34,14 @@ BEST = {"loss": (("loss",), False), "top1": (("online_top1", "eval_top1"), True)
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a training run consists of.
+    """Parts of a training run.
 
     Attributes:
         config: its settings.
         method: the model, compiled; it knows its strategy.
-        data: training batches as a function of (seed, step).
+        data: training batches, a function of (seed, step).
         plan: number of steps, intervals and the learning-rate schedule.
-        test: labelled images to evaluate on, if there are any.
+        test: labelled images to evaluate on; None without them.
     """
 
     config: Config
@@ -59,22 +59,22 @@ def train(
 ) -> int:
     """Trains to the last step of the plan, starting from the newest checkpoint of the run directory.
 
-    Each interval ends with an evaluation, a row of ``metrics.csv`` and then a checkpoint. A kill in between repeats
-    the interval. To callbacks an interval is an epoch and a call of the device a batch; what they add to the logs of
-    ``on_epoch_end`` is written into the row, and ``stop_training`` ends the run.
+    Each interval ends with an evaluation, a row of ``metrics.csv`` and then a checkpoint; after a kill in between, the
+    interval is repeated. For callbacks an interval is an epoch and a call of the device a batch. Values that they add
+    to the logs of ``on_epoch_end`` are written into the row, and ``stop_training`` ends the run.
 
     Args:
-        run: what is trained.
-        run_dir: where records are written.
-        evaluate: returns metrics of the model as it is.
+        run: the run to train.
+        run_dir: its records.
+        evaluate: returns metrics of the current model.
         callbacks: Keras callbacks.
 
     Returns:
-        The step that was reached.
+        The last step.
 
     Raises:
         SettingError: if the loss is not finite, too many images are corrupt, or a checkpoint cannot be written.
-        KeyboardInterrupt: after Ctrl-C; SystemExit after SIGTERM: once the step is done and saved.
+        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the step is finished and saved.
     """
     config, method, data, plan = run.config, run.method, run.data, run.plan
     strategy, last_step = method.distribute_strategy, plan.total_steps
@@ -86,7 +86,7 @@ def train(
         return step
     first_step, num_steps = step, last_step - step
     make_batches = lambda part: data.of(part).batches(first_step, num_steps)  # noqa: E731
-    # one iterator for all steps, so that an interval builds nothing again
+    # one iterator for all steps, so that no interval builds another
     iterator = iter(distribute(strategy, data.batch_size, make_batches, prefetch_device(config)))
     progress = Progress(data.batch_size, plan, step)
     listeners = keras.callbacks.CallbackList(callbacks, model=method, steps=last_step, model_dir=str(run_dir.model_dir))
@@ -116,7 +116,7 @@ def train(
                 if math.isnan(row["loss"]):
                     raise SettingError(f"--on_nan=skip: every step since the last row was skipped, up to step {step}")
                 row |= evaluate()
-                for callback in callbacks:  # a CallbackList would hand out a copy of the row
+                for callback in callbacks:  # a CallbackList would pass a copy of the row
                     callback.on_epoch_end(plan.interval_of(step - 1), row)
                 _save(run, run_dir, checkpoints, step, row)
                 progress.show(row)
@@ -155,10 +155,10 @@ def _resume(run: Run, run_dir: RunDirectory, checkpoints: Checkpoints) -> int:
 
 
 def _check_finite(logs: dict[str, float], step: int, run: Run) -> int:
-    """Takes the NaN guard's findings out of the logs of a call; returns the number of bad steps.
+    """Removes the counts of the NaN guard from the logs of a call; returns the number of bad steps.
 
     Raises:
-        SettingError: if there are any and the run is to stop at them.
+        SettingError: if there are bad steps and ``--on_nan=stop``.
     """
     num_bad, first_bad = int(logs.pop("bad_steps")), int(logs.pop("first_bad_step"))
     if not num_bad:
@@ -181,7 +181,7 @@ def _check_finite(logs: dict[str, float], step: int, run: Run) -> int:
 def _save(
     run: Run, run_dir: RunDirectory, checkpoints: Checkpoints, step: int, row: dict[str, float] | None = None
 ) -> None:
-    """Writes the row of an interval, if one has ended, then the checkpoint and the report.
+    """Writes the row of a finished interval, if there is one, then the checkpoint and the report.
 
     Raises:
         SettingError: if that fails, unless ``--on_checkpoint_error=continue``.
@@ -205,10 +205,10 @@ def _save(
                 f"{message}; what was saved before is intact: make room and run the same command again"
             ) from None
         log.warning("%s; continuing, as --on_checkpoint_error=continue", message)
-    gather_from_workers(method.distribute_strategy, step)  # none looks for the checkpoint before the chief is done
+    gather_from_workers(method.distribute_strategy, step)  # no worker goes on before the chief has saved
 
 
 def _gather_stops(strategy: tf.distribute.Strategy, stop: StopRequest, method: Method) -> tuple[bool, bool]:
-    """Returns whether any worker was sent a signal, and whether a callback on any worker asks to stop."""
+    """Returns whether any worker got a signal, and whether a callback on any worker requests a stop."""
     requests = gather_from_workers(strategy, bool(stop.signal) + 2 * bool(method.stop_training))
     return any(request & 1 for request in requests), any(request & 2 for request in requests)

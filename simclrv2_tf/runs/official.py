@@ -1,7 +1,7 @@
-"""Checkpoints of the official code (google-research/simclr): what network they hold, and its weights.
+"""Checkpoints of the official code (google-research/simclr): infers the network that they hold and loads its weights.
 
-Names and shapes of the variables tell everything but one thing: which layer of the projection head the classifier
-reads, since the hidden ones are as wide as the features.
+Names and shapes of the variables determine the network, except which layer of the projection head the classifier
+reads, because the hidden layers are as wide as the features.
 """
 
 import dataclasses
@@ -16,36 +16,36 @@ from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.official_names import TF2_VALUE, official_names, tf2_names
 from simclrv2_tf.models.resnet import BLOCKS_PER_GROUP, GROUPS
-from simclrv2_tf.runs.checkpoints import find
+from simclrv2_tf.runs.checkpoints import find_checkpoint
 
 Shape = tuple[int, ...]
 
 CLASSIFIER = "head_supervised/linear_layer/dense"
 UNTRAINED_HEAD = "a projection head that was never trained, as in supervised runs"
-# What a checkpoint may hold beside its network, and how that is named there.
-BESIDES = {
+# Variables beside the network, which are not needed, with patterns of their names.
+IGNORED = {
     "the optimizer's state": r".*/(Momentum|LARSOptimizer|Adam|Adam_1|\.OPTIMIZER_SLOT/.*)|beta[12]_power|optimizer/.*",
     "a second copy of the network, a moving average": r"ema_model/.*",
     "counters": rf"(global_step|save_counter)({TF2_VALUE})?|_CHECKPOINTABLE_OBJECT_GRAPH",
 }
-# The paper fine-tunes on few labels from the head's first layer, else from its input; the published paths say which.
+# The paper fine-tunes on few labels from the head's first layer, otherwise from its input; the published paths name it.
 FROM_FIRST_LAYER = ("finetuned_1pct", "finetuned_10pct")
 
 
 @dataclasses.dataclass(frozen=True)
 class OfficialCheckpoint:
-    """What an official checkpoint holds.
+    """Content of an official checkpoint.
 
     Attributes:
-        path: as TensorFlow's readers take it.
-        keys: the key in the file of each of the network's variables, by TF1 name.
-        shapes: their shapes, by TF1 name.
-        ignored: the file's other keys, by the reason why they are not needed.
-        unexplained: the keys that nothing is known of.
+        path: without suffix.
+        keys: key in the file of each variable of the network, by TF1 name.
+        shapes: shapes of these variables, by TF1 name.
+        ignored: other keys of the file, by the reason why they are not needed.
+        unexplained: keys of unknown meaning.
         step: the official code's ``global_step``.
-        settings: the network settings of ``Config`` that follow.
+        settings: network settings of ``Config`` that follow from the variables.
         taps: layers of the head that are as wide as the classifier's input; none without a classifier.
-        head_input: the one that the classifier is taken to read.
+        head_input: the tap that the classifier is assumed to read.
     """
 
     path: str
@@ -60,30 +60,30 @@ class OfficialCheckpoint:
 
     @property
     def num_classes(self) -> int:
-        """Classes of the classifier; 0 without one."""
+        """Number of classes of the classifier; 0 without one."""
         return self.shapes.get(f"{CLASSIFIER}/bias", (0,))[0]
 
     @property
     def eval_resize(self) -> str:
-        """How the images were resized that it was trained on: as by the TF2 code, if it is kept by objects."""
+        """Interpolation of its training images: that of the TF2 code if the checkpoint is object-based."""
         return "bicubic" if any(".ATTRIBUTES" in key for key in self.keys.values()) else "tf1"
 
 
 def read(path: str, head_input: int | None = None) -> OfficialCheckpoint:
-    """Finds out what a checkpoint holds; of its values it reads only those of the projection head's batch norms.
+    """Infers the content of a checkpoint. The only values it reads are those of the projection head's batch norms.
 
     Args:
         path: a name-based TF1 checkpoint or an object-based one of the TF2 code, without suffix
-            (``…/model.ckpt-250228``), or its directory; wherever ``tf.io.gfile`` reads, such as ``gs://``.
-        head_input: the layer of the projection head that the classifier reads (``ft_proj_selector``), where known.
+            (``…/model.ckpt-250228``), or its directory; also on ``gs://`` and wherever else ``tf.io.gfile`` reads.
+        head_input: layer of the projection head that the classifier reads (``ft_proj_selector``), if known.
 
     Raises:
-        SettingError: if it cannot be read, holds no official network, or no classifier for that layer.
+        SettingError: if it cannot be read, holds no official network, or its classifier does not fit that layer.
     """
     try:
-        only = tf.io.gfile.glob(f"{path}/*.index")  # a published directory; its state file may name another place
-        found = only[0].removesuffix(".index") if len(only) == 1 else find(path)
-        reader = tf.train.load_checkpoint(found)
+        indices = tf.io.gfile.glob(f"{path}/*.index")  # a published directory; its state file may name another place
+        checkpoint_path = indices[0].removesuffix(".index") if len(indices) == 1 else find_checkpoint(path)
+        reader = tf.train.load_checkpoint(checkpoint_path)
     except tf.errors.OpError as error:
         raise SettingError(f"--checkpoint={path}: cannot be read ({first_line(error)})") from None
     in_file = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
@@ -97,36 +97,33 @@ def read(path: str, head_input: int | None = None) -> OfficialCheckpoint:
         raise SettingError(f"--checkpoint={path}: its variables are not those of a SimCLR network") from None
     taps = _taps(shapes, settings)
     if head_input is None:
-        few_labels = any(folder in found for folder in FROM_FIRST_LAYER)
+        few_labels = any(folder in checkpoint_path for folder in FROM_FIRST_LAYER)
         head_input = 1 if few_labels and 1 in taps else min(taps, default=0)
     if taps and head_input not in taps:
         raise SettingError(
             f"--ft_proj_selector={head_input}: the classifier reads {shapes[f'{CLASSIFIER}/kernel'][0]} numbers, "
-            f"which is the width of {taps}"
+            f"the width of layers {taps}"
         )
     steps = [int(reader.get_tensor(key)) for key in ignored["counters"] if key.startswith("global_step")]
     return OfficialCheckpoint(
-        found, keys, shapes, ignored, unexplained, max(steps, default=0), settings, taps, head_input
+        checkpoint_path, keys, shapes, ignored, unexplained, max(steps, default=0), settings, taps, head_input
     )
 
 
 def network_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """The network settings of ``Config`` that the variables tell.
-
-    Args:
-        shapes: of the variables, by TF1 name.
+    """Infers the network settings of ``Config`` from the shapes of variables, by TF1 name.
 
     Raises:
-        LookupError: if they are not those of a ResNet.
+        LookupError: if the variables are not those of a ResNet.
     """
     return _encoder_settings(shapes) | _head_settings(shapes)
 
 
 def load(network: Network, checkpoint: OfficialCheckpoint) -> str:
-    """Gives a built network the values of a checkpoint, one variable at a time; returns a report on every variable.
+    """Loads a checkpoint into a built network, one variable at a time; returns a report about every variable.
 
     Raises:
-        SettingError: before the first value is taken, if variables are missing, left over or of another shape.
+        SettingError: before anything is loaded, if variables are missing, left over or of another shape.
     """
     variables = official_names(network)
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
@@ -136,8 +133,8 @@ def load(network: Network, checkpoint: OfficialCheckpoint) -> str:
         "of another shape": {name for name in shapes if checkpoint.shapes.get(name, shapes[name]) != shapes[name]},
     }
     if any(faults.values()):
-        told = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
-        raise SettingError(f"--checkpoint={checkpoint.path}: not a whole SimCLR network ({told})")
+        reasons = "; ".join(f"{len(names)} {fault}: {_abbreviate(names)}" for fault, names in faults.items() if names)
+        raise SettingError(f"--checkpoint={checkpoint.path}: not a complete SimCLR network ({reasons})")
     reader = tf.train.load_checkpoint(checkpoint.path)
     for name, variable in variables.items():
         variable.assign(reader.get_tensor(checkpoint.keys[name]))
@@ -145,11 +142,11 @@ def load(network: Network, checkpoint: OfficialCheckpoint) -> str:
 
 
 def _sort(in_file: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
-    """Keys of the network by TF1 name, those beside it by reason, and the unexplained rest."""
-    ignored: dict[str, list[str]] = {reason: [] for reason in BESIDES}
+    """Sorts keys into those of the network, by TF1 name, the ignored ones, by reason, and unexplained ones."""
+    ignored: dict[str, list[str]] = {reason: [] for reason in IGNORED}
     rest = []
     for key in sorted(in_file):
-        reasons = [reason for reason, pattern in BESIDES.items() if re.fullmatch(pattern, key)]
+        reasons = [reason for reason, pattern in IGNORED.items() if re.fullmatch(pattern, key)]
         (ignored[reasons[0]] if reasons else rest).append(key)
     tf1 = {key: key for key in rest if key.startswith(("base_model/", "head_contrastive/", "head_supervised/"))}
     keys = tf1 or tf2_names(rest)
@@ -157,27 +154,28 @@ def _sort(in_file: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]],
 
 
 def _head_is_untrained(reader: Any, keys: Mapping[str, str]) -> bool:
-    """Whether every scale and offset of the projection head is what it started from: no gradient ever reached them."""
-    start = {"gamma": 1.0, "beta": 0.0}
-    found = [name for name in keys if name.startswith("head_contrastive/") and name.rpartition("/")[2] in start]
-    return bool(found) and all(np.all(reader.get_tensor(keys[n]) == start[n.rpartition("/")[2]]) for n in found)
+    """Returns whether every scale and offset of the projection head still has its initial value."""
+    initial = {"gamma": 1.0, "beta": 0.0}
+    kinds = {name: name.rpartition("/")[2] for name in keys if name.startswith("head_contrastive/")}
+    expected = {name: initial[kind] for name, kind in kinds.items() if kind in initial}
+    return bool(expected) and all(np.all(reader.get_tensor(keys[name]) == value) for name, value in expected.items())
 
 
 def _encoder_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Depth, width, ratios and stem, from the kernels ``[height, width, in, out]`` in their order."""
+    """Infers depth, width, ratios and stem from the kernels ``[height, width, in, out]`` in their order."""
     numbered = {name: re.fullmatch(r"base_model/conv2d(?:_(\d+))?/kernel", name) for name in shapes}
     kernels = {int(match[1] or 0): shapes[name] for name, match in numbered.items() if match}
     count = max(kernels, default=-1) + 1
-    resnet_d = kernels[0][0] == kernels[1][0] == 3  # a stem of three convolutions; else the second is a shortcut's
+    resnet_d = kernels[0][0] == kernels[1][0] == 3  # three convolutions in the stem; otherwise the second is a shortcut
     stem = 3 if resnet_d else 1
-    # The first block: the shortcut's convolution, then 3×3 and 3×3, or 1×1, 3×3 and 1×1.
+    # The first block: the convolution of the shortcut, then 3×3 and 3×3, or 1×1, 3×3 and 1×1.
     bottleneck = kernels[stem + 1][0] == 1
     squeezes = any(re.fullmatch(r"base_model/conv2d_\d+/bias", name) for name in shapes)
     selective = bottleneck and kernels[stem + 2][3] == 2 * kernels[stem + 1][3]  # two streams
-    a_block = (5 if selective else 3 if bottleneck else 2) + 2 * squeezes
-    blocks = (count - stem - GROUPS) / a_block
+    kernels_per_block = (5 if selective else 3 if bottleneck else 2) + 2 * squeezes
+    blocks = (count - stem - GROUPS) / kernels_per_block
     depths = {(sum(groups), depth >= 50): depth for depth, groups in BLOCKS_PER_GROUP.items()}
-    last = count - a_block  # the last block's first convolution, of the widest kind
+    last = count - kernels_per_block  # first convolution of the last, widest block
     return {
         "resnet_depth": depths[blocks, bottleneck],
         "width_multiplier": kernels[stem - 1][3] / 64,
@@ -188,7 +186,7 @@ def _encoder_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _head_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Mode, layers and outputs of the projection head."""
+    """Infers the settings of the projection head."""
     layers = [name for name in shapes if re.fullmatch(r"head_contrastive/n?l_\d+/dense/kernel", name)]
     if not layers:
         return {"proj_head_mode": "none"}
@@ -198,7 +196,7 @@ def _head_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 
 def _taps(shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> list[int]:
-    """The taps of the projection head that are as wide as the classifier's input."""
+    """Returns the layers of the projection head that are as wide as the classifier's input; 0 is its own input."""
     if f"{CLASSIFIER}/kernel" not in shapes:
         return []
     features = 512 * settings["width_multiplier"] * (4 if settings["resnet_depth"] >= 50 else 1)
@@ -208,6 +206,7 @@ def _taps(shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> list[int]
 
 
 def _report(checkpoint: OfficialCheckpoint) -> str:
+    """Formats the network, the counts of loaded and ignored variables, and the assumed tap."""
     settings, classes = checkpoint.settings, checkpoint.num_classes
     head = {"none": "no projection head", "linear": "linear projection head"}.get(
         settings["proj_head_mode"], f"projection head of {settings.get('num_proj_layers')} layers"
@@ -219,19 +218,23 @@ def _report(checkpoint: OfficialCheckpoint) -> str:
         + (f"{classes} classes on layer {checkpoint.head_input}" if classes else "no classifier"),
         f"  loaded: {len(checkpoint.keys)} variables, "
         f"{sum(int(np.prod(shape)) for shape in checkpoint.shapes.values()):,} numbers",
-        *(f"  ignored: {len(keys)}, {reason} ({_some(keys)})" for reason, keys in checkpoint.ignored.items() if keys),
+        *(
+            f"  ignored: {len(keys)}, {reason} ({_abbreviate(keys)})"
+            for reason, keys in checkpoint.ignored.items()
+            if keys
+        ),
         "  missing: 0, left over: 0",
     ]
     if len(checkpoint.taps) > 1:
         lines.append(
-            f"  assumed: the classifier reads layer {checkpoint.head_input} of the head. Layers {checkpoint.taps} are "
-            "as wide; --ft_proj_selector says which, else "
+            f"  assumed: the classifier reads layer {checkpoint.head_input} of the head. Layers {checkpoint.taps} have "
+            "the same width; --ft_proj_selector chooses one. Default: "
             f"1 for paths with {' or '.join(FROM_FIRST_LAYER)}, 0 for others"
         )
     return "\n".join(lines)
 
 
-def _some(names: Iterable[str]) -> str:
-    """The first names of many."""
+def _abbreviate(names: Iterable[str]) -> str:
+    """Formats the first three names."""
     first, *others = sorted(names)
     return ", ".join([first, *others[:2]]) + (" …" if len(others) > 2 else "")

@@ -1,4 +1,4 @@
-"""How far a run is: the means of an interval's metrics, which survive a stop in its middle, and the progress bar."""
+"""Running metric averages, which are part of a checkpoint, and the progress bar."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from simclrv2_tf.methods.schedules import Plan
 
-SHOWN = (
+SHOWN_METRICS = (
     "loss",
     "contrastive_accuracy",
     "train_top1",
@@ -24,24 +24,31 @@ SECONDS_PER_LINE = 60
 
 
 class IntervalMeans:
-    """Means of metrics over the steps since the last row; ``variables`` are part of a checkpoint."""
+    """Means of metrics over the steps since the last row of ``metrics.csv``.
+
+    Args:
+        names: of the metrics.
+
+    Attributes:
+        variables: the sums and counts, to be saved with a checkpoint.
+    """
 
     def __init__(self, names: tuple[str, ...]):
         self.names = names
         self.variables = {
-            "sums": tf.Variable(np.zeros(len(names)), trainable=False),  # float64, as Python's own numbers
+            "sums": tf.Variable(np.zeros(len(names)), trainable=False),  # float64, like Python's floats
             "steps": tf.Variable(0, dtype=tf.int64, trainable=False),
             "skipped": tf.Variable(0, dtype=tf.int64, trainable=False),
         }
 
     def add(self, means: dict[str, float], steps: int, skipped: int) -> None:
-        """Counts in the mean metrics of some steps, and those that were skipped."""
+        """Adds the mean metrics of ``steps`` good steps, and the number of skipped ones."""
         self.variables["sums"].assign_add([means[name] * steps for name in self.names])
         self.variables["steps"].assign_add(steps)
         self.variables["skipped"].assign_add(skipped)
 
     def take(self) -> dict[str, float]:
-        """The means, NaN if every step was skipped; the next interval starts."""
+        """Returns the means, NaN if every step was skipped, and starts the next interval."""
         sums, steps, skipped = (variable.numpy() for variable in self.variables.values())
         for variable in self.variables.values():
             variable.assign(tf.zeros_like(variable))
@@ -50,7 +57,7 @@ class IntervalMeans:
 
 
 class Progress:
-    """How far the run is, with images/s and learning rate: one bar on a terminal, else a plain line now and then."""
+    """Progress of a run with its metrics, learning rate and images/s: a bar on a terminal, otherwise plain lines."""
 
     def __init__(self, batch_size: int, plan: Plan, first_step: int):
         self.batch_size = batch_size
@@ -61,33 +68,33 @@ class Progress:
         self.last_line = time.monotonic()
 
     def add(self, logs: dict[str, float], steps: int, seconds: float) -> None:
-        """Counts some steps that took so long."""
+        """Counts steps and the seconds that they took."""
         self.step += steps
         self.images += steps * self.batch_size
         self.seconds += seconds
-        if self.step < self.plan.total_steps:  # the last one is shown with its evaluation
+        if self.step < self.plan.total_steps:  # the last step is shown with its evaluation
             self.show(logs | self.rates())
 
     def rates(self) -> dict[str, float]:
-        """Learning rate of the last step, and images/s since the last row."""
+        """Returns the learning rate of the last step and images/s since the last row."""
         return {
             "learning_rate": float(np.asarray(self.plan.schedule(self.step - 1))),
             "images_per_second": self.images / max(self.seconds, 1e-9),
         }
 
     def take_rates(self) -> dict[str, float]:
-        """The rates; images/s are counted anew from here."""
+        """Returns the rates and restarts the measurement of images/s."""
         rates = self.rates()
         self.images, self.seconds = 0, 0.0
         return rates
 
     def show(self, values: dict[str, float]) -> None:
-        """Brings the bar up to date. A line comes with each row of ``metrics.csv``, and after a while without."""
-        shown = {name: value for name, value in values.items() if name in SHOWN}
+        """Updates the bar; without a terminal, prints a line per row of ``metrics.csv`` and at least every minute."""
+        shown = {name: value for name, value in values.items() if name in SHOWN_METRICS}
         if not sys.stdout.isatty():
             if "epoch" in values or time.monotonic() > self.last_line + SECONDS_PER_LINE:
-                told = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-                print(f"step {self.step:,} of {self.plan.total_steps:,}  {told}", flush=True)
+                metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+                print(f"step {self.step:,} of {self.plan.total_steps:,}  {metrics}", flush=True)
                 self.last_line = time.monotonic()
             return
         self.bar.stateful_metrics = set(shown)

@@ -1,4 +1,4 @@
-"""What a run leaves on disk beside its checkpoints: ``config.json``, ``metrics.csv``, TensorBoard, ``result.json``."""
+"""Records of a run beside its checkpoints: ``config.json``, ``metrics.csv``, TensorBoard files, ``result.json``."""
 
 import atexit
 import contextlib
@@ -27,8 +27,8 @@ from simclrv2_tf.settings.config import Config
 def writable_dir(model_dir: pathlib.Path, strategy: tf.distribute.Strategy) -> pathlib.Path:
     """Returns the directory that this process writes to: the model directory, or a scratch one.
 
-    Of several workers only the chief writes to the model directory. All run the same program, so that they meet at the
-    same collectives; the others write to a scratch directory, which is removed when they exit.
+    Only the chief writes to the model directory. The other workers run the same program, because all must reach the
+    same collectives, and write to a scratch directory that is removed when they exit.
     """
     if is_chief(strategy):
         return model_dir
@@ -38,10 +38,10 @@ def writable_dir(model_dir: pathlib.Path, strategy: tf.distribute.Strategy) -> p
 
 
 class RunDirectory:
-    """The records of one model directory, which is made if it is not there.
+    """Records of one model directory. Creates the directory if it does not exist.
 
     Raises:
-        SettingError: if it cannot be made.
+        SettingError: if it cannot be created.
     """
 
     def __init__(self, model_dir: pathlib.Path):
@@ -49,17 +49,17 @@ class RunDirectory:
         try:
             model_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SettingError(f"--model_dir={model_dir}: cannot be made ({error.strerror})") from None
+            raise SettingError(f"--model_dir={model_dir}: cannot be created ({error.strerror})") from None
         self._metrics = model_dir / "metrics.csv"
         self._corrupt = model_dir / "corrupt_images.json"
         self._unwritten: list[dict[str, str]] = []
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """While it is entered, no other process can enter it. The lock ends with the process, however that ends.
+        """Locks the directory for this process. The lock is released when the process ends, however it ends.
 
         Raises:
-            SettingError: if another process is in it.
+            SettingError: if another process holds the lock.
         """
         with (self.model_dir / ".lock").open("a+", encoding="utf-8") as file:
             try:
@@ -72,19 +72,19 @@ class RunDirectory:
             file.flush()
             yield
 
-    @functools.cached_property  # its file is made with it, and who only reads or evaluates leaves none
+    @functools.cached_property  # creates a file, which reading and evaluating must not
     def _writer(self) -> tf.summary.SummaryWriter:
         return tf.summary.create_file_writer(str(self.model_dir / "tensorboard"))
 
     def write_config(self, config: Config, resolved: dict[str, Any]) -> None:
-        """``config.json``: every setting, and under ``resolved`` what followed from them. An earlier result is void."""
+        """Writes ``config.json``: the settings, and under ``resolved`` the derived values. Deletes an old result."""
         (self.model_dir / "result.json").unlink(missing_ok=True)
         text = json.dumps({**json.loads(config.to_json()), "resolved": resolved}, indent=1)
         write_atomically(self.model_dir / "config.json", text)
 
     def write_row(self, row: dict[str, float]) -> None:
-        """Adds a row to ``metrics.csv`` and to TensorBoard; and the rows that could not be written before."""
-        self._unwritten.append({name: _short(value) for name, value in row.items()})
+        """Appends a row to ``metrics.csv`` and TensorBoard, after any rows that could not be written before."""
+        self._unwritten.append({name: str(v) if isinstance(v, int) else f"{v:.6g}" for name, v in row.items()})
         self._write_rows([*self.rows(), *self._unwritten])
         self._unwritten.clear()
         with self._writer.as_default(step=int(row["step"])):
@@ -102,52 +102,52 @@ class RunDirectory:
         write_atomically(self._metrics, text.getvalue())
 
     def rewind(self, step: int) -> None:
-        """Forgets what was written after ``step``, where a run goes on: nothing will be there twice."""
+        """Removes records of later steps than ``step``, at which the run resumes, so that none is written twice."""
         rows = self.rows()
-        kept = [row for row in rows if int(row["step"]) <= step]
-        if len(kept) < len(rows):
-            self._write_rows(kept)
+        earlier = [row for row in rows if int(row["step"]) <= step]
+        if len(earlier) < len(rows):
+            self._write_rows(earlier)
         _rewind_events(self.model_dir / "tensorboard", step)
 
     def last_row_is_best(self, best: tuple[tuple[str, ...], bool]) -> bool:
-        """Whether no earlier row is as good as the last one.
+        """Returns whether the last row is better than all earlier ones.
 
         Args:
-            best: the column, the first of these that there is, and whether a greater number is better.
+            best: column names, of which the first one present counts, and whether a greater number is better.
         """
         names, greater = best
         *before, last = ([float(row[n]) * (1 if greater else -1) for n in names if row.get(n)] for row in self.rows())
         return all(last > other for other in before)
 
     def rows(self) -> list[dict[str, str]]:
-        """What ``metrics.csv`` holds."""
+        """Returns the rows of ``metrics.csv``."""
         return self._read(self._metrics, _rows_of) or []
 
     def corrupt_images(self) -> list[str]:
-        """The images that were found corrupt until the last checkpoint."""
+        """Returns the corrupt images that were found before the last checkpoint."""
         return self._read(self._corrupt, json.loads) or []
 
     def write_corrupt_images(self, paths: Iterable[str]) -> None:
-        """Remembers them for when the run goes on."""
+        """Writes the corrupt images for a resumed run."""
         if sorted(paths) != self.corrupt_images():
             write_atomically(self._corrupt, json.dumps(sorted(paths), indent=1))
 
     def write_images(self, name: str, images: np.ndarray, step: int) -> None:
-        """Images ``[n, h, w, 3]`` in [0, 1] for TensorBoard."""
+        """Writes images ``[n, h, w, 3]`` in [0, 1] for TensorBoard."""
         with self._writer.as_default(step=step):
             tf.summary.image(name, images, max_outputs=len(images))
         self._writer.flush()
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """``result.json``: the final numbers."""
+        """Writes ``result.json``, the final numbers."""
         write_atomically(self.model_dir / "result.json", json.dumps(result, indent=1))
 
     def result(self) -> dict[str, Any] | None:
-        """The final numbers, if the run has ended."""
+        """Returns the final numbers; None if the run has not ended."""
         return self._read(self.model_dir / "result.json", json.loads)
 
     def _read(self, path: pathlib.Path, parse: Callable[[str], Any]) -> Any:
-        """What a file holds, None if there is none; SettingError if that cannot be told."""
+        """Returns the parsed content of a file; None if it does not exist, SettingError if it is damaged."""
         try:
             return parse(path.read_bytes().decode()) if path.is_file() else None
         except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
@@ -157,22 +157,22 @@ class RunDirectory:
 def _rows_of(text: str) -> list[dict[str, str]]:
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     for row in rows:
-        int(row["step"])  # or ValueError, KeyError: damaged
+        int(row["step"])  # raises ValueError or KeyError if the file is damaged
     return rows
 
 
 def _rewind_events(folder: pathlib.Path, step: int) -> None:
-    """Makes one of TensorBoard's files, of what came up to ``step`` but pictures, which come after the last step."""
+    """Merges TensorBoard's files into one, without events after ``step`` and images, which are written at the end."""
     files = sorted(folder.glob("events.out.tfevents.*"))
     if not files:
         return
-    events = {}  # by their bytes: a kill in here may have left the merged file beside those that went into it
+    events = {}  # by record: after a kill, the merged file may lie beside the files that were merged
     for file in files:
         with contextlib.suppress(tf.errors.OpError):  # the last record of a killed run may be cut off
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
                 event = tf.compat.v1.Event.FromString(record)
-                pictures = any(value.metadata.plugin_data.plugin_name == "images" for value in event.summary.value)
-                if event.HasField("file_version") or (event.step <= step and not pictures):
+                has_images = any(value.metadata.plugin_data.plugin_name == "images" for value in event.summary.value)
+                if event.HasField("file_version") or (event.step <= step and not has_images):
                     events["version" if event.HasField("file_version") else record] = record
     merged = folder / ".merged.tmp"
     with tf.io.TFRecordWriter(str(merged)) as writer:
@@ -181,7 +181,3 @@ def _rewind_events(folder: pathlib.Path, step: int) -> None:
     os.replace(merged, files[0])
     for file in files[1:]:
         file.unlink()
-
-
-def _short(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.6g}"

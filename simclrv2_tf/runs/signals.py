@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step is finished and saved first; a second one stops at once."""
+"""Graceful stop on Ctrl-C and SIGTERM: the step is finished and saved; a second signal stops immediately."""
 
 import signal
 import sys
@@ -9,36 +9,36 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """While it is entered, the first SIGINT or SIGTERM only asks to stop; the next one kills as it always does.
+    """Context in which the first SIGINT or SIGTERM only requests a stop, and the next one kills as usual.
 
-    Python hears signals in its main thread alone, so elsewhere this changes nothing.
+    A no-op outside the main thread, the only one in which Python handles signals.
 
     Attributes:
-        signal: the one that came; None while there is none.
+        signal: the received signal; None if there is none.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     def __enter__(self) -> "StopRequest":
-        here = threading.current_thread() is threading.main_thread()
-        self._before = {number: signal.signal(number, self._ask) for number in SIGNALS if here}
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        self._handlers = {number: signal.signal(number, self._request) for number in SIGNALS if in_main_thread}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _request(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
-        print(f"\n{self.signal.name}: stopping after this step, once more stops at once.", file=sys.stderr, flush=True)
+        for handled in SIGNALS:
+            signal.signal(handled, signal.SIG_DFL)
+        print(f"\n{self.signal.name}: stopping after this step; repeat to stop now.", file=sys.stderr, flush=True)
 
     def obey(self) -> None:
-        """Ends the program as the signal would have: KeyboardInterrupt, or SystemExit with 128 + SIGTERM.
+        """Ends the program as the signal would have: by KeyboardInterrupt, or by SystemExit with 128 + SIGTERM.
 
-        A worker stops so with the one that got the signal.
+        A worker without a signal of its own ends like one that got SIGTERM.
         """
         if self.signal is signal.SIGINT:
             raise KeyboardInterrupt

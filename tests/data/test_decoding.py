@@ -17,7 +17,7 @@ SIZE = 16
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here is Keras's."""
+    """Overrides the fixture for all tests: nothing here uses Keras."""
 
 
 def encoded(height, width, encode=tf.io.encode_jpeg):

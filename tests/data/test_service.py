@@ -22,7 +22,7 @@ RUNNING = []
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here is Keras's."""
+    """Overrides the fixture for all tests: nothing here uses Keras."""
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,11 @@ def test_a_service_of_several_workers_is_found_out(photos):
 @pytest.mark.parametrize(
     "value, changes, why",
     [
-        ("cpu0:5050", {}, r"must be grpc://HOST:PORT, of several with commas"),
-        ("grpc://cpu0", {}, r"must be grpc://HOST:PORT, of several with commas"),
+        ("cpu0:5050", {}, r"must be grpc://HOST:PORT; separate several by commas"),
+        ("grpc://cpu0", {}, r"must be grpc://HOST:PORT; separate several by commas"),
         ("grpc://no.such.host.invalid:5050", {}, r"no\.such\.host\.invalid does not resolve"),
-        ("grpc://localhost:1", {}, r"grpc://localhost:1 has not answered within --worker_timeout=1 seconds"),
-        ("grpc://a:1,grpc://a:1", {}, r"the same service is there twice"),
+        ("grpc://localhost:1", {}, r"grpc://localhost:1 did not answer within --worker_timeout=1 seconds"),
+        ("grpc://a:1,grpc://a:1", {}, r"the same service is listed twice"),
         ("grpc://a:1", {"paths": ("a.png", "b.webp")}, r"services decode JPEG and PNG, not b\.webp"),
         ("grpc://a:1", {"encoded": np.array([b""])}, r"photos is in this machine's memory, .*"),
     ],

@@ -40,7 +40,7 @@ def test_logical_cpu_devices(replicas):
     replicas(4)  # numbers the collectives on from there
     strategy = choose_strategy(Config(cpu_replicas=4))
     assert strategy.num_replicas_in_sync == 4 and is_chief(strategy)
-    with pytest.raises(SettingError, match="--train_batch_size=510: does not divide by the 4 replicas"):
+    with pytest.raises(SettingError, match="--train_batch_size=510: is not divisible by the 4 replicas"):
         choose_strategy(Config(cpu_replicas=4, train_batch_size=510))
 
 

@@ -87,7 +87,7 @@ class TestPreview:
         files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.suffix in (".png", ".html")}
         assert files == {"preview.html"} | {f"preview/{name}.png" for name in ("views", "batch", "labels")}
         page = (tmp_path / "preview.html").read_text()
-        assert "Labels: 50 images, 5 of each of 10 classes" in page and found["memory"].split(":")[0] in page
+        assert "50 labelled images: 5 per class, 10 classes" in page and found["memory"].split(":")[0] in page
         modes.run(TOY | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory is still the run's
 
     def test_of_fine_tuning_and_distillation(self, whole_run, tmp_path, capsys):

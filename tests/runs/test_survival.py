@@ -141,7 +141,7 @@ def stop_twice():
 def test_the_second_signal_stops_at_once(tmp_path):
     child = children.start(tmp_path / "log", stop_twice)
     child.join()
-    assert child.exitcode == -signal.SIGINT and "once more stops at once" in (tmp_path / "log").read_text()
+    assert child.exitcode == -signal.SIGINT and "repeat to stop now" in (tmp_path / "log").read_text()
 
 
 def test_a_full_disk_can_be_outlived(tmp_path):

@@ -1,4 +1,4 @@
-"""The mode that compiles the pretraining step of the settings for a TPU, without one: does it compile, does it fit?"""
+"""Compiles the pretraining step for a TPU slice, without a TPU: does it compile, does it fit?"""
 
 import dataclasses
 import importlib.util
@@ -24,21 +24,21 @@ from simclrv2_tf.modes.setup import build_network, build_views, compile_method, 
 from simclrv2_tf.modes.summary import IMAGENET_CLASSES
 from simclrv2_tf.report.console import box
 from simclrv2_tf.settings.config import Config
-from simclrv2_tf.tools.tpu_preflight import compiler as tpu_compiler
+from simclrv2_tf.settings.merge import Flags
+from simclrv2_tf.tools.tpu_preflight import compiler
 
-ANY_IMAGES = 1_281_167  # of the data, which are not opened: they only move constants of the learning rate
-Spec = dict[str, tf.TensorSpec]
+NUM_IMAGES = 1_281_167  # of the training split, which is not opened; only the learning-rate schedule depends on it
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a chip has, by cloud.google.com/tpu/docs/system-architecture-tpu-vm.
+    """Peak figures of a TPU chip, by cloud.google.com/tpu/docs/system-architecture-tpu-vm.
 
     Attributes:
         memory: bytes.
-        operations: of bfloat16, a second, at best.
-        bandwidth: bytes a second to its memory.
-        links: bytes a second to other chips, over all its links and both directions.
+        operations: bfloat16 operations per second.
+        bandwidth: bytes per second to its memory.
+        links: bytes per second to other chips, over all its links and both directions.
     """
 
     memory: float
@@ -55,93 +55,97 @@ CHIPS = {
 }
 
 
-def tpu_preflight(explicit: dict[str, Any]) -> Result:
-    """Compiles the step that ``--mode=pretrain`` with the same flags would run on each replica of ``--tpu_topology``.
+def tpu_preflight(topology: str, flags: Flags) -> Result:
+    """Compiles the step that ``--mode=pretrain`` would run on each replica of a TPU slice, and prints what it needs.
 
-    The compiled program is the whole step: augmentation, network, loss, gradients, optimizer, and what the replicas
-    say to each other. Not in it: the input, evaluation, checkpoints. No data are opened and no weight is allocated.
+    The program holds the whole step: augmentation, network, loss, gradients, optimizer and collectives. It does not
+    hold the input, evaluation or checkpoints. No data is opened and no weight is allocated.
+
+    Args:
+        topology: generation and chips, such as ``v4:2x2x4``.
+        flags: settings of the pretraining run, by name.
+
+    Raises:
+        SettingError: if the topology or a setting cannot be used, the compiler is not installed, or it fails.
     """
-    config = resolve_config(explicit | {"mode": "pretrain", "use_tpu": True})
-    chip, replicas = chips_of(config.tpu_topology)
+    if flags.get("mode", "pretrain") != "pretrain":
+        raise SettingError(f"--mode={flags['mode']}: only the pretraining step is compiled; leave the flag out")
+    config = resolve_config({**flags, "mode": "pretrain", "use_tpu": True})
+    generation, replicas = parse_topology(topology)
     if config.train_batch_size % replicas:
-        raise SettingError(f"--train_batch_size={config.train_batch_size}: does not divide by the {replicas} replicas")
+        raise SettingError(f"--train_batch_size={config.train_batch_size}: is not divisible by the {replicas} replicas")
     for package in ("jax", "libtpu"):
         if importlib.util.find_spec(package) is None:
-            raise SettingError(f"--mode=tpu_preflight: needs {package}: pip install -r requirements-tpu-preflight.txt")
-    print(f"Compiling the training step for {config.tpu_topology}: minutes.", flush=True)
-    found = _compile(lower(config, replicas), config.tpu_topology)
-    fits = "limit" not in found and found["needed"] <= CHIPS[chip].memory
+            raise SettingError(f"tpu_preflight needs {package}: pip install -r requirements-tpu-preflight.txt")
+    print(f"Compiling the training step for {topology}: this takes minutes.", flush=True)
+    costs = _compile(lower_step(config, replicas), topology)
+    chip = CHIPS[generation]
+    fits = "limit" not in costs and costs["needed"] <= chip.memory
     title = (
         f"tpu_preflight: ResNet-{config.resnet_depth} x{config.width_multiplier:g}, SK {config.sk_ratio:g}, "
-        f"{config.image_size} px, {config.train_batch_size // replicas} images on each of {replicas} {chip} chips"
+        f"{config.image_size} px, {config.train_batch_size // replicas} images on each of {replicas} {generation} chips"
     )
-    print(box(title, told(found, CHIPS[chip], fits, config, replicas)))
-    return {"mode": "tpu_preflight", "replicas": replicas, "fits": fits, **found}
+    print(box(title, describe_costs(costs, chip, fits, config, replicas)))
+    return {"mode": "tpu_preflight", "replicas": replicas, "fits": fits, **costs}
 
 
-def chips_of(topology: str) -> tuple[str, int]:
-    """Generation and number of chips, each a replica, of such as ``v4:2x2x4``; SettingError if it is not one."""
-    found = re.fullmatch(rf"({'|'.join(CHIPS)}):(\d+(?:x\d+)+)", topology)
-    if not found:
-        raise SettingError(f"--tpu_topology={topology}: must be one of {', '.join(CHIPS)} and its chips, as v4:2x2x4")
-    return found[1], math.prod(map(int, found[2].split("x")))
+def parse_topology(topology: str) -> tuple[str, int]:
+    """Returns the generation and the number of chips, each a replica; SettingError if the text is not a topology."""
+    match = re.fullmatch(rf"({'|'.join(CHIPS)}):(\d+(?:x\d+)+)", topology)
+    if not match:
+        raise SettingError(f"--topology={topology}: must be one of {', '.join(CHIPS)} with its chips, as v4:2x2x4")
+    return match[1], math.prod(map(int, match[2].split("x")))
 
 
-def lower(config: Config, replicas: int) -> bytes:
-    """The step of one of so many replicas as a serialised HLO module."""
-    model = _model(config)
-    images = config.train_batch_size // replicas
-    batch = batch_spec(config, images)
+def lower_step(config: Config, replicas: int) -> bytes:
+    """Lowers the step of one replica to a serialized HLO module."""
+    method = _build_method(config)
+    batch = batch_spec(config, config.train_batch_size // replicas)
 
     @tf.function(jit_compile=True, autograph=False)
     def step(index: tf.Tensor, *values: tf.Tensor) -> tf.Tensor:
         with Replica(index, replicas):
-            return model.guarded_step(dict(zip(batch, values, strict=True)))
+            return method.guarded_step(dict(zip(batch, values, strict=True)))
 
     return step.experimental_get_compiler_ir(tf.TensorSpec([], tf.int32), *batch.values())(stage="hlo_serialized")
 
 
-def batch_spec(config: Config, images: int) -> Spec:
-    """What a replica's batch is: of large images their crops, of small ones the whole images; see ``make_views``."""
+def batch_spec(config: Config, images: int) -> dict[str, tf.TensorSpec]:
+    """Returns the shapes of a replica's batch: large images as crops, small ones whole; see ``make_views``."""
     size = config.image_size
-    spec = {"labels": tf.TensorSpec([images], tf.int32)}
-    if config.augment_on == "host":
-        return spec | {"views": tf.TensorSpec([images, 2, size, size, 3])}
-    spec["draws"] = tf.TensorSpec([images, 2, NUM_DRAWS])
+    spec = {"labels": tf.TensorSpec([images], tf.int32), "draws": tf.TensorSpec([images, 2, NUM_DRAWS])}
     if size <= 32:
-        return spec | {
-            "images": tf.TensorSpec([images, size, size, 3], tf.uint8),
-            "boxes": tf.TensorSpec([images, 2, 4], tf.int32),
-        }
+        whole = tf.TensorSpec([images, size, size, 3], tf.uint8)
+        return spec | {"images": whole, "boxes": tf.TensorSpec([images, 2, 4], tf.int32)}
     return spec | {"images": tf.TensorSpec([images, 2, size, size, 3], tf.uint8)}
 
 
-def _model(config: Config) -> Method:
-    """The model, whose variables have no values."""
+def _build_method(config: Config) -> Method:
+    """Builds the method with variables that have no values."""
     strategy, classes = tf.distribute.get_strategy(), IMAGENET_CLASSES * config.lineareval_while_pretraining
-    with tf.variable_creator_scope(_without_value):
+    with tf.variable_creator_scope(_create_empty_variable):
         network = build_network(config, strategy, classes)
         method_class = load_method(config)
-        model = method_class.from_settings(network, build_views(config, method_class), config)
-        compile_method(model, config, strategy, Plan.of(config, ANY_IMAGES))
-    return model
+        method = method_class.from_settings(network, build_views(config, method_class), config)
+        compile_method(method, config, strategy, Plan.of(config, NUM_IMAGES))
+    return method
 
 
-def _without_value(make: Callable[..., tf.Variable], **settings: Any) -> tf.Variable:
-    """A variable in memory that nothing has been written to, so that the system need not provide it."""
+def _create_empty_variable(create: Callable[..., tf.Variable], **settings: Any) -> tf.Variable:
+    """Creates a variable in memory that is never written to, which the system therefore need not provide."""
     if callable(settings["initial_value"]):
         with tf.Graph().as_default():
             value = settings["initial_value"]()
         settings["initial_value"] = tf.raw_ops.Empty(shape=value.shape, dtype=value.dtype)
-    return make(**settings)
+    return create(**settings)
 
 
 class Replica(tf.distribute.ReplicaContext):
-    """One of many replicas, as ``TPUStrategy`` makes them: its collectives are those of the compiled program.
+    """Context of one of many replicas, as in ``TPUStrategy``: collectives become those of the compiled program.
 
     Args:
-        index: which, an int32 scalar.
-        count: of how many.
+        index: int32 scalar, the replica.
+        count: number of replicas.
     """
 
     def __init__(self, index: tf.Tensor, count: int):
@@ -153,7 +157,7 @@ class Replica(tf.distribute.ReplicaContext):
         return self.count
 
     def all_reduce(self, reduce_op: tf.distribute.ReduceOp, value: Any, options: Any = None) -> Any:
-        """Sums over all replicas; the gradient of a sum is a sum. (TPUs' own op does not compile without one.)"""
+        """Sums over all replicas; the gradient of a sum is a sum. (The TPU's own op does not compile without a TPU.)"""
 
         @tf.custom_gradient
         def all_sum(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
@@ -175,53 +179,46 @@ class Replica(tf.distribute.ReplicaContext):
 
 
 def _compile(program: bytes, topology: str) -> dict[str, float]:
-    """What ``tpu_compiler`` tells about a program; SettingError if it cannot be compiled."""
+    """Runs ``compiler.py`` on a program and returns its costs; SettingError if it does not compile."""
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "step.hlo")
         file.write_bytes(program)
-        command = [
-            sys.executable,
-            "-P",
-            tpu_compiler.__file__,
-            str(file),
-            topology,
-        ]  # -P: its neighbours are no modules
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        raise SettingError(f"--tpu_topology={topology}: the compiler stopped ({lines[-1][:300]})")
-    return json.loads(done.stdout.splitlines()[-1])
+        # -P: the modules beside compiler.py are not importable from it
+        command = [sys.executable, "-P", compiler.__file__, str(file), topology]
+        process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        lines = process.stderr.strip().splitlines() or [f"status {process.returncode}"]
+        raise SettingError(f"--topology={topology}: the compiler failed ({lines[-1][:300]})")
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def told(found: dict[str, float], chip: Chip, fits: bool, config: Config, replicas: int) -> dict[str, str]:
-    """The compiler's findings in words; what to change if the step does not fit."""
-    limit = found.get("limit", chip.memory)
-    memory = f"{format_bytes(found['needed'])} of {format_bytes(limit)} on each chip"
-    if "operations" in found:
+def describe_costs(costs: dict[str, float], chip: Chip, fits: bool, config: Config, replicas: int) -> dict[str, str]:
+    """Returns the lines of the summary box, with what to change if the step does not fit."""
+    limit = costs.get("limit", chip.memory)
+    memory = f"{format_bytes(costs['needed'])} of {format_bytes(limit)} per chip"
+    lines = {"memory": memory}
+    if "operations" in costs:
         parts = ", ".join(
-            f"{name} {format_bytes(found[name])}" for name in ("variables and input", "temporaries", "program")
+            f"{name} {format_bytes(costs[name])}" for name in ("variables and input", "temporaries", "program")
         )
-        seconds = max(found["operations"] / chip.operations, found["moved"] / chip.bandwidth)
+        seconds = max(costs["operations"] / chip.operations, costs["moved"] / chip.bandwidth)
         lines = {
             "memory": f"{memory}: {parts}",
-            "operations": f"{found['operations'] / 1e12:,.3g} TFLOP and {format_bytes(found['moved'])} moved per step "
-            f"and replica, {found['all-reduces']} all-reduces",
-            "time": f"at least {1e3 * seconds:,.3g} ms a step, by the chip's peaks, links left out",
+            "operations": f"{costs['operations'] / 1e12:,.3g} TFLOP and {format_bytes(costs['moved'])} moved per step "
+            f"and replica, {costs['all-reduces']} all-reduces",
+            "time": f"at least {1e3 * seconds:,.3g} ms per step, by the chip's peak figures, without its links",
         }
-    else:
-        lines = {"memory": memory}
-    return lines | {"fits": "yes" if fits else f"no; {' or '.join(remedies(config, replicas))}"}
+    return lines | {"fits": "yes" if fits else f"no; {' or '.join(list_remedies(config, replicas))}"}
 
 
-def remedies(config: Config, replicas: int) -> list[str]:
-    """Flags that make a step smaller, those first that change no result."""
+def list_remedies(config: Config, replicas: int) -> list[str]:
+    """Returns flags that make a step smaller, first those that do not change the results."""
     images = config.grad_cache_micro_batch or config.train_batch_size // replicas
-    found = [] if config.remat else ["--remat"]
-    if config.mixed_precision == "float32":
-        found.append("--mixed_precision=bfloat16")
-    found.append("more chips in --tpu_topology")
-    if images % 2 == 0:
-        found.append(f"--grad_cache_micro_batch={images // 2}")
-    if config.train_batch_size % (2 * replicas) == 0:
-        found.append(f"--train_batch_size={config.train_batch_size // 2}")
-    return found
+    remedies = {
+        "--remat": not config.remat,
+        "--mixed_precision=bfloat16": config.mixed_precision == "float32",
+        "more chips in --topology": True,
+        f"--grad_cache_micro_batch={images // 2}": images % 2 == 0,
+        f"--train_batch_size={config.train_batch_size // 2}": config.train_batch_size % (2 * replicas) == 0,
+    }
+    return [flag for flag, applies in remedies.items() if applies]
