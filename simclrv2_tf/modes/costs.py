@@ -1,87 +1,77 @@
-"""What a network and a training step cost, what memory the device has, and what to say when that is not enough."""
+"""Memory: what a training step needs, what the device has, and which flags help if that is not enough."""
 
 import contextlib
 import os
 import pathlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
+import keras
 import tensorflow as tf
 
-from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.errors import SettingError, first_line
-from simclrv2_tf.methods.classifier import ClassificationModel
-from simclrv2_tf.methods.losses import tile_rows
-from simclrv2_tf.models import Network, Summary, summarize
-from simclrv2_tf.modes import build
-from simclrv2_tf.settings.config import Config
+from simclrv2_tf.methods.base import ReplicatedModel
+from simclrv2_tf.models.cost import peak_bytes
 
+MIRRORED = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
 REMEDIES = (
-    "what needs less: in pretraining --grad_cache_micro_batch=N, the same contrastive batch with N images in memory at "
-    "a time, and a smaller --loss_tile; in training --remat, --mixed_precision=bfloat16, a smaller --train_batch_size; "
-    "in evaluation a smaller --eval_batch_size"
+    "to use less memory: --remat, --mixed_precision=bfloat16 or a smaller --train_batch_size; when pretraining, "
+    "--grad_cache_micro_batch=N, the same contrastive batch with N images in memory at a time; when evaluating, a "
+    "smaller --eval_batch_size"
 )
 
 
-def network_cost(config: Config, classes: int, tap: int) -> Summary:
-    """What the network of a run costs; nothing is allocated."""
+def trace_step(model: ReplicatedModel, batch_spec: Any) -> tf.Graph:
+    """Traces a training step on every replica without running it.
 
-    def make_network() -> Network:
-        network = build.network(config, tf.distribute.get_strategy(), classes, tap)
-        if config.mode in ("finetune", "linear_eval", "supervised"):
-            build.freeze(ClassificationModel(network, ViewSettings(config.image_size)), config)
-        return network
+    Args:
+        model: a compiled model.
+        batch_spec: type of a batch: ``element_spec`` of a data set that ``distribute`` returns.
+    """
+    strategy = model.distribute_strategy
+    step = tf.function(lambda batch: strategy.run(model.guarded_step, args=(batch,)), autograph=False)
+    return step.get_concrete_function(batch_spec).graph
 
-    return summarize(make_network, config.image_size, whole_head=config.mode == "pretrain")
 
+def step_memory(model: ReplicatedModel, graph: tf.Graph, resident_bytes: int = 0) -> dict[str, int]:
+    """Computes the bytes that training needs on each replica, by use; the libraries' workspace comes on top.
 
-def step_memory(found: Summary, config: Config, replicas: int) -> dict[str, int]:
-    """Bytes that a training step needs on each replica, by what for; what the libraries need for themselves is more."""
-    total, images = found.total, config.train_batch_size // replicas
-    at_once = min(images, config.grad_cache_micro_batch or images) * (2 if config.mode == "pretrain" else 1)
-    slots = 2 if config.optimizer == "adam" else 1
+    Args:
+        model: a compiled model, whose variables include those of a teacher or a moving average.
+        graph: its traced step, with the operations of all replicas of this process.
+        resident_bytes: of the images that are kept on the device.
+    """
+    strategy = model.distribute_strategy
+    traces_each_replica = isinstance(strategy, MIRRORED)  # a TPUStrategy traces one for all
+    replicas = len(strategy.extended.worker_devices) if traces_each_replica else 1
     memory = {
-        "weights": 4 * total.parameters,
-        "gradients and optimizer": 4 * (1 + slots) * total.trained,
-        "activations": (total.activations + found.recomputed) * at_once * found.itemsize,
+        "weights": _total_bytes(model.variables),
+        "optimizer": _total_bytes(model.optimizer.variables),
+        "activations and gradients": peak_bytes(graph) // replicas,
     }
-    if config.mode == "pretrain":
-        _, columns, held = similarities(config)
-        memory["similarities of NT-Xent"] = 4 * columns * held // replicas
-    if config.memory_size:
-        memory["averages of --memory_size"] = 4 * total.trained
-    return memory
+    return memory | ({"images of --resident_mb": resident_bytes} if resident_bytes else {})
 
 
-def similarities(config: Config) -> tuple[int, int, int]:
-    """Rows and columns of NT-Xent's matrix, and how many of its rows are in memory at a time."""
-    rows, columns = 2 * config.train_batch_size, 2 * config.train_batch_size + config.memory_size
-    return rows, columns, min(tile_rows(columns, config.loss_tile), rows)
-
-
-def format_memory_estimate(network: Network, config: Config, replicas: int, resident: int = 0) -> str:
-    """What a step of this network needs, with so many bytes of resident images; if that is too much, what to do."""
-    found = summarize(lambda: network, config.image_size, whole_head=config.mode == "pretrain")
-    memory, there = step_memory(found, config, replicas), device_memory()
-    if resident:
-        memory["images of --resident_mb"] = resident
-    needed, each = sum(memory.values()), f" on each of {replicas} replicas" if replicas > 1 else ""
-    of = f" of {format_bytes(there)}" if there else ""
+def format_memory_estimate(memory: dict[str, int], replicas: int = 1, replicas_per_device: int = 1) -> str:
+    """Formats what a step needs on each replica; if the device has less, says so and which flags help."""
+    needed, available = sum(memory.values()), device_memory()
+    each = " on each replica" if replicas > 1 else ""
+    limit = f" of {format_bytes(available)}" if available else ""
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
-    told = (
-        f"about {format_bytes(needed)}{of}{each}, by the shapes of the layers: {parts}; the libraries' own comes on top"
-    )
-    enough = there is None or needed * max(config.cpu_replicas, 1) <= there
-    return told if enough else f"{told}. MORE THAN THERE IS; {REMEDIES}"
+    estimate = f"about {format_bytes(needed)}{limit}{each}: {parts}; library workspace comes on top"
+    if available is None or needed * replicas_per_device <= available:
+        return estimate
+    return f"{estimate}. EXCEEDS AVAILABLE MEMORY; {REMEDIES}"
 
 
 def device_memory() -> int | None:
-    """Bytes of the smallest GPU, or of this machine for a CPU; None where they cannot be told."""
+    """Memory of the smallest GPU, or of this machine for a CPU, in bytes; None if unknown."""
     if tf.config.list_physical_devices("GPU"):
         query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
         with contextlib.suppress(OSError, subprocess.CalledProcessError, ValueError):
-            found = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-            return 2**20 * min(map(int, found.split()))
+            output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+            return 2**20 * min(map(int, output.split()))
     elif not tf.config.list_logical_devices("TPU"):
         with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
             machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -93,7 +83,7 @@ def device_memory() -> int | None:
 
 @contextlib.contextmanager
 def explain_out_of_memory() -> Iterator[None]:
-    """Turns TensorFlow's error for memory that is not there into a SettingError that names the flags that help."""
+    """Turns TensorFlow's out-of-memory error into a SettingError that names the flags that help."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
@@ -104,5 +94,9 @@ def explain_out_of_memory() -> Iterator[None]:
 
 
 def format_bytes(count: int) -> str:
-    """Such as 1.25 GB."""
+    """Formats a number of bytes. For example "1.25 GB"."""
     return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.2f} MB"
+
+
+def _total_bytes(variables: Iterable[keras.Variable]) -> int:
+    return sum(tf.TensorShape(v.shape).num_elements() * tf.as_dtype(v.dtype).size for v in variables)

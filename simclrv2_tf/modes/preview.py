@@ -1,5 +1,6 @@
 """The mode that shows a run before it starts: what the network will see, and what that will cost."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -8,9 +9,9 @@ import numpy as np
 
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import open_labelled
-from simclrv2_tf.methods.schedules import Plan
+from simclrv2_tf.methods.base import ReplicatedModel, distribute
 from simclrv2_tf.modes import build
-from simclrv2_tf.modes.costs import format_memory_estimate, network_cost, step_memory
+from simclrv2_tf.modes.costs import format_memory_estimate, step_memory, trace_step
 from simclrv2_tf.modes.resolve import Result, Strategy, planned
 from simclrv2_tf.modes.setup import Run, build_run, resolved_settings
 from simclrv2_tf.report import charts, facts, pictures, write_preview
@@ -22,22 +23,20 @@ from simclrv2_tf.settings.config import Config
 SHOWN = 48  # images of the batch
 CLASSES, OF_A_CLASS = 10, 6  # of the labelled images
 TIMED_STEPS = 3
-TIMED_BYTES = 2e9  # activations of a timed step at most: it must fit wherever the run is previewed
+TIMED_BYTES = 2e9  # activations and gradients of a timed step at most: it must fit wherever the run is previewed
 
 
 def preview(explicit: dict[str, Any]) -> Result:
     """Writes ``preview.html`` about the run that the other settings describe, and its pictures.
 
     That run is distillation with ``--teacher``, fine-tuning with ``--checkpoint``, else pretraining. Its time is that
-    of some steps on this machine; its memory follows from the shapes of its layers.
+    of some steps on this machine; its memory is read off the traced training step.
     """
     config, strategy = planned(explicit)
-    run = build_run(_timed(config, strategy), strategy)
-    data = build.training_input(config, run.data.source)
-    plan = Plan.of(config, data.source.num_examples)
-    resolved = resolved_settings(config, strategy, Run(run.model, data, plan, run.test))
-    estimate = _estimate(config, strategy, run, plan)
-    figures = {"views": pictures.views_figure(pictures.example_views(data)), **_images(config, data)}
+    run = build_run(config.replace(steps_per_execution=1), strategy)
+    resolved = resolved_settings(config, strategy, run)
+    estimate = _estimate(config, strategy, run)
+    figures = {"views": pictures.views_figure(pictures.example_views(run.data)), **_images(config, run.data)}
     model_dir = RunDirectory(build.model_dir(config)).model_dir
     described = vars(config) | {"resolved": resolved}
     page = write_preview(model_dir, described, estimate, figures)
@@ -45,32 +44,26 @@ def preview(explicit: dict[str, Any]) -> Result:
     return {"mode": "preview", "path": str(page), **estimate}
 
 
-def _timed(config: Config, strategy: Strategy) -> Config:
-    """The settings with a batch that is small enough to be tried out."""
-    if config.grad_cache_micro_batch:  # it fits already
-        return config.replace(steps_per_execution=1)
-    replicas, batch = strategy.num_replicas_in_sync, config.train_batch_size
-    activations = (
-        step_memory(network_cost(config, 1, config.ft_proj_selector), config, replicas)["activations"] * replicas
-    )
-    share = min(1.0, TIMED_BYTES / max(activations, 1))
-    return config.replace(
-        train_batch_size=max(1, int(batch * share) // replicas) * replicas if share < 1 else batch,
-        steps_per_execution=1,
-    )
-
-
-def _estimate(config: Config, strategy: Strategy, run: Run, plan: Plan) -> dict[str, str]:
-    """Time and memory in words."""
-    timed = run.data.batch_size
-    seconds = _seconds_per_step(run) * config.train_batch_size / timed
+def _estimate(config: Config, strategy: Strategy, run: Run) -> dict[str, str]:
+    """Formats the time and the memory that the run will need."""
+    data, plan, replicas = run.data, run.plan, strategy.num_replicas_in_sync
+    batches = distribute(strategy, data.batch_size, lambda part: data.of(part).batches(0, 1))
+    memory = step_memory(run.model, trace_step(run.model, batches.element_spec), data.resident_bytes)
+    timed = _timed_batch_size(config, memory["activations and gradients"] * replicas, replicas)
+    seconds = _seconds_per_step(run.model, dataclasses.replace(data, batch_size=timed)) * data.batch_size / timed
     return {
         "time": f"about {duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
         f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
-        "memory": format_memory_estimate(
-            run.model.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
-        ),
+        "memory": format_memory_estimate(memory, replicas, max(config.cpu_replicas, 1)),
     }
+
+
+def _timed_batch_size(config: Config, step_bytes: int, replicas: int) -> int:
+    """The batch size of the timed steps: smaller than the run's if a step might not fit in memory here."""
+    batch_size = config.train_batch_size
+    if config.grad_cache_micro_batch or step_bytes <= TIMED_BYTES:
+        return batch_size
+    return max(1, int(batch_size * TIMED_BYTES / step_bytes) // replicas) * replicas
 
 
 class _Clock(keras.callbacks.Callback):
@@ -85,9 +78,9 @@ class _Clock(keras.callbacks.Callback):
         self.ends.append(time.perf_counter())
 
 
-def _seconds_per_step(run: Run) -> float:
+def _seconds_per_step(model: ReplicatedModel, data: TrainingInput) -> float:
     clock = _Clock()
-    run.model.fit(run.data.batches(0, TIMED_STEPS + 2), epochs=1, verbose=0, shuffle=False, callbacks=[clock])
+    model.fit(data.batches(0, TIMED_STEPS + 2), epochs=1, verbose=0, shuffle=False, callbacks=[clock])
     return float(np.median(np.diff(clock.ends)[-TIMED_STEPS:]))  # not the first ones, which compile and fill buffers
 
 

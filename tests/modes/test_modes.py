@@ -350,16 +350,20 @@ class TestSummary:
         monkeypatch.chdir(tmp_path)
         found = modes.run({"mode": "summary", "resnet_depth": 18, "image_size": 32, "memory_size": 4096})
         text = capsys.readouterr().out
-        assert "ResNet-18 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
+        assert "ResNet-18 1x, 32 px, cifar stem, 1,000 classes, float32" in text
         assert f"{found['parameters']:,}" in text and f"{found['multiply_adds'] / 1e9:.3g}" in text
-        assert "NT-Xent: 1,024 x 5,120 similarities, 409 rows at a time (--loss_tile): 8.38 MB in float32" in text
+        assert re.search(
+            r"A step \(pretrain, 512 images x 2 views, all replicas\) keeps [\d.]+ GB of activations", text
+        )
+        assert "NT-Xent: 1,024 x 5,120 similarities, 20.97 MB in float32" in text
         assert not list(tmp_path.iterdir())
 
     def test_of_a_run(self, whole_run, capsys):
         model_dir, _ = whole_run
         config = json.loads((model_dir / "pretrain/config.json").read_text())
         found = modes.run({"mode": "summary", "checkpoint": str(model_dir / "pretrain"), "train_batch_size": 7})
-        assert "10 classes; pretrain, 7 x 2 views" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "10 classes, float32" in out and "A step (pretrain, 7 images x 2 views" in out
         statistics = sum(v.size for name, v in weights(model_dir / "pretrain").items() if "moving_" in name)
         assert found["parameters"] == config["resolved"]["parameters"] + statistics
         modes.run({"mode": "summary", "checkpoint": str(model_dir / "linear_eval")})
