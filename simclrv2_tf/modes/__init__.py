@@ -13,8 +13,8 @@ import tensorflow as tf
 from simclrv2_tf.distributed.devices import choose_strategy, worker_context
 from simclrv2_tf.errors import LostWorkerError, SettingError
 from simclrv2_tf.modes import benchmark, evaluate, export, preview, report, semi_supervised, summary, train
-from simclrv2_tf.modes.costs import explain_out_of_memory
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config
+from simclrv2_tf.runs.memory import explain_out_of_memory
 from simclrv2_tf.settings.config import STAGES, Config
 
 MODES: dict[str, Callable[[Config, Strategy], Result]] = {
