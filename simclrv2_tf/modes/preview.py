@@ -51,9 +51,10 @@ def _estimate(config: Config, strategy: Strategy, run: Run) -> dict[str, str]:
     memory = step_memory(run.method, trace_step(run.method, batches.element_spec), data.resident_bytes)
     timed = _timed_batch_size(config, memory["activations and gradients"] * replicas, replicas)
     seconds = _seconds_per_step(run.method, dataclasses.replace(data, batch_size=timed)) * data.batch_size / timed
+    total = format_duration(seconds * plan.total_steps)
     return {
-        "time": f"about {format_duration(seconds * plan.total_steps)} for {plan.total_steps:,} steps of {seconds:.3g} s, by "
-        f"{TIMED_STEPS} steps of {timed:,} images on this machine; evaluations come on top",
+        "time": f"about {total} for {plan.total_steps:,} steps of {seconds:.3g} s, by {TIMED_STEPS} steps of {timed:,} "
+        "images on this machine; evaluations come on top",
         "memory": format_memory_estimate(memory, replicas, max(config.cpu_replicas, 1)),
     }
 

@@ -6,22 +6,21 @@ import numpy as np
 import pytest
 import tiny
 
-from simclrv2_tf.methods.base import distribute
-from simclrv2_tf.methods.simclr import Memory, SimCLR
+from simclrv2_tf.methods.inference import distribute
+from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.runs import memory
 
 
 def step_memory(strategy=None, batch=64, micro_batch=0, queue_size=0, **how):
     with strategy.scope() if strategy else contextlib.nullcontext():
-        network = tiny.network()
-        queue = Memory(network, queue_size, 0.9) if queue_size else None
-        model = tiny.compiled(SimCLR(network, tiny.VIEWS, memory=queue, micro_batch=micro_batch), **how)
+        settings = {"memory_size": queue_size, "ema_decay": 0.9, "micro_batch": micro_batch}
+        model = tiny.compiled(SimCLR(tiny.network(), tiny.VIEWS, **settings), **how)
     before = tiny.numbers(model.variables)
     batches = distribute(model.distribute_strategy, batch, lambda part: tiny.dataset(0, 1, size=batch))
-    memory = memory.step_memory(model, memory.trace_step(model, batches.element_spec))
+    needed = memory.step_memory(model, memory.trace_step(model, batches.element_spec))
     for value, unchanged in zip(tiny.numbers(model.variables), before, strict=True):
         np.testing.assert_array_equal(value, unchanged)  # nothing has run
-    return memory
+    return needed
 
 
 def test_all_variables_are_counted():
