@@ -27,7 +27,6 @@ from simclrv2_tf.errors import SettingError
 log = logging.getLogger(__name__)
 
 MAX_CLASSES = 100_000  # a greater label is taken for a mistake
-SHUFFLE_BUFFER = 8192  # encoded records
 # Images that one core reads one after another: enough to make the overhead of a chunk negligible, few enough that a
 # batch occupies all cores.
 CHUNK = 32
@@ -128,7 +127,12 @@ class Source(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource(Source):
-    """Decoded images of one size, uint8 ``[n, height, width, 3]``, in host memory."""
+    """Decoded images of one size, uint8 ``[n, height, width, 3]``, in host memory.
+
+    >>> source = ArraySource("noise/train", np.zeros([6, 8, 8, 3], "uint8"), np.arange(6) % 2, ("even", "odd"))
+    >>> source.subset(np.array([1, 3])).labels
+    array([1, 1])
+    """
 
     name: str
     images: np.ndarray

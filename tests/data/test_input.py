@@ -556,7 +556,7 @@ def test_an_evaluation_without_corrupt_records_can_be_indexed(records):
     assert source.readable_subset(np.array([], int)).num_examples == 0
 
 
-@pytest.mark.parametrize("module", [augment, datasets, input_module])
+@pytest.mark.parametrize("module", [augment, datasets, input_module, sources])
 def test_examples_of_the_docstrings_run(module):
     examples = doctest.testmod(module, extraglobs={"np": np, "ArraySource": ArraySource})
     assert examples.attempted and not examples.failed

@@ -1,4 +1,4 @@
-"""Features in files: every format says the same, with names of files and classes."""
+"""Features in files: every format has the same content, with names of files and classes."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +10,7 @@ from simclrv2_tf.runs.embeddings import Embedded, write_npz, write_parquet
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here is Keras's."""
+    """Overrides the fixture for all tests: nothing here uses Keras."""
 
 
 FEATURES = np.arange(6, dtype=np.float32).reshape(3, 2)
