@@ -78,7 +78,7 @@ def seconds(found: Summary, chip: Chip, count: int, sent: Traffic, gpu: bool) ->
     """Of a step: arithmetic or memory, whichever is longer; and messages, a ring's 2 (R − 1) / R of their bytes."""
     views = 2 * BATCH / count
     operations = 3 * 2 * found.total.multiply_adds * views
-    moved = PASSES * found.total.activations * found.itemsize * views
+    moved = PASSES * found.total.activations * views
     computing = max(operations / chip.operations, moved / chip.bandwidth) / UTILISATION
     link = NETWORK_OF_A_GPU if gpu and count > GPUS_OF_A_MACHINE else chip.links / 2
     talking = 2 * (count - 1) / count * sent.total / link + sent.messages * LATENCY * math.log2(count)
@@ -101,7 +101,7 @@ def table(name: str, settings: dict) -> str:
     ]
     for kind, chip, count in SYSTEMS:
         computing, talking = seconds(found, chip, count, sent, kind == "H100")
-        kept = found.total.activations * found.itemsize * 2 * BATCH / count
+        kept = found.total.activations * 2 * BATCH / count
         step = computing + talking
         over = "" if kept < chip.memory else " (too large)"
         lines.append(

@@ -12,29 +12,22 @@ import tensorflow as tf
 
 from simclrv2_tf.distributed.devices import choose_strategy, worker_context
 from simclrv2_tf.errors import LostWorkerError, SettingError
-from simclrv2_tf.modes.benchmark import benchmark
-from simclrv2_tf.modes.costs import explain_out_of_memory
-from simclrv2_tf.modes.evaluate import embed, evaluate
-from simclrv2_tf.modes.export import export, import_checkpoint
-from simclrv2_tf.modes.preview import preview
-from simclrv2_tf.modes.report import report
+from simclrv2_tf.modes import benchmark, evaluate, export, preview, report, semi_supervised, summary, train
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config
-from simclrv2_tf.modes.semi_supervised import semi_supervised
-from simclrv2_tf.modes.summary import summary
-from simclrv2_tf.modes.train import train
+from simclrv2_tf.runs.memory import explain_out_of_memory
 from simclrv2_tf.settings.config import STAGES, Config
 
 MODES: dict[str, Callable[[Config, Strategy], Result]] = {
-    **dict.fromkeys(STAGES, train),
-    "semi_supervised": semi_supervised,
-    "evaluate": evaluate,
-    "embed": embed,
-    "export": export,
-    "import_checkpoint": import_checkpoint,
-    "summary": summary,
-    "preview": preview,
-    "benchmark": benchmark,
-    "report": report,
+    **dict.fromkeys(STAGES, train.train),
+    "semi_supervised": semi_supervised.semi_supervised,
+    "evaluate": evaluate.evaluate,
+    "embed": evaluate.embed,
+    "export": export.export,
+    "import_checkpoint": export.import_checkpoint,
+    "summary": summary.summary,
+    "preview": preview.preview,
+    "benchmark": benchmark.benchmark,
+    "report": report.report,
 }
 WITHOUT_DEVICES = ("summary", "report")  # these neither wait for workers nor touch a GPU
 

@@ -21,6 +21,7 @@ from simclrv2_tf.methods.inference import distribute
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs.checkpoints import Checkpoints
+from simclrv2_tf.runs.memory import format_memory_estimate, step_memory
 from simclrv2_tf.runs.progress import IntervalMeans, Progress
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.runs.signals import StopRequest
@@ -88,6 +89,8 @@ def train(
     make_batches = lambda part: data.of(part).batches(first_step, num_steps)  # noqa: E731
     # one iterator for all steps, so that no interval builds another
     iterator = iter(distribute(strategy, data.batch_size, make_batches, prefetch_device(config)))
+    memory = step_memory(method, method.trace_steps(iterator), data.resident_bytes)
+    print(f"Memory: {format_memory_estimate(memory, strategy.num_replicas_in_sync, max(config.cpu_replicas, 1))}")
     progress = Progress(data.batch_size, plan, step)
     listeners = keras.callbacks.CallbackList(callbacks, model=method, steps=last_step, model_dir=str(run_dir.model_dir))
     method.stop_training = False

@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from simclrv2_tf import cli, modes
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.modes import costs
 from simclrv2_tf.modes import preview as previewing
 from simclrv2_tf.modes import train as training
+from simclrv2_tf.runs import memory
 from simclrv2_tf.runs.run_dir import RunDirectory
 
 TOY = {
@@ -368,16 +368,20 @@ class TestSummary:
         monkeypatch.chdir(tmp_path)
         found = modes.run({"mode": "summary", "resnet_depth": 10, "image_size": 32, "memory_size": 4096})
         text = capsys.readouterr().out
-        assert "ResNet-18 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
+        assert "ResNet-18 1x, 32 px, cifar stem, 1,000 classes, float32" in text
         assert f"{found['parameters']:,}" in text and f"{found['multiply_adds'] / 1e9:.3g}" in text
-        assert "NT-Xent: 1,024 x 5,120 similarities, 409 rows at a time (--loss_tile): 8.38 MB in float32" in text
+        assert re.search(
+            r"A step \(pretrain, 512 images x 2 views, all replicas\) keeps [\d.]+ GB of activations", text
+        )
+        assert "NT-Xent: 1,024 x 5,120 similarities, 20.97 MB in float32" in text
         assert not list(tmp_path.iterdir())
 
     def test_of_a_run(self, whole_run, capsys):
         model_dir, _ = whole_run
         config = json.loads((model_dir / "pretrain/config.json").read_text())
         found = modes.run({"mode": "summary", "checkpoint": str(model_dir / "pretrain"), "train_batch_size": 7})
-        assert "10 classes; pretrain, 7 x 2 views" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "10 classes, float32" in out and "A step (pretrain, 7 images x 2 views" in out
         statistics = sum(v.size for name, v in weights(model_dir / "pretrain").items() if "moving_" in name)
         assert found["parameters"] == config["resolved"]["parameters"] + statistics
         modes.run({"mode": "summary", "checkpoint": str(model_dir / "linear_eval")})
@@ -396,18 +400,18 @@ class TestMemory:
     ):
         modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "fits")})
         out = capsys.readouterr().out
-        assert re.search(r"memory +about [\d.]+ MB of [\d.,]+ GB, by .*activations [\d.]+ MB", out)
+        assert re.search(r"Memory: about [\d.]+ MB of [\d.,]+ GB: .*activations and gradients [\d.]+ MB", out)
         assert "--grad_cache_micro_batch" not in out
-        monkeypatch.setattr(costs, "device_memory", lambda: 500_000)
+        monkeypatch.setattr(memory, "device_memory", lambda: 500_000)
         modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "not")})
-        assert re.search(r"of 0.50 MB.* MORE THAN THERE IS; .*--remat", capsys.readouterr().out)
+        assert re.search(r"of 0.50 MB.* EXCEEDS AVAILABLE MEMORY; .*--remat", capsys.readouterr().out)
 
     def test_running_out_of_it_names_the_flags_that_help(self, tmp_path):
         """A queue beyond any address space."""
         settings = TOY | {"memory_size": 2**40, "model_dir": str(tmp_path / "run")}
-        with pytest.raises(SettingError, match=r"out of memory \(OOM .*--grad_cache_micro_batch.*--loss_tile.*--remat"):
+        with pytest.raises(SettingError, match=r"out of memory \(OOM .*--remat.*--grad_cache_micro_batch"):
             modes.run(settings | {"mode": "pretrain"})
 
     def test_a_full_disk_is_not_mistaken_for_it(self):
-        with pytest.raises(tf.errors.ResourceExhaustedError, match="No space"), costs.explain_out_of_memory():
+        with pytest.raises(tf.errors.ResourceExhaustedError, match="No space"), memory.explain_out_of_memory():
             tf.io.write_file("/dev/full", "x" * 100_000)

@@ -18,11 +18,11 @@ from simclrv2_tf.data.augment import NUM_DRAWS
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.schedules import Plan
-from simclrv2_tf.modes.costs import format_bytes
 from simclrv2_tf.modes.resolve import Result, resolve_config
 from simclrv2_tf.modes.setup import build_network, build_views, compile_method, load_method
 from simclrv2_tf.modes.summary import IMAGENET_CLASSES
 from simclrv2_tf.report.console import box
+from simclrv2_tf.runs.memory import format_bytes
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.settings.merge import Flags
 from simclrv2_tf.tools.tpu_preflight import compiler
