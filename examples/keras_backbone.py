@@ -49,7 +49,7 @@ for layer in backbone.layers:
     if isinstance(layer, keras.layers.BatchNormalization):
         layer.momentum = 0.9
 
-# 1. Pretrain without labels. Digits have no colours, and their mirror images mean something else.
+# 1. Pretrain without labels. Digits have no colors, and their mirror images mean something else.
 views = ViewSettings(args.image_size, crop_area_min=0.4, flip=False, color_jitter_strength=0, blur_probability=0)
 unlabelled = tf.data.Dataset.from_tensor_slices(train_images).shuffle(len(train_images))
 simclr = SimCLR(backbone, views, temperature=0.5)

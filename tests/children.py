@@ -27,6 +27,23 @@ from simclrv2_tf.runs.progress import Progress
 
 PACKAGE = str(pathlib.Path(__file__).parents[1] / "simclrv2_tf")
 SPEED = ("images_per_second",)  # what differs between two runs of the same bits
+# A run of seconds that saves everything there is.
+TOY = {
+    "mode": "pretrain",
+    "dataset": "digits",
+    "recipe": "none",
+    "resnet_depth": 10,
+    "width_multiplier": 0.0625,
+    "image_size": 8,
+    "train_batch_size": 50,
+    "train_steps": 11,
+    "checkpoint_steps": 3,
+    "eval_batch_size": 100,
+    "eval_steps": 1,
+    "memory_size": 100,
+    "report": "false",
+    "deterministic": "true",
+}
 
 Fault = contextlib.AbstractContextManager
 NO_FAULT = contextlib.nullcontext()

@@ -4,9 +4,9 @@ import children
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from children import TOY
 from data.test_decoding import BOMBS
 from PIL import Image
-from test_survival import TOY
 
 SMALL = TOY | {"train_batch_size": 4, "train_steps": 4, "eval_batch_size": 4, "eval_steps": 0, "memory_size": 0}
 

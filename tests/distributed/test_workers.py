@@ -6,7 +6,7 @@ import signal
 import children
 import numpy as np
 import pytest
-from test_survival import TOY
+from children import TOY
 
 # Learning from labels is traced in half the time of pretraining (see test_device_layouts.py). In float64, for
 # comparison with one device; the last batch of an evaluation is short.

@@ -4,7 +4,7 @@ import json
 
 import children
 import pytest
-from test_survival import TOY
+from children import TOY
 
 # Evaluated, logged and saved again and again: what an interval might leave behind counts more than what a step might.
 LONG = {"train_batch_size": 8, "eval_batch_size": 50, "keep_checkpoint_max": 2, "deterministic": "false"}

@@ -6,25 +6,9 @@ import signal
 
 import children
 import pytest
+from children import TOY
 
 from simclrv2_tf.runs.signals import StopRequest
-
-TOY = {
-    "mode": "pretrain",
-    "dataset": "digits",
-    "recipe": "none",
-    "resnet_depth": 10,
-    "width_multiplier": 0.0625,
-    "image_size": 8,
-    "train_batch_size": 50,
-    "train_steps": 11,
-    "checkpoint_steps": 3,
-    "eval_batch_size": 100,
-    "eval_steps": 1,
-    "memory_size": 100,
-    "report": "false",
-    "deterministic": "true",
-}
 
 
 @pytest.fixture(autouse=True)
