@@ -6,6 +6,12 @@ import signal
 import children
 import numpy as np
 import pytest
+import tensorflow as tf
+
+from simclrv2_tf.modes.resolve import resolve_config
+from simclrv2_tf.modes.setup import build_run
+from simclrv2_tf.runs.checkpoints import Checkpoints
+from simclrv2_tf.runs.progress import IntervalMeans
 
 # Training with labels is traced in half the time of pretraining (which test_device_layouts.py covers). In float64, to
 # compare with one device; the last batch of an evaluation is short.
@@ -21,11 +27,6 @@ COUNT = 2
 CALLS = 700  # of functions of the package since the first step: a few steps
 
 
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Everything runs in child processes."""
-
-
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
@@ -33,12 +34,12 @@ def one_device(tmp_path_factory):
     return children.records(folder / "run")
 
 
-def run(folder, faults=(children.NO_FAULT,) * COUNT):
+def run(folder, faults=(children.NO_FAULT,) * COUNT, model_dirs=("run",) * COUNT):
     """Returns exit status and output of each worker."""
     logs = [folder / f"log{index}" for index in range(COUNT)]
     workers = [
-        children.start(log, children.program, SETTINGS | {"model_dir": folder / "run"}, fault, environment)
-        for log, fault, environment in zip(logs, faults, children.workers(COUNT), strict=True)
+        children.start(log, children.program, SETTINGS | {"model_dir": folder / model_dir}, fault, environment)
+        for log, fault, environment, model_dir in zip(logs, faults, children.workers(COUNT), model_dirs, strict=True)
     ]
     for worker in workers:
         worker.join()
@@ -58,6 +59,16 @@ def assert_equal(model_dir, one_device):
         if isinstance(value, np.ndarray) and value.dtype == np.float64:
             atol = 1e-8 * max(np.abs(value).max(), 1e-3)
             np.testing.assert_allclose(records["variables"][name], value, rtol=0, atol=atol, err_msg=name)
+
+
+def test_workers_with_different_checkpoints_are_refused(tmp_path):
+    run_of_one = build_run(resolve_config(SETTINGS | {"report": False}), tf.distribute.get_strategy())
+    means = IntervalMeans(run_of_one.method.train_metrics)
+    Checkpoints(tmp_path / "other", run_of_one.method, extra_parts={"interval": means.variables}).save(3)
+    status, outputs = run(tmp_path, model_dirs=("run", "other"))
+    assert status == [2, 2], outputs
+    message = f"error: --model_dir={tmp_path}/run: the workers find different checkpoints; all need the same directory"
+    assert outputs[0].splitlines()[-1] == message
 
 
 @pytest.mark.slow

@@ -62,6 +62,26 @@ SECOND_INTERVAL = [
 ]
 
 
+def test_too_many_corrupt_images_stop_the_run_while_it_trains(tmp_path):
+    """Unlabelled images, so that nothing is evaluated."""
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 9, 3), np.uint8)
+        (tmp_path / f"good {i}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+        (tmp_path / f"bad {i}.png").write_bytes(b"not an image")
+    settings = TOY | {"mode": "pretrain", "dataset": f"folder:{tmp_path}", "train_batch_size": 8, "labels_per_class": 0}
+    with pytest.raises(SettingError, match=r"^--max_corrupt_share=0.4: 4 of 8 images of .* are corrupt"):
+        modes.run(settings | {"max_corrupt_share": 0.4, "model_dir": str(tmp_path / ".run")})
+    assert not list(tmp_path.rglob("*.index"))
+    modes.run(settings | {"max_corrupt_share": 0.5, "train_steps": 1, "model_dir": str(tmp_path / ".run2")})
+
+
+def test_an_interval_of_skipped_steps_stops_the_run(tmp_path):
+    settings = TOY | {"mode": "pretrain", "method": "plugins:NanLoss", "on_nan": "skip", "model_dir": str(tmp_path)}
+    with pytest.raises(SettingError, match=r"^--on_nan=skip: every step since the last row was skipped, up to step 2"):
+        modes.run(settings)
+    assert not list(tmp_path.rglob("*.index"))
+
+
 class TestCallbacks:
     def test_intervals_are_epochs_and_calls_are_batches_also_after_a_resume(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
