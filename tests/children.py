@@ -1,6 +1,6 @@
-"""Runs of the program in child processes, which may be killed, interrupted or denied the disk.
+"""Runs the program in child processes that are killed, interrupted or get no disk space.
 
-A fork server imports TensorFlow once, so that a child starts in a moment.
+A fork server imports TensorFlow once, so that a child starts quickly.
 """
 
 import contextlib
@@ -25,9 +25,6 @@ import tensorflow as tf
 
 from simclrv2_tf.runs.progress import Progress
 
-PACKAGE = str(pathlib.Path(__file__).parents[1] / "simclrv2_tf")
-SPEED = ("images_per_second",)  # what differs between two runs of the same bits
-# A run of seconds that saves everything there is.
 TOY = {
     "mode": "pretrain",
     "dataset": "digits",
@@ -45,6 +42,9 @@ TOY = {
     "deterministic": "true",
 }
 
+PACKAGE = str(pathlib.Path(__file__).parents[1] / "simclrv2_tf")
+SPEED = ("images_per_second",)  # columns that differ between bit-equal runs
+
 Fault = contextlib.AbstractContextManager
 NO_FAULT = contextlib.nullcontext()
 
@@ -53,12 +53,12 @@ context.set_forkserver_preload(["children", "simclrv2_tf.modes"])
 
 
 def run(settings: dict, log: pathlib.Path, fault: Fault = NO_FAULT) -> int:
-    """Runs ``run.py`` with these settings to its end; returns its exit status, −n if signal n ended it.
+    """Runs ``run.py`` in a child; returns its exit status, −n if signal n ended it.
 
     Args:
         settings: flags by name.
-        log: file for what it writes.
-        fault: entered in the child.
+        log: file for its output.
+        fault: context that is entered in the child.
     """
     child = start(log, program, settings, fault)
     child.join()
@@ -66,14 +66,14 @@ def run(settings: dict, log: pathlib.Path, fault: Fault = NO_FAULT) -> int:
 
 
 def start(log: pathlib.Path, function: Callable[..., None], *args: object) -> multiprocessing.process.BaseProcess:
-    """Starts a function of an importable module in a child, whose output goes to the log."""
+    """Starts a function of an importable module in a child with its output in the log."""
     child = context.Process(target=_logged, args=(log, function, *args))
     child.start()
     return child
 
 
 def workers(count: int) -> list[dict[str, str]]:
-    """Environments of workers on this machine that will find each other."""
+    """Returns the environments of ``count`` workers on this machine."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in range(count)]
         addresses = [f"localhost:{each.getsockname()[1]}" for each in sockets]
@@ -89,7 +89,7 @@ def _logged(log: pathlib.Path, function: Callable[..., None], *args: object) -> 
 
 
 def program(settings: dict, fault: Fault = NO_FAULT, environment: dict[str, str] | None = None) -> None:
-    """Runs ``run.py`` with these settings in the child."""
+    """Runs ``run.py`` in this process."""
     os.environ |= environment or {}
     from simclrv2_tf import cli
 
@@ -98,13 +98,13 @@ def program(settings: dict, fault: Fault = NO_FAULT, environment: dict[str, str]
 
 
 class SignalAt(Fault):
-    """Sends the process a signal at the n-th call that the package makes after its first training step.
+    """Sends the process a signal at the n-th function call in the package after the first training step.
 
     Args:
         call: n; 0: never.
-        number: the signal.
+        number: of the signal.
         count_to: file for the number of calls.
-        function: count only calls of functions of this name.
+        function: count only calls of functions with this name.
     """
 
     def __init__(
@@ -140,10 +140,10 @@ class SignalAt(Fault):
 
 
 class Meter(Fault):
-    """Notes what the process uses when it has done so many steps."""
+    """Writes the memory, open files and threads of the process after the given steps to a JSON file."""
 
-    def __init__(self, steps: set[int], told: pathlib.Path):
-        self.steps, self.told, self.found = steps, told, []
+    def __init__(self, steps: set[int], path: pathlib.Path):
+        self.steps, self.path, self.usage = steps, path, []
 
     def __enter__(self) -> None:
         add = Progress.add
@@ -155,20 +155,20 @@ class Meter(Fault):
                 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
                 files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
                 megabytes = round(pages * resource.getpagesize() / 1e6, 1)
-                self.found.append({"step": progress.step, "megabytes": megabytes, "files": files, "threads": threads})
+                self.usage.append({"step": progress.step, "megabytes": megabytes, "files": files, "threads": threads})
 
         Progress.add = watched
 
     def __exit__(self, *error: object) -> None:
-        self.told.write_text(json.dumps(self.found))
+        self.path.write_text(json.dumps(self.usage))
 
 
 class FileSizeLimit(Fault):
-    """No file may grow beyond so many bytes: every write past them fails, as on a full disk.
+    """Limits the size of files: writes beyond it fail, as on a full disk.
 
     Args:
-        size: so many.
-        fatal: the first of these writes kills the process instead, in its middle.
+        size: bytes.
+        fatal: kill the process in the middle of the first such write instead.
     """
 
     def __init__(self, size: int, fatal: bool = False):
@@ -183,13 +183,13 @@ class FileSizeLimit(Fault):
 
 
 class FullDisk(Fault):
-    """The disk is full as soon as the program is about to change something in a folder that is not yet known.
+    """Fills the disk when the program is about to make a change in a folder that earlier runs have not made.
 
-    From then on no file can grow, whether Python or TensorFlow writes to it: the limit is the kernel's.
+    From then on no file can grow, whether Python or TensorFlow writes it, because the kernel enforces the limit.
 
     Args:
         folder: where changes are watched.
-        known: the changes that have met a full disk before, or were let through; they are added to.
+        known: changes of earlier runs; new ones are added.
         stride: the disk fills up at every ``stride``-th new change.
     """
 
@@ -202,14 +202,14 @@ class FullDisk(Fault):
         sys.addaudithook(self._watch)
 
     def __exit__(self, *error: object) -> None:
-        self.watching = False  # a hook cannot be taken away
+        self.watching = False  # a hook cannot be removed
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
 
     def _watch(self, event: str, arguments: tuple) -> None:
         writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if not self.watching or self.full_at or not (writes or event in ("os.rename", "os.mkdir", "os.remove")):
             return
-        change = re.sub(r"\d+", "N", f"{event} {arguments[0]}")  # whatever the step or the process
+        change = re.sub(r"\d+", "N", f"{event} {arguments[0]}")  # the same for every step and process
         if str(self.folder) in str(arguments[0]) and change not in self.known:
             self.known[change] = None
             if len(self.known) % self.stride == 0:
@@ -217,12 +217,12 @@ class FullDisk(Fault):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (0, self.limits[1]))
 
 
-def run_on_full_disks(settings: dict, stride: int, told: pathlib.Path) -> None:
-    """In the child: the same command until it succeeds, on a disk that is full from another change on each time.
+def run_on_full_disks(settings: dict, stride: int, path: pathlib.Path) -> None:
+    """Repeats a command in this process until it succeeds; each time the disk fills up at another change.
 
-    Writes a list to ``told``: of each run its exit status, the change, its output, and what then lies in the directory.
+    Writes a JSON list to ``path``: per run its exit status, the change, its output, and the content of the directory.
     """
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it would tell of many runs in one process
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # hides warnings about many runs in one process
     known: dict[str, None] = {}
     runs = []
     while not runs or runs[-1]["status"]:
@@ -238,33 +238,33 @@ def run_on_full_disks(settings: dict, stride: int, told: pathlib.Path) -> None:
         steps = sorted(int(path.stem[5:]) for path in settings["model_dir"].glob("checkpoints/step-*.index"))
         temporary = [path.name for path in settings["model_dir"].rglob(".*tmp*")]
         runs.append(dict(status=status, full_at=disk.full_at, output=output.getvalue(), steps=steps, left=temporary))
-        told.write_text(json.dumps(runs))
+        path.write_text(json.dumps(runs))
 
 
 def records(model_dir: pathlib.Path) -> dict[str, object]:
-    """What a run has left that must not depend on how often it was stopped: weights, rows, TensorBoard, result."""
+    """Returns the records of a run that must not depend on interruptions: weights, rows and TensorBoard events."""
     reader = tf.train.load_checkpoint(str(model_dir / "checkpoints"))
     header, *rows = [line.split(",") for line in (model_dir / "metrics.csv").read_text().splitlines()]
-    kept = [i for i, name in enumerate(header) if name not in SPEED]
+    columns = [i for i, name in enumerate(header) if name not in SPEED]
     return {
         "variables": {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())},
-        "rows": [[row[i] for i in kept] for row in (header, *rows)],
+        "rows": [[row[i] for i in columns] for row in (header, *rows)],
         "events": [event for event in events(model_dir) if event[1] not in SPEED],
     }
 
 
 def events(model_dir: pathlib.Path) -> list[tuple[int, str, bytes]]:
-    """Step, tag and value of everything that TensorBoard would read, in its order."""
-    found = []
+    """Returns step, tag and value of every TensorBoard event, in order."""
+    values = []
     for file in sorted((model_dir / "tensorboard").glob("events.out.tfevents.*")):
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
-            found += [(event.step, value.tag, value.tensor.SerializeToString()) for value in event.summary.value]
-    return found
+            values += [(event.step, value.tag, value.tensor.SerializeToString()) for value in event.summary.value]
+    return values
 
 
 def assert_same_records(model_dir: pathlib.Path, other: pathlib.Path, pictures: bool = True) -> None:
-    """With ``pictures=False`` but for the views, which only a run with a report shows in TensorBoard."""
+    """Compares two runs; ``pictures=False`` ignores the views, which only a run with a report writes."""
     one, two = records(model_dir), records(other)
     np.testing.assert_equal(one["variables"], two["variables"])
     assert one["rows"] == two["rows"]

@@ -1,4 +1,4 @@
-"""Every test sees four logical CPU devices and deterministic float32 kernels; no test touches a GPU or the network."""
+"""Fixtures. Tests run on four logical CPU devices in float32, without GPU and network."""
 
 import contextlib
 import gc
@@ -8,8 +8,8 @@ import resource
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Each of pytest's workers has a core. Threads of NumPy's and scikit-learn's that wait for one another there spin, and
-# a t-SNE took twenty times its CPU.
+# Each pytest worker has one core, on which waiting threads of NumPy and scikit-learn spin: t-SNE took 20 times its CPU
+# time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
@@ -23,7 +23,7 @@ tf.config.set_logical_device_configuration(
 
 import keras  # noqa: E402
 
-# The same examples each time; `make soak` tries many more, and others each time.
+# The same examples each time; `make soak` tries many more and different ones.
 SHARED = [hypothesis.HealthCheck.function_scoped_fixture]
 hypothesis.settings.register_profile(
     "same", derandomize=True, deadline=None, max_examples=25, suppress_health_check=SHARED
@@ -33,19 +33,19 @@ hypothesis.settings.load_profile("same")
 
 
 def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores, as some tests wait for processes of their own."""
+    """Returns one more than there are cores, because some tests wait for child processes."""
     return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_finish(session):
-    """What is imported stays: the garbage collection that Keras makes at each reset need not look through it."""
+    """Excludes imported modules from garbage collection, which Keras runs at each reset."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Layer names, seeds and policies of one test do not reach the next."""
+    """Resets layer names, seeds and dtype policies between tests."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     keras.config.set_floatx("float32")
@@ -54,24 +54,24 @@ def fresh_keras():
 
 @pytest.fixture
 def replicas():
-    """``replicas(2)`` is a MirroredStrategy over two logical CPU devices."""
+    """Returns a function: ``replicas(2)`` builds a MirroredStrategy over two logical CPU devices."""
 
-    def make(count):
-        # Every strategy numbers its collectives from the same key on, and a second one in the process would join the
-        # first one's groups; TensorFlow's own tests move the key on too.
+    def build(count):
+        # Every strategy numbers its collectives from the same key, so a second one in the process would join the groups
+        # of the first. TensorFlow's own tests advance the key too.
         tf.distribute.MirroredStrategy._collective_key_base += 1000
         return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
-    return make
+    return build
 
 
 @pytest.fixture
 def parity(request):
-    """Asserts that numbers are the recorded ones, and notes by how much they deviate, for ``benchmarks/fidelity.py``.
+    """Asserts that numbers equal the recorded ones, and records the deviation for ``benchmarks/fidelity.py``.
 
-    ``parity(case, actual, expected, tolerance)``: no number differs by more than ``tolerance`` times the largest of
-    ``expected``; with ``of="each"`` times the expected number itself, with ``of="one"`` by more than ``tolerance``; or
-    times an array ``of`` whose ``unit`` is named. What is expected to be 0 on a scale of 0 must be 0.
+    ``parity(case, actual, expected, tolerance)``: no number deviates by more than ``tolerance`` times a scale. The
+    scale is the largest of ``expected``, each expected number with ``of="each"``, 1 with ``of="one"``, or an array
+    ``of`` with a named ``unit``. Numbers with scale 0 must be equal.
     """
 
     def check(case, actual, expected, tolerance, precision="float32", of="largest", unit=""):
@@ -83,8 +83,8 @@ def parity(request):
         with np.errstate(divide="ignore", invalid="ignore"):
             deviation = float(np.max(np.where(difference == 0, 0, difference / scale)))
         unit = unit or {"largest": "of the largest", "each": "of each", "one": "absolute"}[of]
-        found = [case, precision, expected.size, deviation, float(tolerance), unit]
-        request.node.user_properties.append(("parity", found))
+        record = [case, precision, expected.size, deviation, float(tolerance), unit]
+        request.node.user_properties.append(("parity", record))
         assert deviation <= tolerance, f"{case}: deviates by {deviation:.3g} {unit}, more than {tolerance:.3g}"
 
     return check
@@ -92,7 +92,7 @@ def parity(request):
 
 @pytest.fixture
 def file_size_limit():
-    """``with file_size_limit(100):`` no file can grow beyond 100 bytes, as on a disk that is full."""
+    """Returns a context: in ``with file_size_limit(100):`` no file can grow beyond 100 bytes, as on a full disk."""
 
     @contextlib.contextmanager
     def limit(size):

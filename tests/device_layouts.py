@@ -1,4 +1,4 @@
-"""Every way of training, for twenty steps, on whatever devices: what it must give is the same."""
+"""Trains every method for twenty steps on any devices, to compare the numbers."""
 
 import os
 import pathlib
@@ -19,12 +19,12 @@ from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.settings.config import Config
 
 STEPS, CALL, BATCH = 20, 4, 24
-IMAGES = 31  # so that the last batch of an evaluation is short, and some replicas have no image of it
+IMAGES = 31  # the last batch of an evaluation is short, and some replicas have no image of it
 KINDS = ("pretrain", "finetune", "distill")
 Numbers = dict[str, np.ndarray]
 
 
-def make(kind: str) -> Method:
+def build(kind: str) -> Method:
     network = tiny.network(tap=1 if kind == "finetune" else 0)
     if kind == "pretrain":
         memory = {"memory_size": 2 * BATCH + 7, "ema_decay": 0.9}
@@ -35,12 +35,12 @@ def make(kind: str) -> Method:
 
 
 def train(kind: str, strategy: tf.distribute.Strategy, precision: str = "float64") -> Numbers:
-    """Losses and other metrics of each call; every variable after the last; logits of an evaluation."""
+    """Returns the metrics of each call, the final variables, and features and logits of an evaluation."""
     keras.config.set_floatx(precision)
     keras.config.set_dtype_policy(precision)
     with strategy.scope():
-        model = make(kind)
-    # One replica has no label at all in any batch, others have some.
+        model = build(kind)
+    # One replica has no labels in any batch; others have some.
     unlabelled = () if kind == "finetune" else range(BATCH // 3)
     views = 2 if kind == "pretrain" else 1
     batches = tiny.dataset(0, STEPS, num_views=views, size=BATCH, unlabelled=unlabelled)
@@ -51,26 +51,26 @@ def train(kind: str, strategy: tf.distribute.Strategy, precision: str = "float64
 
     iterator = iter(distribute(strategy, BATCH, of))
     logs = [model.run_steps(iterator, CALL) for _ in range(STEPS // CALL)]
-    found = {name: np.array([call[name] for call in logs]) for name in model.train_metrics}
+    metrics = {name: np.array([call[name] for call in logs]) for name in model.train_metrics}
     memory = getattr(model, "memory", None)
     variables = [*model.network.variables, *model.optimizer.variables, *(memory.variables if memory else [])]
-    return found | tiny.numbers(variables) | evaluate(model)
+    return metrics | tiny.numbers(variables) | evaluate(model)
 
 
 def evaluate(model: Method) -> Numbers:
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, tiny.SIZE, tiny.SIZE, 3), "uint8")
     source = ArraySource("test", images, np.arange(IMAGES, dtype="int32"), ("class",))
-    found = collect(
+    outputs = collect(
         model,
         lambda part: evaluation_batches(source, BATCH, tiny.SIZE, part=part),
         BATCH,
         ("final_avg_pool", "logits_sup"),
     )
-    return {f"evaluated/{name}": values for name, values in found.items()}
+    return {f"evaluated/{name}": values for name, values in outputs.items()}
 
 
 def work(environment: dict[str, str], folder: pathlib.Path, index: int, precision: str = "float64") -> None:
-    """One worker's process: leaves ``KIND-INDEX.npz``."""
+    """Runs in the process of one worker; writes ``KIND-INDEX.npz``."""
     os.environ |= environment
     strategy = choose_strategy(Config(train_batch_size=BATCH, eval_batch_size=BATCH))
     for kind in KINDS:

@@ -1,9 +1,13 @@
-"""What a user would write for --callbacks and --encoder."""
+"""User code for --callbacks, --method and --encoder."""
+
+import math
 
 import keras
 
+from simclrv2_tf import SimCLR
+
 events: list[tuple] = []
-"""What the callbacks of ``recorder`` were called with, in order."""
+"""Calls of the callbacks of ``recorder``, in order."""
 
 
 class Recorder(keras.callbacks.Callback):
@@ -67,17 +71,25 @@ def stop_in_interval():
     return StopAt(mid_interval=True)
 
 
+class NanLoss(SimCLR):
+    """Has a loss that is never finite."""
+
+    def objective(self, outputs, batch):
+        loss, logs = super().objective(outputs, batch)
+        return loss * math.nan, logs
+
+
 def not_a_callback():
     return "callback"
 
 
 def profiler():
-    """What replaces a flag of ours: Keras's own callback, which traces the second and third call."""
+    """Returns Keras's own callback, which profiles the second and third call."""
     return keras.callbacks.TensorBoard("tensorboard", profile_batch=(2, 3), write_graph=False)
 
 
 def small_encoder(image_size: int) -> keras.Model:
-    """An encoder of Keras's own layers, whose layers have no names."""
+    """Returns an encoder of Keras's own layers, without names."""
     layers = []
     for filters in (8, 16):
         layers += [

@@ -1,19 +1,24 @@
-"""Damaged, hostile and odd data through the program itself: skipped and counted, or refused in one line."""
+"""Damaged, hostile and unusual data in a whole run: skipped and counted, or refused in one line."""
 
 import children
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from children import TOY
 from data.test_decoding import BOMBS
 from PIL import Image
 
-SMALL = TOY | {"train_batch_size": 4, "train_steps": 4, "eval_batch_size": 4, "eval_steps": 0, "memory_size": 0}
+SMALL = children.TOY | {
+    "train_batch_size": 4,
+    "train_steps": 4,
+    "eval_batch_size": 4,
+    "eval_steps": 0,
+    "memory_size": 0,
+}
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here runs in this process."""
+    """Everything runs in child processes."""
 
 
 def noise(i, height=12):
@@ -21,7 +26,7 @@ def noise(i, height=12):
 
 
 class NoisyPhotos(tfds.core.GeneratorBasedBuilder):
-    """Of several sizes, so that they are streamed."""
+    """Images of several sizes, which are streamed."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -49,7 +54,7 @@ def test_a_run_skips_and_counts_every_kind_of_corrupt_image(tmp_path):
     for name, content in bad.items():
         (folder / f"{name}.jpg").write_bytes(content)
     (folder / "link.png").symlink_to("nowhere")
-    (folder / "memory.png").symlink_to("/proc/self/mem")  # not even root can read its beginning
+    (folder / "memory.png").symlink_to("/proc/self/mem")  # not even root can read its first bytes
     (folder / "folder.png").mkdir()
     settings = SMALL | {"dataset": f"folder:{tmp_path}", "train_split": "all", "eval_split": "all"}
     status = children.run(settings | {"model_dir": tmp_path / ".run", "max_corrupt_share": 0.7}, tmp_path / ".log")
@@ -60,7 +65,7 @@ def test_a_run_skips_and_counts_every_kind_of_corrupt_image(tmp_path):
     assert (tmp_path / ".log2").read_text().splitlines()[-1].startswith("error: --max_corrupt_share=0.05: ")
 
 
-def test_a_record_with_a_wrong_checksum_is_one_line(tmp_path):
+def test_a_record_with_a_wrong_checksum_is_refused_in_one_line(tmp_path):
     NoisyPhotos(data_dir=str(tmp_path)).download_and_prepare()
     (path,) = tmp_path.rglob("*.tfrecord*")
     content = bytearray(path.read_bytes())
@@ -79,7 +84,7 @@ def test_a_record_with_a_wrong_checksum_is_one_line(tmp_path):
     [([99_999], {"mode": "supervised", "train_batch_size": 1}), ([0] * 4, {"report": "true"})],
     ids=["one image of 100,000 classes", "one class"],
 )
-def test_few_images_and_few_or_many_classes_are_trained_on(labels, more, tmp_path):
+def test_few_images_with_one_or_very_many_classes_can_be_trained_on(labels, more, tmp_path):
     images = np.stack([np.asarray(noise(i)) for i in range(len(labels))])
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     settings = SMALL | {"dataset": f"npz:{tmp_path}/a.npz", "model_dir": tmp_path / "run"} | more

@@ -1,4 +1,4 @@
-"""What comes from strangers cannot run code, nor lead out of the model directory."""
+"""Untrusted data, checkpoints and models cannot run code or write outside the model directory."""
 
 import ast
 import json
@@ -16,26 +16,18 @@ from hypothesis import strategies as st
 from simclrv2_tf import SimCLR
 from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, read_run_config
+from simclrv2_tf.runs.checkpoints import Checkpoints, find_checkpoint, load_network, read_run_config
 from simclrv2_tf.settings.config import Config
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "simclrv2_tf"
-# Builtins and functions that turn data into code or a text into a command, and modules that do.
-RUNNING = {
-    "eval",
-    "exec",
-    "compile_command",
-    "__import__",
-    "system",
-    "popen",
-    "getoutput",
-    "enable_unsafe_deserialization",
-}
-UNPICKLING = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy", "code"}
+# Functions that run data or text as code, and modules that do.
+UNSAFE_FUNCTIONS = {"eval", "exec", "compile_command", "__import__", "system", "popen", "getoutput"}
+UNSAFE_FUNCTIONS |= {"enable_unsafe_deserialization"}
+UNSAFE_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy", "code"}
 
 
 class Trap:
-    """Leaves a file where it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: pathlib.Path):
         self.path = path
@@ -44,25 +36,25 @@ class Trap:
         return pathlib.Path.touch, (self.path,)
 
 
-def test_the_code_holds_nothing_that_runs_data():
+def test_the_package_does_not_run_data_as_code():
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")]
     assert len(trees) > 50
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-            assert not UNPICKLING & {name.partition(".")[0] for name in names}
+            assert not UNSAFE_MODULES & {name.partition(".")[0] for name in names}
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        assert name not in RUNNING and keywords.get("shell", "False") == "False"
+        assert name not in UNSAFE_FUNCTIONS and keywords.get("shell", "False") == "False"
         assert keywords.get("safe_mode", "True") == "True"
         if ast.unparse(node.func) == "np.load":
             assert keywords["allow_pickle"] == "False"
 
 
 @pytest.mark.parametrize("name", ["x_train", "y_train"])
-def test_pickled_objects_in_an_archive_are_refused_unread(name, tmp_path):
+def test_pickled_objects_in_an_archive_are_refused_without_unpickling(name, tmp_path):
     arrays = {"x_train": np.zeros([2, 4, 4], np.uint8), "y_train": np.array([0, 1])}
     arrays[name] = np.array([Trap(tmp_path / "sprung")] * 2, object)
     np.savez(tmp_path / "a.npz", **arrays)
@@ -74,7 +66,7 @@ def test_pickled_objects_in_an_archive_are_refused_unread(name, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_members_of_an_archive_go_nowhere(tmp_path):
+def test_members_of_an_archive_are_not_extracted(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros([2, 4, 4], np.uint8))
     (tmp_path / "in").mkdir()
     with zipfile.ZipFile(tmp_path / "in/a.npz", "w") as archive:
@@ -86,7 +78,7 @@ def test_members_of_an_archive_go_nowhere(tmp_path):
 
 
 def test_a_saved_model_with_code_in_it_is_refused(tmp_path):
-    """Keras writes the bytecode of a lambda into the file; whoever reads it must say that they trust it."""
+    """Keras saves the bytecode of a lambda, which is loaded only if the user trusts the file explicitly."""
     features = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Lambda(lambda x: x), keras.layers.Flatten()])
     model = SimCLR(features, tiny.VIEWS)
     model.save(tmp_path / "model.keras")
@@ -112,20 +104,20 @@ def network():
 
 
 @pytest.mark.parametrize("place", ["../../other/checkpoints/step-1", "{}/other/checkpoints/step-1", "sub/step-1"])
-def test_a_checkpoint_directory_names_no_other_place(place, run, tmp_path):
-    """Else to evaluate a stranger's run would write into any directory that it names."""
-    for name in ("other/checkpoints", "strange/checkpoints/sub"):
+def test_a_checkpoint_file_cannot_name_another_directory(place, run, tmp_path):
+    """Otherwise evaluating an untrusted run would write into any directory that it names."""
+    for name in ("other/checkpoints", "untrusted/checkpoints/sub"):
         (tmp_path / name).mkdir(parents=True)
         for file in (run / "checkpoints").glob("step-1.*"):
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
     text = f'model_checkpoint_path: "{place.format(tmp_path)}"\n'
-    (tmp_path / "strange/checkpoints/checkpoint").write_text(text)
+    (tmp_path / "untrusted/checkpoints/checkpoint").write_text(text)
     with pytest.raises(SettingError, match="there is no checkpoint"):
-        find(f"{tmp_path}/strange")
+        find_checkpoint(f"{tmp_path}/untrusted")
 
 
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), index=st.booleans())
-def test_any_changed_bit_of_a_checkpoint_is_refused_or_without_effect(run, network, where, bit, index):
+def test_a_flipped_bit_of_a_checkpoint_is_refused_or_has_no_effect(run, network, where, bit, index):
     file = run / "checkpoints" / ("step-1.index" if index else "step-1.data-00000-of-00001")
     whole = file.read_bytes()
     place = int(where * len(whole))
@@ -147,7 +139,7 @@ DAMAGED += [json.dumps({"config_version": 1} | settings) for settings in SETTING
 
 
 @pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
-def test_settings_that_are_none_are_refused(text, run):
+def test_a_damaged_config_is_refused(text, run):
     file = run / "config.json"
     whole = file.read_bytes()
     try:
@@ -159,7 +151,7 @@ def test_settings_that_are_none_are_refused(text, run):
 
 
 @given(st.text(max_size=20), st.sampled_from(["", "folder:", "npz:", "folder:../../", "npz:/"]))
-def test_whatever_its_data_are_called_a_run_lives_below_runs(name, kind):
+def test_the_default_model_dir_is_below_runs_for_any_dataset_name(name, kind):
     try:
         place = pathlib.Path(Config(dataset=kind + name).run_dir)
     except SettingError:

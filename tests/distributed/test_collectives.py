@@ -1,4 +1,4 @@
-"""What replicas tell each other."""
+"""Cross-replica collectives."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def test_all_gather_and_its_gradient(count, compiled, replicas):
     strategy = replicas(count)
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((count, 3, 2, 5))
-    weights = rng.standard_normal((count, count * 3, 2, 5))  # of the gathered rows, different on every replica
+    weights = rng.standard_normal((count, count * 3, 2, 5))  # of the gathered rows, different per replica
 
     def gather():
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -21,7 +21,7 @@ def test_all_gather_and_its_gradient(count, compiled, replicas):
         with tf.GradientTape() as tape:
             tape.watch(own)
             gathered = all_gather(own)
-            assert gathered.shape == (count * 3, 2, 5)  # static: XLA needs it
+            assert gathered.shape == (count * 3, 2, 5)  # static, as XLA needs
             loss = tf.reduce_sum(gathered * tf.gather(tf.constant(weights), replica))
         return gathered, tape.gradient(loss, own)
 
@@ -29,11 +29,11 @@ def test_all_gather_and_its_gradient(count, compiled, replicas):
     gathered, gradients = (tf.function(step, autograph=False) if compiled else step)()
     for copy in strategy.experimental_local_results(gathered):
         np.testing.assert_array_equal(copy, rows.reshape(-1, 2, 5))
-    # A row receives the gradients of every replica that saw it.
+    # A row receives the gradients of every replica.
     expected = weights.sum(axis=0).reshape(rows.shape)
     np.testing.assert_allclose(np.stack(strategy.experimental_local_results(gradients)), expected, rtol=1e-12)
 
 
-def test_one_replica_gathers_nothing():
+def test_all_gather_is_a_no_op_on_one_replica():
     rows = tf.ones([3, 2])
     assert all_gather(rows) is rows

@@ -1,4 +1,4 @@
-"""Twenty steps give the same on one device, on mirrored replicas and on workers in processes of their own."""
+"""Twenty steps give the same numbers on one device, on mirrored replicas and on several worker processes."""
 
 import children
 import device_layouts
@@ -37,14 +37,14 @@ def test_workers_equal_one_device(count, one_device, tmp_path):
         assert worker.exitcode == 0, log.read_text()[-2000:]
     for kind in device_layouts.KINDS:
         for index in range(count):
-            with np.load(tmp_path / f"{kind}-{index}.npz") as found:
-                assert_equal(dict(found), one_device[kind])
+            with np.load(tmp_path / f"{kind}-{index}.npz") as arrays:
+                assert_equal(dict(arrays), one_device[kind])
 
 
-def assert_equal(found, expected):
-    """Metrics, which are float32, and everything else to float64's rounding, a little amplified by batch norm."""
-    metrics = {name for name in expected if name.partition("/")[0] in found and expected[name].dtype == np.float32}
-    tiny.assert_close({n: found[n] for n in metrics}, {n: expected[n] for n in metrics}, rtol=1e-6)
+def assert_equal(actual, expected):
+    """Metrics are compared in float32; everything else in float64, whose rounding batch norm amplifies a little."""
+    metrics = {name for name in expected if name.partition("/")[0] in actual and expected[name].dtype == np.float32}
+    tiny.assert_close({n: actual[n] for n in metrics}, {n: expected[n] for n in metrics}, rtol=1e-6)
     rest = expected.keys() - metrics
-    tiny.assert_close({n: found[n] for n in rest}, {n: expected[n] for n in rest}, rtol=1e-9)
-    assert found.keys() == expected.keys()
+    tiny.assert_close({n: actual[n] for n in rest}, {n: expected[n] for n in rest}, rtol=1e-9)
+    assert actual.keys() == expected.keys()

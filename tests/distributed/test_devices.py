@@ -1,4 +1,4 @@
-"""Flags and environment say which devices a run uses; what cannot be had is refused in one line."""
+"""Flags and environment determine the devices of a run; what is not available is refused in one line."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ IMPATIENT = Config(worker_timeout=1)
 
 @pytest.fixture
 def port():
-    """One that is free."""
+    """A free port."""
     with socket.create_server(("", 0)) as free:
         return free.getsockname()[1]
 
@@ -30,14 +30,14 @@ def tf_config(workers, kind="worker", index=0, **jobs):
     return json.dumps({"cluster": {"worker": workers} | jobs, "task": {"type": kind, "index": index}})
 
 
-def test_without_flags_and_environment_it_is_the_one_device():
+def test_default_is_the_single_device():
     strategy = choose_strategy(Config())
     assert strategy is tf.distribute.get_strategy()
     assert is_chief(strategy) and gather_from_workers(strategy, 7) == [7]
 
 
 def test_logical_cpu_devices(replicas):
-    replicas(4)  # numbers the collectives on from there
+    replicas(4)  # moves the keys of the collectives on
     strategy = choose_strategy(Config(cpu_replicas=4))
     assert strategy.num_replicas_in_sync == 4 and is_chief(strategy)
     with pytest.raises(SettingError, match="--train_batch_size=510: is not divisible by the 4 replicas"):
@@ -55,7 +55,7 @@ def test_logical_cpu_devices(replicas):
         ({"SLURM_STEP_NUM_TASKS": "2"}, "SLURM_STEP_NODELIST=: names no workers .*PROCID"),
     ],
 )
-def test_an_environment_without_sense_is_refused(environment, message, monkeypatch):
+def test_invalid_environment_is_refused(environment, message, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SettingError, match=message) as error:
@@ -63,21 +63,23 @@ def test_an_environment_without_sense_is_refused(environment, message, monkeypat
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_worker_that_never_comes_is_named(port, monkeypatch):
-    with socket.create_server(("", 0)) as other:  # listens, then no more: its number is free
+def test_missing_worker_is_named(port, monkeypatch):
+    with socket.create_server(("", 0)) as other:  # its port is free again afterwards
         missing = other.getsockname()[1]
     monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{port}", f"localhost:{missing}"]))
-    with pytest.raises(SettingError, match=rf"--worker_timeout=1: worker 1 \(localhost:{missing}\) has not come"):
+    with pytest.raises(
+        SettingError, match=rf"--worker_timeout=1: worker 1 \(localhost:{missing}\) did not come up within 1 s"
+    ):
         choose_strategy(IMPATIENT)
 
 
-def test_a_name_that_does_not_resolve(port, monkeypatch):
+def test_unresolvable_worker_name_is_refused(port, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{port}", "no-such-host.invalid:1"]))
     with pytest.raises(SettingError, match=r"no-such-host.invalid:1: a worker's name does not resolve"):
         choose_strategy(IMPATIENT)
 
 
-def test_a_taken_port(monkeypatch):
+def test_port_in_use_is_refused(monkeypatch):
     with socket.create_server(("", 0)) as taken:
         monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{taken.getsockname()[1]}", "localhost:1"]))
         with pytest.raises(SettingError, match=r"this worker cannot listen there.*in use"):
@@ -85,33 +87,35 @@ def test_a_taken_port(monkeypatch):
 
 
 @pytest.mark.parametrize("task", [0, 1])
-def test_the_tasks_of_a_slurm_step_are_workers(task, monkeypatch):
-    """On a machine without GPUs too; TensorFlow numbers ports from 8888 on."""
+def test_tasks_of_a_slurm_step_are_workers(task, monkeypatch):
+    """Also without GPUs; TensorFlow assigns ports from 8888 on."""
     environment = {"NUM_TASKS": "2", "NODELIST": "localhost", "TASKS_PER_NODE": "2"}
     for name, value in environment.items():
         monkeypatch.setenv(f"SLURM_STEP_{name}", value)
     monkeypatch.setenv("SLURM_PROCID", str(task))
-    with pytest.raises(SettingError, match=rf"worker {1 - task} \(localhost:{8889 - task}\) has not come"):
+    with pytest.raises(
+        SettingError, match=rf"worker {1 - task} \(localhost:{8889 - task}\) did not come up within 1 s"
+    ):
         choose_strategy(IMPATIENT)
 
 
-def test_a_job_of_one_task_is_not_distributed(monkeypatch):
+def test_single_task_is_not_distributed(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config(["localhost:1"]))
     assert choose_strategy(Config(worker_timeout=2)) is tf.distribute.get_strategy()
 
 
-def test_logical_devices_are_not_for_workers(port, monkeypatch):
+def test_cpu_replicas_with_workers_are_refused(port, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", tf_config([f"localhost:{port}", "localhost:1"]))
     with pytest.raises(SettingError, match="--cpu_replicas=2: a worker on a CPU is one replica"):
         choose_strategy(Config(cpu_replicas=2, worker_timeout=1))
 
 
-def test_xla_has_no_collectives_on_cpus(replicas):
+def test_xla_on_cpu_replicas_is_refused(replicas):
     with pytest.raises(SettingError, match="--jit_compile=true: XLA has no collectives on CPUs"):
         use_xla(Config(jit_compile="true"), replicas(2))
 
 
-def test_a_tpu_that_is_not_there():
+def test_unreachable_tpu_is_refused():
     with pytest.raises(SettingError, match="--tpu_name=local: this TPU cannot be reached"):
         choose_strategy(Config(use_tpu=True, tpu_name="local"))
 
@@ -121,5 +125,5 @@ def test_a_tpu_that_is_not_there():
     [({}, 1), ({"use_tpu": True}, 10), ({"use_tpu": True, "image_size": 32}, 100), ({"steps_per_execution": 7}, 7)],
     ids=str,
 )
-def test_an_accelerator_runs_several_steps_a_call(settings, steps):
+def test_accelerators_run_several_steps_per_call(settings, steps):
     assert default_steps_per_execution(Config(**settings)) == steps

@@ -1,4 +1,4 @@
-"""Several workers, each a process: one run, written by the chief alone; it outlives a signal and a worker's loss."""
+"""A run of several worker processes: only the chief writes; the run survives a signal and the loss of a worker."""
 
 import re
 import signal
@@ -6,11 +6,16 @@ import signal
 import children
 import numpy as np
 import pytest
-from children import TOY
+import tensorflow as tf
 
-# Learning from labels is traced in half the time of pretraining (see test_device_layouts.py). In float64, for
-# comparison with one device; the last batch of an evaluation is short.
-SETTINGS = TOY | {
+from simclrv2_tf.modes.resolve import resolve_config
+from simclrv2_tf.modes.setup import build_run
+from simclrv2_tf.runs.checkpoints import Checkpoints
+from simclrv2_tf.runs.progress import IntervalMeans
+
+# Training with labels is traced in half the time of pretraining (which test_device_layouts.py covers). In float64, to
+# compare with one device; the last batch of an evaluation is short.
+SETTINGS = children.TOY | {
     "mode": "supervised",
     "memory_size": 0,
     "mixed_precision": "float64",
@@ -19,27 +24,22 @@ SETTINGS = TOY | {
     "worker_timeout": 60,
 }
 COUNT = 2
-CALLS = 700  # of the package's functions, from the first step on: some steps
-
-
-@pytest.fixture(autouse=True)
-def fresh_keras():
-    """Nothing here runs in this process."""
+CALLS = 700  # of functions of the package since the first step: a few steps
 
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    place = tmp_path_factory.mktemp("one")
-    assert children.run(SETTINGS | {"model_dir": place / "run"}, place / "log") == 0
-    return children.records(place / "run")
+    folder = tmp_path_factory.mktemp("one")
+    assert children.run(SETTINGS | {"model_dir": folder / "run"}, folder / "log") == 0
+    return children.records(folder / "run")
 
 
-def run(place, faults=(children.NO_FAULT,) * COUNT):
-    """Exit status and output of each worker."""
-    logs = [place / f"log{index}" for index in range(COUNT)]
+def run(folder, faults=(children.NO_FAULT,) * COUNT, model_dirs=("run",) * COUNT):
+    """Returns exit status and output of each worker."""
+    logs = [folder / f"log{index}" for index in range(COUNT)]
     workers = [
-        children.start(log, children.program, SETTINGS | {"model_dir": place / "run"}, fault, environment)
-        for log, fault, environment in zip(logs, faults, children.workers(COUNT), strict=True)
+        children.start(log, children.program, SETTINGS | {"model_dir": folder / model_dir}, fault, environment)
+        for log, fault, environment, model_dir in zip(logs, faults, children.workers(COUNT), model_dirs, strict=True)
     ]
     for worker in workers:
         worker.join()
@@ -50,28 +50,39 @@ def run(place, faults=(children.NO_FAULT,) * COUNT):
 
 
 def assert_equal(model_dir, one_device):
-    found = children.records(model_dir)
-    assert found["rows"][0] == one_device["rows"][0]
-    rows, expected = (np.array(r["rows"][1:], float) for r in (found, one_device))
+    records = children.records(model_dir)
+    assert records["rows"][0] == one_device["rows"][0]
+    rows, expected = (np.array(r["rows"][1:], float) for r in (records, one_device))
     np.testing.assert_allclose(rows, expected, rtol=2e-5)  # written with six digits
-    assert found["variables"].keys() == one_device["variables"].keys()
+    assert records["variables"].keys() == one_device["variables"].keys()
     for name, value in one_device["variables"].items():
         if isinstance(value, np.ndarray) and value.dtype == np.float64:
             atol = 1e-8 * max(np.abs(value).max(), 1e-3)
-            np.testing.assert_allclose(found["variables"][name], value, rtol=0, atol=atol, err_msg=name)
+            np.testing.assert_allclose(records["variables"][name], value, rtol=0, atol=atol, err_msg=name)
+
+
+def test_workers_with_different_checkpoints_are_refused(tmp_path):
+    run_of_one = build_run(resolve_config(SETTINGS | {"report": False}), tf.distribute.get_strategy())
+    means = IntervalMeans(run_of_one.method.train_metrics)
+    Checkpoints(tmp_path / "other", run_of_one.method, extra_parts={"interval": means.variables}).save(3)
+    status, outputs = run(tmp_path, model_dirs=("run", "other"))
+    assert status == [2, 2], outputs
+    message = f"error: --model_dir={tmp_path}/run: the workers find different checkpoints; all need the same directory"
+    assert outputs[0].splitlines()[-1] == message
 
 
 @pytest.mark.slow
-def test_a_run_of_workers_that_is_signalled_and_then_loses_one(one_device, tmp_path):
-    """SIGTERM to one saves all; kill -9 of one stops the other; the third start runs to the end."""
+def test_workers_survive_a_signal_and_the_loss_of_one(one_device, tmp_path):
+    """SIGTERM to one worker stops both after a checkpoint; SIGKILL of one stops the other; the third start finishes."""
     status, (chief, other) = run(tmp_path, [children.NO_FAULT, children.SignalAt(CALLS, signal.SIGTERM)])
     assert status == [128 + signal.SIGTERM] * 2, (chief, other)
     assert re.search(r"Stopped at step \d+ of 11", chief) and "SIGTERM: stopping after this step" in other
 
     status, (chief, other) = run(tmp_path, [children.NO_FAULT, children.SignalAt(CALLS // 2)])
     assert status == [3, -signal.SIGKILL], (chief, other)
-    assert "Going on at step" in chief and "Traceback" not in chief
-    assert re.fullmatch(r"error: another worker is gone \(.*\)\. Start the same command .*", chief.splitlines()[-1])
+    assert "Resuming from step" in chief and "Traceback" not in chief
+    message = r"error: lost connection to another worker \(.*\); restart to resume from the latest checkpoint .*"
+    assert re.fullmatch(message, chief.splitlines()[-1])
 
     status, (chief, other) = run(tmp_path)
     assert status == [0, 0], (chief, other)
@@ -82,9 +93,9 @@ def test_a_run_of_workers_that_is_signalled_and_then_loses_one(one_device, tmp_p
 
 
 @pytest.mark.slow
-def test_the_loss_of_the_chief(one_device, tmp_path):
+def test_workers_survive_the_loss_of_the_chief(one_device, tmp_path):
     status, (chief, other) = run(tmp_path, [children.SignalAt(CALLS), children.NO_FAULT])
     assert status == [-signal.SIGKILL, 3], (chief, other)
-    assert "error: another worker is gone" in other and "Traceback" not in other
+    assert "error: lost connection to another worker" in other and "Traceback" not in other
     assert run(tmp_path)[0] == [0, 0]
     assert_equal(tmp_path / "run", one_device)

@@ -1,4 +1,4 @@
-"""Checkpoints hold every variable, a resumed run is the uninterrupted one, and a network is loaded or refused."""
+"""Checkpoints save every variable, resuming is exact, and a network is loaded or refused."""
 
 import json
 
@@ -15,7 +15,7 @@ from simclrv2_tf.methods.distiller import Distiller
 from simclrv2_tf.methods.schedules import WarmUpCosine
 from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.models import Network, ProjectionHead
-from simclrv2_tf.runs.checkpoints import Checkpoints, find, load_network, read_run_config
+from simclrv2_tf.runs.checkpoints import Checkpoints, find_checkpoint, load_network, read_run_config
 from simclrv2_tf.settings.config import Config
 
 
@@ -38,7 +38,7 @@ def all_variables(model: Method) -> list[keras.Variable]:
 
 
 def scramble(model: Method) -> dict[str, np.ndarray]:
-    """Other values for every variable."""
+    """Assigns new values to every variable and returns them."""
     rng = np.random.default_rng(1)
     for variable in all_variables(model):
         variable.assign(rng.integers(1, 100, variable.shape))
@@ -48,57 +48,57 @@ def scramble(model: Method) -> dict[str, np.ndarray]:
 class TestSaveAndRestore:
     @pytest.mark.parametrize("optimizer", ["lars", "momentum", "adam"])
     @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-    def test_every_variable(self, optimizer, policy, tmp_path):
+    def test_every_variable_is_restored(self, optimizer, policy, tmp_path):
         keras.config.set_dtype_policy(policy)
         model = simclr(optimizer=optimizer)
         expected = scramble(model)
         Checkpoints(tmp_path, model).save(7)
-        again = simclr(optimizer=optimizer, seed=1)
-        assert tiny.moved(expected, tiny.numbers(all_variables(again))) == set(expected)
-        assert Checkpoints(tmp_path, again).restore() == 7
-        assert not tiny.moved(expected, tiny.numbers(all_variables(again)))
+        other = simclr(optimizer=optimizer, seed=1)
+        assert tiny.moved(expected, tiny.numbers(all_variables(other))) == set(expected)
+        assert Checkpoints(tmp_path, other).restore() == 7
+        assert not tiny.moved(expected, tiny.numbers(all_variables(other)))
         kinds = {path.rpartition("/")[2].rpartition("_")[2] for path in expected}
         assert {"kernel", "gamma", "mean", "variance", "iteration", "queue", "momentum"} - kinds <= (
             {"momentum"} if optimizer == "adam" else set()
         )
         assert ("scale" in kinds) == (policy == "mixed_float16")
 
-    def test_every_variable_of_a_resnet(self, tmp_path):
+    def test_every_variable_of_a_resnet_is_restored(self, tmp_path):
         model = classification(tap=1)
         expected = scramble(model)
         Checkpoints(tmp_path, model).save(1)
-        again = classification(tap=1, seed=1)
-        Checkpoints(tmp_path, again).restore()
-        assert not tiny.moved(expected, tiny.numbers(all_variables(again)))
+        other = classification(tap=1, seed=1)
+        Checkpoints(tmp_path, other).restore()
+        assert not tiny.moved(expected, tiny.numbers(all_variables(other)))
 
-    def test_a_distillers_teacher_is_left_out(self, tmp_path):
+    def test_the_teacher_of_a_distiller_is_not_saved(self, tmp_path):
         student, teacher = tiny.network(), tiny.network(seed=1)
         model = tiny.compiled(Distiller(student, teacher, tiny.VIEWS))
         Checkpoints(tmp_path, model).save(1)
         expected = tiny.numbers(student.variables)
-        written = [shape for _, shape in tf.train.list_variables(find(str(tmp_path)))]
-        counted = len(student.variables) + len(model.optimizer.variables)
-        assert len(written) == counted + 1  # TensorFlow's graph of objects
+        num_saved = len(tf.train.list_variables(find_checkpoint(str(tmp_path))))
+        num_expected = len(student.variables) + len(model.optimizer.variables)
+        assert num_saved == num_expected + 1  # TensorFlow's object graph
         other = tiny.network(seed=2)
         load_network(other, str(tmp_path), with_classifier=True)
         assert not tiny.moved(expected, tiny.numbers(other.variables))
 
-    def test_none_gives_step_0(self, tmp_path):
+    def test_without_a_checkpoint_the_step_is_0(self, tmp_path):
         model = simclr()
         before = tiny.numbers(all_variables(model))
         assert Checkpoints(tmp_path / "new", model).restore() == 0
         assert not tiny.moved(before, tiny.numbers(all_variables(model)))
 
-    def test_the_newest_wins_and_so_many_are_kept(self, tmp_path):
+    def test_the_newest_is_restored_and_older_ones_are_removed(self, tmp_path):
         model = simclr(memory=0)
         bias = model.network.classifier.dense.bias
         for step in (8, 9, 10, 11):
             bias.assign([step] * tiny.CLASSES)
-            Checkpoints(tmp_path, model, keep=2).save(step)  # anew each time: a resumed run goes on removing
+            Checkpoints(tmp_path, model, keep=2).save(step)  # a new object each time, as in a resumed run
         assert Checkpoints(tmp_path, model).restore() == 11
         assert np.all(bias.numpy() == 11)
-        kept = {path.name for path in (tmp_path / "checkpoints").glob("*.index")}
-        assert kept == {"step-10.index", "step-11.index"}
+        names = {path.name for path in (tmp_path / "checkpoints").glob("*.index")}
+        assert names == {"step-10.index", "step-11.index"}
 
     def test_keep_0_keeps_all(self, tmp_path):
         checkpoints = Checkpoints(tmp_path, simclr(memory=0), keep=0)
@@ -106,8 +106,8 @@ class TestSaveAndRestore:
             checkpoints.save(step)
         assert len(list((tmp_path / "checkpoints").glob("*.index"))) == 7
 
-    def test_half_a_checkpoint_is_none(self, tmp_path):
-        """A kill while writing leaves files that no ``checkpoint`` file names."""
+    def test_a_half_written_checkpoint_is_skipped(self, tmp_path):
+        """A kill while writing leaves files that the ``checkpoint`` file does not name."""
         model = simclr(memory=0)
         Checkpoints(tmp_path, model).save(3)
         for file in list((tmp_path / "checkpoints").glob("step-3.*")):
@@ -116,7 +116,7 @@ class TestSaveAndRestore:
 
     @pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
     @pytest.mark.parametrize("damage", ["one bit", "cut off", "empty", "gone"])
-    def test_a_damaged_one_gives_way_to_the_one_before(self, suffix, damage, tmp_path, caplog):
+    def test_a_damaged_checkpoint_is_skipped_for_the_one_before(self, suffix, damage, tmp_path, caplog):
         model = simclr(memory=0)
         bias = model.network.classifier.dense.bias
         for step in (3, 4):
@@ -133,7 +133,7 @@ class TestSaveAndRestore:
         assert np.all(bias.numpy() == 3)
         assert ("step-4 cannot be used" in caplog.text) == ((suffix, damage) != ("index", "gone"))
 
-    def test_nothing_but_damaged_ones_is_refused(self, tmp_path):
+    def test_only_damaged_checkpoints_are_refused(self, tmp_path):
         model = simclr(memory=0)
         Checkpoints(tmp_path, model).save(3)
         (tmp_path / "checkpoints/step-3.data-00000-of-00001").write_bytes(b"")
@@ -142,19 +142,19 @@ class TestSaveAndRestore:
         with pytest.raises(SettingError, match=f"--teacher={tmp_path}: is damaged"):
             load_network(model.network, str(tmp_path), with_classifier=True, flag="teacher")
 
-    @pytest.mark.parametrize("room", [0, 100, 2000])
-    def test_on_a_full_disk_the_old_ones_stay(self, room, tmp_path, file_size_limit):
+    @pytest.mark.parametrize("limit", [0, 100, 2000])
+    def test_a_full_disk_keeps_the_old_checkpoints(self, limit, tmp_path, file_size_limit):
         model = simclr(memory=0)
         checkpoints = Checkpoints(tmp_path, model, keep=1)
         checkpoints.save(3)
         before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
-        with file_size_limit(room), pytest.raises((OSError, tf.errors.OpError)):
+        with file_size_limit(limit), pytest.raises((OSError, tf.errors.OpError)):
             checkpoints.save(4)
         assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
         checkpoints.save(4)
         assert Checkpoints(tmp_path, model).restore() == 4
 
-    def test_the_best_one_outlives_the_others(self, tmp_path):
+    def test_the_best_checkpoint_is_not_removed(self, tmp_path):
         model = simclr(memory=0)
         checkpoints = Checkpoints(tmp_path, model, keep=1)
         for step, best in ((1, True), (2, True), (3, False), (4, False)):
@@ -166,7 +166,7 @@ class TestSaveAndRestore:
         load_network(model.network, str(tmp_path / "checkpoints/best"), with_classifier=True)
         assert np.all(model.network.classifier.dense.bias.numpy() == 2)
 
-    def test_another_networks_directory_is_refused(self, tmp_path):
+    def test_a_checkpoint_of_another_network_is_refused(self, tmp_path):
         Checkpoints(tmp_path, simclr(memory=0)).save(1)
         with pytest.raises(SettingError, match=f"--model_dir={tmp_path}: "):
             Checkpoints(tmp_path, simclr(memory=0, out_dim=6)).restore()
@@ -177,27 +177,26 @@ class TestSaveAndRestore:
 class TestLoadNetwork:
     @pytest.fixture(scope="class")
     def run(self, tmp_path_factory):
-        """A model directory with one checkpoint, and the variables in it."""
-        keras.config.set_floatx("float32")  # whatever the test before has left
+        """Returns a model directory with one checkpoint, and its variables."""
+        keras.config.set_floatx("float32")  # may have been changed by the test before
         keras.config.set_dtype_policy("float32")
         path, model = tmp_path_factory.mktemp("run"), simclr(memory=0)
         scramble(model)
         Checkpoints(path, model).save(12)
         return path, tiny.numbers(model.network.variables)
 
-    def test_for_another_number_of_classes(self, run):
-        """Encoder, head and statistics are the run's; the classifier keeps its own initial values."""
+    def test_for_another_number_of_classes_the_classifier_keeps_its_initial_values(self, run):
         path, written = run
         network = tiny.network(classes=7, seed=1)
         classifier = {variable.path for variable in network.classifier.variables}
         before = tiny.numbers(network.variables)
-        found = load_network(network, str(path), with_classifier=False)
-        assert found == str(path / "checkpoints" / "step-12")
+        checkpoint_path = load_network(network, str(path), with_classifier=False)
+        assert checkpoint_path == str(path / "checkpoints" / "step-12")
         for name, value in tiny.numbers(network.variables).items():
             np.testing.assert_array_equal(value, before[name] if name in classifier else written[name])
 
     @pytest.mark.parametrize("classes", [0, tiny.CLASSES])
-    def test_with_its_classifier(self, run, classes):
+    def test_with_the_classifier(self, run, classes):
         path, written = run
         network = tiny.network(classes=classes, seed=1)
         load_network(network, str(path), with_classifier=True)
@@ -210,8 +209,8 @@ class TestLoadNetwork:
         for variable in network.encoder.variables + network.projection_head.variables:
             np.testing.assert_array_equal(variable, written[variable.path])
 
-    def test_whatever_the_networks_are_called(self, tmp_path):
-        """Keras numbers what has no name: the second network of a process is called ``network_1``."""
+    def test_names_that_keras_has_numbered_do_not_matter(self, tmp_path):
+        """The second unnamed network of a process is called ``network_1``."""
         models = []
         for _ in range(2):
             network = Network(tiny.resnet(), ProjectionHead(out_dim=5), tiny.CLASSES)
@@ -221,8 +220,8 @@ class TestLoadNetwork:
         assert first.variables[0].path != second.variables[0].path
         Checkpoints(tmp_path, models[0]).save(1)
         load_network(second, str(tmp_path), with_classifier=True)
-        for one, other in zip(first.variables, second.variables, strict=True):
-            np.testing.assert_array_equal(one, other)
+        for variable, expected in zip(second.variables, first.variables, strict=True):
+            np.testing.assert_array_equal(variable, expected)
 
     @pytest.mark.parametrize(
         "other",
@@ -234,12 +233,12 @@ class TestLoadNetwork:
         with pytest.raises(SettingError, match=f"--teacher={path}: does not fit this network"):
             load_network(tiny.network(**other), str(path), with_classifier=True, flag="teacher")
 
-    def test_without_a_classifier_to_load(self, tmp_path):
+    def test_a_missing_classifier_is_refused(self, tmp_path):
         Checkpoints(tmp_path, simclr(classes=0)).save(1)
         with pytest.raises(SettingError, match=r"--checkpoint=.*does not fit"):
             load_network(tiny.network(), str(tmp_path), with_classifier=True)
 
-    def test_onto_replicas(self, run, replicas):
+    def test_into_variables_of_replicas(self, run, replicas):
         path, written = run
         strategy = replicas(2)
         with strategy.scope():
@@ -250,7 +249,7 @@ class TestLoadNetwork:
                 np.testing.assert_array_equal(copy, written[variable.path])
 
 
-class TestFind:
+class TestFindCheckpoint:
     @pytest.fixture(scope="class")
     def model_dir(self, tmp_path_factory):
         path = tmp_path_factory.mktemp("run")
@@ -259,35 +258,35 @@ class TestFind:
             checkpoints.save(step)
         return path
 
-    @pytest.mark.parametrize("given", ["", "/", "/checkpoints", "/checkpoints/", "/checkpoints/step-100"])
-    def test_the_newest(self, model_dir, given):
-        assert find(f"{model_dir}{given}") == str(model_dir / "checkpoints" / "step-100")
+    @pytest.mark.parametrize("suffix", ["", "/", "/checkpoints", "/checkpoints/", "/checkpoints/step-100"])
+    def test_the_newest(self, model_dir, suffix):
+        assert find_checkpoint(f"{model_dir}{suffix}") == str(model_dir / "checkpoints" / "step-100")
 
     def test_an_older_one_by_name(self, model_dir):
-        assert find(f"{model_dir}/checkpoints/step-90").endswith("step-90")
+        assert find_checkpoint(f"{model_dir}/checkpoints/step-90").endswith("step-90")
 
-    def test_a_moved_directory(self, tmp_path):
+    def test_in_a_moved_directory(self, tmp_path):
         Checkpoints(tmp_path / "run", simclr(memory=0)).save(100)
         moved = (tmp_path / "run").rename(tmp_path / "moved")
-        assert find(str(moved)) == str(moved / "checkpoints" / "step-100")
+        assert find_checkpoint(str(moved)) == str(moved / "checkpoints" / "step-100")
 
-    @pytest.mark.parametrize("given", ["", "/checkpoints", "/checkpoints/step-5", "/nothing/here"])
-    def test_nothing(self, tmp_path, given):
+    @pytest.mark.parametrize("suffix", ["", "/checkpoints", "/checkpoints/step-5", "/nothing/here"])
+    def test_a_missing_one_is_refused(self, tmp_path, suffix):
         (tmp_path / "checkpoints").mkdir()
-        with pytest.raises(SettingError, match=f"--teacher={tmp_path}{given}: there is no checkpoint"):
-            find(f"{tmp_path}{given}", "teacher")
+        with pytest.raises(SettingError, match=f"--teacher={tmp_path}{suffix}: there is no checkpoint"):
+            find_checkpoint(f"{tmp_path}{suffix}", "teacher")
 
 
-class TestRunOf:
-    def test_settings_and_what_followed(self, tmp_path):
+class TestReadRunConfig:
+    def test_settings_and_derived_values(self, tmp_path):
         Checkpoints(tmp_path, simclr(memory=0)).save(1)
         with pytest.raises(SettingError, match=f"--teacher={tmp_path}: its config.json is missing"):
             read_run_config(str(tmp_path), "teacher")
         config = Config(resnet_depth=34)
         text = config.to_json().rstrip().removesuffix("}") + ', "resolved": {"num_classes": 3}}'
         (tmp_path / "config.json").write_text(text)
-        for given in ("", "/checkpoints", "/checkpoints/step-1"):
-            assert read_run_config(f"{tmp_path}{given}") == (config, {"num_classes": 3, "head_input": 0})
+        for suffix in ("", "/checkpoints", "/checkpoints/step-1"):
+            assert read_run_config(f"{tmp_path}{suffix}") == (config, {"num_classes": 3, "head_input": 0})
 
     @pytest.mark.parametrize("version", [None, 2])
     def test_a_run_of_another_version_is_refused(self, version, tmp_path):
@@ -302,7 +301,7 @@ class TestRunOf:
 
 
 def test_a_run_in_a_bucket_is_read(tmp_path):
-    """TensorFlow's file system in memory stands for gs://."""
+    """TensorFlow's in-memory file system stands in for gs://."""
     model, bucket = simclr(memory=0), "ram://bucket/run"
     Checkpoints(tmp_path, model).save(1)
     (tmp_path / "config.json").write_text(Config(resnet_depth=34).to_json())
@@ -317,8 +316,7 @@ def test_a_run_in_a_bucket_is_read(tmp_path):
     np.testing.assert_equal(tiny.numbers(model.network.variables), expected)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    """Bit for bit: network, optimizer and memory."""
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_by_bit(tmp_path):
     whole, first, second = simclr(), simclr(), simclr(seed=1)
     tiny.fit(whole, tiny.dataset(0, 4))
 
@@ -332,8 +330,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert tiny.moved(expected, tiny.numbers(all_variables(first))) >= {v.path for v in whole.trained_variables}
 
 
-def test_another_number_of_replicas(replicas, tmp_path):
-    """The statistics, of which every replica keeps its own copy, arrive on all; and back on one device."""
+def test_resuming_on_another_number_of_replicas(replicas, tmp_path):
+    """Moving statistics, which every replica has a copy of, are restored on all replicas, and back on one device."""
     tiny.use_float64()
     strategy = replicas(2)
     one, two = simclr(), simclr(strategy, seed=1)

@@ -1,4 +1,4 @@
-"""Features in files: every format has the same content, with names of files and classes."""
+"""Files of features: both formats hold the same features, labels, file names and class names."""
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,21 +10,21 @@ from simclrv2_tf.runs.embeddings import Embedded, write_npz, write_parquet
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Overrides the fixture for all tests: nothing here uses Keras."""
+    """These tests do not use Keras."""
 
 
 FEATURES = np.arange(6, dtype=np.float32).reshape(3, 2)
 PATHS = ("/a/Straße/1.png", "/a/b/broken.png", "/a/b/2.png", "/a/b/\udcff.png")
 
 
-def of_files(split, labels, class_names):
+def embedded_files(split, labels, class_names):
     source = FileSource(f"folder/{split}", PATHS, None, class_names)
     source.corrupt.add("/a/b/broken.png")
     return Embedded(source, FEATURES, np.array(labels, np.int32))
 
 
 def test_npz(tmp_path):
-    write_npz([of_files("train", [0, 1, -1], ("Straße", "b"))], tmp_path / "x.npz")
+    write_npz([embedded_files("train", [0, 1, -1], ("Straße", "b"))], tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz") as arrays:
         assert set(arrays) == {"class_names", "x_train", "y_train", "path_train"}
         assert arrays["path_train"].tolist() == ["/a/Straße/1.png", "/a/b/2.png", "/a/b/\\xff.png"]
@@ -34,7 +34,8 @@ def test_npz(tmp_path):
 
 def test_parquet(tmp_path):
     images = ArraySource("digits/test", np.zeros((3, 2, 2, 3), np.uint8), None, ())
-    splits = [of_files("train", [0, 1, -1], ("Straße", "b")), Embedded(images, FEATURES + 6, np.full(3, -1, np.int32))]
+    files = embedded_files("train", [0, 1, -1], ("Straße", "b"))
+    splits = [files, Embedded(images, FEATURES + 6, np.full(3, -1, np.int32))]
     write_parquet(splits, tmp_path / "x.parquet")
     assert pq.read_table(tmp_path / "x.parquet").to_pydict() == {
         "split": ["train"] * 3 + ["test"] * 3,

@@ -1,4 +1,4 @@
-"""The SavedModel: loaded where there is only TensorFlow, it gives the same numbers and can be fine-tuned."""
+"""Exports: a SavedModel, loaded with TensorFlow alone, gives the same numbers and can be fine-tuned; ONNX too."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.resnet import ResNet
 from simclrv2_tf.runs import export
 
-# Runs in a process of its own, in a folder from which this package cannot be imported.
+# Runs in a new process, in a folder from which this package cannot be imported.
 CLIENT = """
 import json, sys
 import numpy as np
@@ -54,7 +54,7 @@ def network_of(encoder: ResNet) -> Network:
 
 
 def test_saved_models_serve_and_train_with_tensorflow_alone(tmp_path):
-    """Of two sizes and two ways to resize."""
+    """Two sizes and two interpolations."""
     network = network_of(ResNet(10, 0.125, stem="cifar", name="encoder"))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (4, 37, 51, 3), dtype=np.uint8)
@@ -80,7 +80,7 @@ def test_saved_models_serve_and_train_with_tensorflow_alone(tmp_path):
         assert report["losses"][-1] < 0.95 * report["losses"][0]
 
 
-def test_a_failed_export_leaves_the_earlier_one(tmp_path):
+def test_a_failed_export_keeps_the_earlier_one(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/saved_model.pb").write_bytes(b"earlier")
     with pytest.raises(AttributeError):
@@ -92,10 +92,10 @@ SELECTIVE = pytest.param({"depth": 50, "sk_ratio": 0.0625}, marks=pytest.mark.sl
 
 
 @pytest.mark.parametrize("architecture", [{"depth": 18, "se_ratio": 0.25}, SELECTIVE])
-def test_onnx_gives_every_endpoint_as_keras_does(architecture, tmp_path):
+def test_onnx_equals_keras_at_every_endpoint(architecture, tmp_path):
     network = network_of(ResNet(width_multiplier=1 / 16, name="encoder", **architecture))
     views = np.random.default_rng(0).uniform(size=(5, 32, 32, 3)).astype(np.float32)
-    for _ in range(3):  # moving statistics that are not those of the start
+    for _ in range(3):  # moves the moving statistics
         expected = network(views, training=True, whole_head=True)
     expected = network(views, training=False, whole_head=True)
     export.save_onnx(network, 32, tmp_path / "model.onnx")
@@ -107,7 +107,7 @@ def test_onnx_gives_every_endpoint_as_keras_does(architecture, tmp_path):
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5 * np.abs(expected[name]).max())
 
 
-def test_what_onnx_cannot_be_written_for_is_one_line(tmp_path, monkeypatch):
+def test_onnx_of_a_large_network_or_without_packages_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "ONNX_BYTES", 1000)
     with pytest.raises(SettingError, match=r"^--format=onnx: the network's 0\.0 GB do not fit"):
         export.save_onnx(network_of(ResNet(10, 1 / 16)), 32, tmp_path / "model.onnx")

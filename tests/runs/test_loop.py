@@ -1,4 +1,4 @@
-"""The command line's loop: Keras callbacks, and methods and encoders of the user's own, over a resume."""
+"""Training loop: Keras callbacks, user-defined methods and encoders, also after a resume."""
 
 import csv
 import json
@@ -62,8 +62,28 @@ SECOND_INTERVAL = [
 ]
 
 
+def test_too_many_corrupt_images_stop_the_run_while_it_trains(tmp_path):
+    """Unlabelled images, so that nothing is evaluated."""
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 9, 3), np.uint8)
+        (tmp_path / f"good {i}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+        (tmp_path / f"bad {i}.png").write_bytes(b"not an image")
+    settings = TOY | {"mode": "pretrain", "dataset": f"folder:{tmp_path}", "train_batch_size": 8, "labels_per_class": 0}
+    with pytest.raises(SettingError, match=r"^--max_corrupt_share=0.4: 4 of 8 images of .* are corrupt"):
+        modes.run(settings | {"max_corrupt_share": 0.4, "model_dir": str(tmp_path / ".run")})
+    assert not list(tmp_path.rglob("*.index"))
+    modes.run(settings | {"max_corrupt_share": 0.5, "train_steps": 1, "model_dir": str(tmp_path / ".run2")})
+
+
+def test_an_interval_of_skipped_steps_stops_the_run(tmp_path):
+    settings = TOY | {"mode": "pretrain", "method": "plugins:NanLoss", "on_nan": "skip", "model_dir": str(tmp_path)}
+    with pytest.raises(SettingError, match=r"^--on_nan=skip: every step since the last row was skipped, up to step 2"):
+        modes.run(settings)
+    assert not list(tmp_path.rglob("*.index"))
+
+
 class TestCallbacks:
-    def test_an_interval_is_an_epoch_and_a_call_a_batch_also_after_a_resume(self, tmp_path):
+    def test_intervals_are_epochs_and_calls_are_batches_also_after_a_resume(self, tmp_path):
         with pytest.raises(KeyboardInterrupt):
             modes.run(TOY | {"model_dir": str(tmp_path), "callbacks": "plugins:recorder_and_interrupt"})
         start = [("train begins", 4)]
@@ -72,7 +92,7 @@ class TestCallbacks:
         modes.run(TOY | {"model_dir": str(tmp_path), "callbacks": "plugins:recorder"})
         assert names(plugins.events) == [*start, *SECOND_INTERVAL, ("train ends",)]
 
-    def test_they_get_the_metrics_and_add_columns_to_the_row(self, tmp_path):
+    def test_callbacks_get_the_metrics_and_can_add_columns(self, tmp_path):
         modes.run(TOY | {"model_dir": str(tmp_path), "callbacks": "plugins:recorder"})
         ends = [event[2] for event in plugins.events if event[0] == "interval ends"]
         calls = [event[2] for event in plugins.events if event[0] == "call ends"]
@@ -93,7 +113,7 @@ class TestCallbacks:
         modes.run(settings)
         assert "already complete" in capsys.readouterr().out
 
-    def test_keras_own_profiler(self, tmp_path, monkeypatch):
+    def test_keras_profiler_callback(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         modes.run(TOY | {"model_dir": str(tmp_path / "run"), "callbacks": "plugins:profiler"})
         (trace,) = (tmp_path / "tensorboard").glob("**/plugins/profile/*/*.xplane.pb")
@@ -108,16 +128,16 @@ class TestCallbacks:
             ("plugins:not_a_callback", "must return a Keras callback, or a list of them"),
         ],
     )
-    def test_what_is_no_callback_is_refused_before_anything_is_written(self, callbacks, message, tmp_path):
+    def test_an_invalid_callback_is_refused_before_anything_is_written(self, callbacks, message, tmp_path):
         with pytest.raises(SettingError, match=f"^--callbacks={callbacks}: .*{message}"):
             modes.run(TOY | {"model_dir": str(tmp_path / "run"), "callbacks": callbacks})
         assert not (tmp_path / "run").exists()
 
 
-class TestMethodOfTheUsersOwn:
+class TestUserDefinedMethod:
     SETTINGS = TOY | {"mode": "pretrain", "method": "examples.byol:BYOL", "grad_cache_micro_batch": 0}
 
-    def test_is_trained_and_resumed_to_the_same_bits_with_its_predictor_saved(self, tmp_path):
+    def test_is_trained_and_resumes_bit_by_bit_with_its_predictor(self, tmp_path):
         modes.run(self.SETTINGS | {"model_dir": str(tmp_path / "whole")})
         with pytest.raises(KeyboardInterrupt):
             interrupt = {"callbacks": "plugins:recorder_and_interrupt"}
@@ -136,14 +156,14 @@ class TestMethodOfTheUsersOwn:
         assert all(np.isfinite(float(row["similarity"])) for row in rows(tmp_path))
 
     @pytest.mark.parametrize("method", ["plugins:Recorder", "plugins:small_encoder"])
-    def test_what_is_no_method_is_refused(self, method, tmp_path):
+    def test_an_invalid_method_is_refused(self, method, tmp_path):
         with pytest.raises(SettingError, match=f"^--method={method}: must be a subclass of simclrv2_tf.Method"):
             modes.run(self.SETTINGS | {"method": method, "model_dir": str(tmp_path / "run")})
 
 
-class TestEncoderOfTheUsersOwn:
-    def test_goes_through_all_stages_though_its_layers_have_no_names(self, tmp_path):
-        """Each run of the process gives them other numbers; a checkpoint is found again all the same."""
+class TestUserDefinedEncoder:
+    def test_goes_through_all_stages_with_unnamed_layers(self, tmp_path):
+        """Keras numbers unnamed layers differently in each run of a process; checkpoints load all the same."""
         settings = TOY | {"encoder": "plugins:small_encoder", "train_steps": 2}
         pretrained, tuned = tmp_path / "pretrain", tmp_path / "finetune"
         modes.run(settings | {"mode": "pretrain", "model_dir": str(pretrained)})
@@ -164,13 +184,13 @@ class TestEncoderOfTheUsersOwn:
         )
         student = {"mode": "distill", "teacher": str(tuned), "model_dir": str(tmp_path / "distill")}
         modes.run(settings | student | {"encoder": "resnet"})
-        found = modes.run({"mode": "evaluate", "checkpoint": str(tuned)})
-        assert found["top1"] == json.loads((tuned / "result.json").read_text())["finetune_top1"]
+        evaluation = modes.run({"mode": "evaluate", "checkpoint": str(tuned)})
+        assert evaluation["top1"] == json.loads((tuned / "result.json").read_text())["finetune_top1"]
         modes.run({"mode": "export", "checkpoint": str(tuned)})
         outputs = tf.saved_model.load(str(tuned / "saved_model")).serve(tf.zeros([2, 9, 11, 3], tf.uint8))
         assert outputs["logits_sup"].shape == (2, 10)
 
-    def test_another_encoder_than_the_checkpoints_is_refused(self, tmp_path):
+    def test_another_encoder_than_that_of_the_checkpoint_is_refused(self, tmp_path):
         settings = TOY | {"train_steps": 1, "encoder": "plugins:small_encoder", "mode": "pretrain"}
         modes.run(settings | {"model_dir": str(tmp_path)})
         with pytest.raises(
@@ -187,7 +207,7 @@ class TestEncoderOfTheUsersOwn:
             ({"encoder": "plugins:small_encoder", "fine_tune_after_block": 2}, "fine_tune_after_block=2: this encoder"),
         ],
     )
-    def test_what_cannot_be_is_refused_in_one_line(self, settings, message, tmp_path):
+    def test_an_unusable_encoder_is_refused_in_one_line(self, settings, message, tmp_path):
         with pytest.raises(SettingError, match=message):
             modes.run(TOY | settings | {"model_dir": str(tmp_path / "run")})
         assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Checkpoints of the official code: read by name and by object, turned into runs, and written back."""
+"""Checkpoints of the official code: name-based and object-based ones are imported as runs, and exported again."""
 
 import functools
 import importlib.util
@@ -11,12 +11,15 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf import cli, modes
+from simclrv2_tf.data.augment import center_crop_and_resize
+from simclrv2_tf.data.sources import open_source
 from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.models import Network, ProjectionHead, ResNet, official_names
 from simclrv2_tf.modes.setup import build_network
 from simclrv2_tf.runs import official
 from simclrv2_tf.runs.checkpoints import load_network, read_run_config
+from simclrv2_tf.settings.config import Config
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 _spec = importlib.util.spec_from_file_location("golden_values", GOLDEN / "values.py")
@@ -25,7 +28,7 @@ _spec.loader.exec_module(values)
 
 
 def write(prefix, tensors):
-    """A checkpoint with exactly these keys."""
+    """Writes a checkpoint with exactly these keys."""
     prefix.parent.mkdir(parents=True, exist_ok=True)
     keys, constants = list(tensors), [tf.constant(value) for value in tensors.values()]
     tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=keys, shape_and_slices=[""] * len(keys), tensors=constants)
@@ -38,7 +41,7 @@ def contents(path):
 
 
 def shapes_of(depth, width=1, sk_ratio=0.0, head=None, classes=0, stem="imagenet", se_ratio=0.0):
-    """Official names and shapes of a network that takes no memory."""
+    """Returns official names and shapes of a network without allocating it."""
     with keras.StatelessScope(initialize_variables=False):
         network = Network(ResNet(depth, width, sk_ratio, se_ratio, stem), head, classes)
         network.build()
@@ -47,12 +50,12 @@ def shapes_of(depth, width=1, sk_ratio=0.0, head=None, classes=0, stem="imagenet
 
 @functools.cache
 def tiny(head="nonlinear", classes=10):
-    """A narrow ResNet-18 as the TF1 code would save it."""
+    """Returns the tensors of a narrow ResNet-18 as the TF1 code would save it."""
     shapes = shapes_of(18, 1 / 16, head=ProjectionHead(head, out_dim=8), classes=classes)
     return {name: values.fill(name, shape) for name, shape in shapes.items()} | {"global_step": np.int64(7)}
 
 
-def imported(path, model_dir, **settings):
+def import_run(path, model_dir, **settings):
     return modes.run({"mode": "import_checkpoint", "checkpoint": str(path), "model_dir": str(model_dir)} | settings)
 
 
@@ -64,7 +67,7 @@ def network_of(model_dir):
 
 
 def assert_holds(network, tensors):
-    """The network's variables are bit-equal to those of an official checkpoint."""
+    """Asserts that the variables of a network are bit-equal to those of an official checkpoint."""
     names = official_names(network)
     for name, variable in names.items():
         np.testing.assert_array_equal(variable, tensors[name], err_msg=name)
@@ -74,7 +77,7 @@ def assert_holds(network, tensors):
 def test_a_tf1_checkpoint_gives_the_outputs_of_the_official_code(tmp_path, parity):
     listing = json.loads((GOLDEN / "ckpt_tf1_r50_1x_sk0_finetune_variables.json").read_text())["graph_creation_order"]
     tensors = {n: np.int64(123) if n == "global_step" else values.fill(n, shape) for n, shape, _ in listing}
-    result = imported(write(tmp_path / "model.ckpt-123", tensors), tmp_path / "run")
+    result = import_run(write(tmp_path / "model.ckpt-123", tensors), tmp_path / "run")
     assert result["step"] == 123
     assert "loaded: 281 variables, 34,277,672 numbers" in result["report"]
     assert "ignored: 161, the optimizer's state" in result["report"]
@@ -96,20 +99,20 @@ def test_a_tf1_checkpoint_gives_the_outputs_of_the_official_code(tmp_path, parit
             parity(f"TF1 checkpoint, ResNet-50, {size} px", actual, expected, 5e-6)
 
 
-def test_a_tf2_checkpoint_is_read_by_its_objects(tmp_path):
+def test_an_object_based_tf2_checkpoint_is_imported(tmp_path):
     rows = json.loads((GOLDEN / "ckpt_tf2_r18_1x_sk0_variables.json").read_text())["key_shape_dtype_canonicalTF1name"]
     tensors = {key: values.fill(name, shape) if name else np.int64(40) for key, shape, _, name in rows}
     tensors["save_counter/.ATTRIBUTES/VARIABLE_VALUE"] = np.int64(3)
     tensors["_CHECKPOINTABLE_OBJECT_GRAPH"] = b"graph"
-    result = imported(write(tmp_path / "ckpt-40", tensors), tmp_path / "run")
+    result = import_run(write(tmp_path / "ckpt-40", tensors), tmp_path / "run")
     assert result["step"] == 40 and "ResNet-18 x1, sk_ratio 0, se_ratio 0, cifar stem" in result["report"]
     canonical = {name: tensors[key] for key, _, _, name in rows if name}
     assert len(assert_holds(network_of(tmp_path / "run"), canonical)) == 121
-    assert read_run_config(str(tmp_path / "run"))[0].eval_resize == "bicubic"  # TensorFlow 2 resized its images
+    assert read_run_config(str(tmp_path / "run"))[0].eval_resize == "bicubic"  # the TF2 code resized its images so
 
 
 @pytest.mark.parametrize("sk, mode", [(0, "finetune"), (0, "pretrain"), (1, "finetune"), (1, "pretrain")])
-def test_the_recorded_listings_tell_their_network(sk, mode):
+def test_network_settings_of_recorded_listings(sk, mode):
     listing = json.loads((GOLDEN / f"ckpt_tf1_r50_1x_sk{sk}_{mode}_variables.json").read_text())
     rows = listing["graph_creation_order"]
     shapes = {name: tuple(shape) for name, shape, _ in rows if not name.endswith("/Momentum")}
@@ -126,7 +129,7 @@ def test_the_recorded_listings_tell_their_network(sk, mode):
 
 
 @pytest.mark.parametrize(
-    "made",
+    "network",
     [
         {"depth": 18, "stem": "cifar"},
         {"depth": 34, "width": 3, "head": ProjectionHead("none"), "classes": 5},
@@ -138,26 +141,26 @@ def test_the_recorded_listings_tell_their_network(sk, mode):
         {"depth": 50, "sk_ratio": 0.25, "se_ratio": 0.0625},
         {"depth": 18, "width": 0.5, "se_ratio": 0.05},
     ],
-    ids=lambda made: f"r{made['depth']}",
+    ids=lambda network: f"r{network['depth']}",
 )
-def test_names_and_shapes_tell_the_network(made):
-    shapes = shapes_of(**made)
-    found = official.network_settings(shapes)
+def test_network_settings_of_any_network(network):
+    shapes = shapes_of(**network)
+    settings = official.network_settings(shapes)
     head = ProjectionHead(
-        found["proj_head_mode"], found.get("num_proj_layers", 1), found.get("proj_out_dim", 1), name="head"
+        settings["proj_head_mode"], settings.get("num_proj_layers", 1), settings.get("proj_out_dim", 1), name="head"
     )
     keys = ("resnet_depth", "width_multiplier", "sk_ratio", "stem", "se_ratio")
-    depth, width, sk_ratio, stem, se_ratio = (found[key] for key in keys)
-    assert (depth, width, stem) == (made["depth"], made.get("width", 1), made.get("stem", "imagenet"))
-    assert sk_ratio == made.get("sk_ratio", 0)
-    assert shapes_of(depth, width, sk_ratio, head, made.get("classes", 0), stem, se_ratio) == shapes
+    depth, width, sk_ratio, stem, se_ratio = (settings[key] for key in keys)
+    assert (depth, width, stem) == (network["depth"], network.get("width", 1), network.get("stem", "imagenet"))
+    assert sk_ratio == network.get("sk_ratio", 0)
+    assert shapes_of(depth, width, sk_ratio, head, network.get("classes", 0), stem, se_ratio) == shapes
 
 
-def test_what_else_a_checkpoint_holds_is_ignored_with_the_reason(tmp_path):
+def test_variables_beside_the_network_are_ignored_with_a_reason(tmp_path):
     tensors = tiny(classes=0)
     besides = {f"ema_model/{name}": 2 * value for name, value in tensors.items() if name != "global_step"}
     besides |= {"base_model/conv2d/kernel/LARSOptimizer": np.zeros(3, np.float32), "beta1_power": np.float32(0)}
-    result = imported(write(tmp_path / "published/model.ckpt-7", tensors | besides), tmp_path / "run")
+    result = import_run(write(tmp_path / "published/model.ckpt-7", tensors | besides), tmp_path / "run")
     network = network_of(tmp_path / "run")
     assert len(assert_holds(network, tensors)) == len(tensors) - 1
     assert f"ignored: {len(tensors) - 1}, a second copy" in result["report"]
@@ -165,27 +168,27 @@ def test_what_else_a_checkpoint_holds_is_ignored_with_the_reason(tmp_path):
     assert "no classifier" in result["report"]
 
 
-def untrained_head(tensors):
-    start = {"gamma": np.ones_like, "beta": np.zeros_like}
+def with_untrained_head(tensors):
+    initial = {"gamma": np.ones_like, "beta": np.zeros_like}
     return {
-        name: start.get(name.rpartition("/")[2], np.copy)(value) if name.startswith("head_contrastive") else value
+        name: initial.get(name.rpartition("/")[2], np.copy)(value) if name.startswith("head_contrastive") else value
         for name, value in tensors.items()
     }
 
 
 def test_a_head_that_was_never_trained_is_left_out(tmp_path):
-    path = write(tmp_path / "model.ckpt-7", untrained_head(tiny()))
-    result = imported(path, tmp_path / "run")
+    path = write(tmp_path / "model.ckpt-7", with_untrained_head(tiny()))
+    result = import_run(path, tmp_path / "run")
     assert "ignored: 14, a projection head that was never trained" in result["report"]
     assert "assumed" not in result["report"]
     assert_holds(network_of(tmp_path / "run"), tiny())
     assert read_run_config(str(tmp_path / "run"))[0].proj_head_mode == "none"
-    imported(path, tmp_path / "kept", ft_proj_selector=1)
-    assert read_run_config(str(tmp_path / "kept"))[0].proj_head_mode == "nonlinear"
+    import_run(path, tmp_path / "with_head", ft_proj_selector=1)
+    assert read_run_config(str(tmp_path / "with_head"))[0].proj_head_mode == "nonlinear"
 
 
 @pytest.mark.parametrize(
-    ("folder", "said", "wide", "taken"),
+    ("folder", "selector", "width", "tap"),
     [
         ("pretrained", None, 32, 0),
         ("finetuned_1pct", None, 32, 1),
@@ -196,17 +199,17 @@ def test_a_head_that_was_never_trained_is_left_out(tmp_path):
         ("finetuned_1pct", None, 8, 3),
     ],
 )
-def test_which_layer_the_classifier_reads(folder, said, wide, taken, tmp_path):
-    kernel = values.fill("kernel", (wide, 10))
+def test_the_layer_that_the_classifier_reads(folder, selector, width, tap, tmp_path):
+    kernel = values.fill("kernel", (width, 10))
     path = write(tmp_path / folder / "model.ckpt-7", tiny() | {"head_supervised/linear_layer/dense/kernel": kernel})
-    found = official.read(path, said)
-    assert found.head_input == taken
-    assert found.taps == ([0, 1, 2] if wide == 32 else [3])
+    checkpoint = official.read(path, selector)
+    assert checkpoint.head_input == tap
+    assert checkpoint.taps == ([0, 1, 2] if width == 32 else [3])
 
 
-def test_the_report_says_which_layer_was_assumed(tmp_path):
-    report = imported(write(tmp_path / "finetuned_1pct/model.ckpt-7", tiny()), tmp_path / "run")["report"]
-    assert "assumed: the classifier reads layer 1 of the head. Layers [0, 1, 2] are as wide" in report
+def test_the_report_names_the_assumed_layer(tmp_path):
+    report = import_run(write(tmp_path / "finetuned_1pct/model.ckpt-7", tiny()), tmp_path / "run")["report"]
+    assert "assumed: the classifier reads layer 1 of the head. Layers [0, 1, 2] have the same width" in report
     assert read_run_config(str(tmp_path / "run"))[1]["head_input"] == 1
 
 
@@ -223,7 +226,7 @@ def test_the_report_says_which_layer_was_assumed(tmp_path):
         ({}, ["--resnet_depth=50"], "--resnet_depth=50: the checkpoint's network has 18"),
     ],
 )
-def test_what_is_unexplained_is_refused_and_nothing_written(change, flags, message, tmp_path, capsys):
+def test_an_unexplained_checkpoint_is_refused_and_nothing_is_written(change, flags, message, tmp_path, capsys):
     tensors = {name: value for name, value in (tiny() | change).items() if value is not None}
     path = write(tmp_path / "model.ckpt-7", tensors)
     with pytest.raises(SystemExit) as exit:
@@ -234,10 +237,10 @@ def test_what_is_unexplained_is_refused_and_nothing_written(change, flags, messa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_checkpoint_that_is_none_is_refused(tmp_path):
+def test_a_missing_or_damaged_checkpoint_is_refused(tmp_path):
     with pytest.raises(SettingError, match="there is no checkpoint"):
         official.read(str(tmp_path / "model.ckpt-7"))
-    (tmp_path / "model.ckpt-7.index").write_bytes(b"no checkpoint")
+    (tmp_path / "model.ckpt-7.index").write_bytes(b"not a checkpoint")
     with pytest.raises(SettingError, match="cannot be read"):
         official.read(str(tmp_path / "model.ckpt-7"))
     with pytest.raises(SettingError, match="--checkpoint="):
@@ -245,23 +248,23 @@ def test_a_checkpoint_that_is_none_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("head", ["nonlinear", "linear", "none"])
-def test_in_and_out_again_is_bit_equal(head, tmp_path):
+def test_import_and_export_are_bit_equal(head, tmp_path):
     tensors = tiny(head)
-    imported(write(tmp_path / "model.ckpt-7", tensors), tmp_path / "run")
+    import_run(write(tmp_path / "model.ckpt-7", tensors), tmp_path / "run")
     modes.run({"mode": "export", "format": "tf1_checkpoint", "checkpoint": str(tmp_path / "run")})
     exported = tmp_path / "run/tf1_checkpoint"
-    again = contents(exported)
-    assert again.keys() == tensors.keys()
+    actual = contents(exported)
+    assert actual.keys() == tensors.keys()
     for name, value in tensors.items():
-        assert again[name].dtype == value.dtype
-        np.testing.assert_array_equal(again[name], value, err_msg=name)
+        assert actual[name].dtype == value.dtype
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
     assert tf.train.latest_checkpoint(str(exported)) == str(exported / "model.ckpt-7")
-    imported(exported, tmp_path / "run2")
+    import_run(exported, tmp_path / "run2")
     assert_holds(network_of(tmp_path / "run2"), tensors)
 
 
-def test_a_tf1_graph_restores_what_was_exported(tmp_path):
-    imported(write(tmp_path / "model.ckpt-7", tiny()), tmp_path / "run")
+def test_a_tf1_graph_restores_the_export(tmp_path):
+    import_run(write(tmp_path / "model.ckpt-7", tiny()), tmp_path / "run")
     modes.run({"mode": "export", "format": "tf1_checkpoint", "checkpoint": str(tmp_path / "run")})
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
@@ -271,14 +274,23 @@ def test_a_tf1_graph_restores_what_was_exported(tmp_path):
             np.testing.assert_array_equal(value, tiny()[name], err_msg=name)
 
 
-def test_the_other_modes_go_on_from_an_imported_one(tmp_path):
-    start = imported(write(tmp_path / "model.ckpt-7", tiny()), tmp_path / "run", dataset="digits", image_size=16)
+def evaluation_images():
+    """Returns the test images of the digits at 16 px, as evaluation crops them, and their labels."""
+    source = open_source(Config(dataset="digits"), "test")
+    views = [center_crop_and_resize(tf.constant(image), (16, 16), method="tf1") for image in source.images]
+    return tf.stack(views), source.labels
+
+
+def test_other_modes_start_from_an_imported_run(tmp_path):
+    start = import_run(write(tmp_path / "model.ckpt-7", tiny()), tmp_path / "run", dataset="digits", image_size=16)
     assert start["step"] == 7
     run = str(tmp_path / "run")
     toy = {"train_batch_size": 50, "train_steps": 2, "checkpoint_steps": 2, "labels_per_class": 5, "report": False}
     toy |= {"recipe": "none", "warmup_epochs": 0.0}
-    found = modes.run({"mode": "evaluate", "checkpoint": run})
-    assert 0 <= found["top1"] <= 1 and 0 <= found["knn_top1"] <= 1
+    evaluation = modes.run({"mode": "evaluate", "checkpoint": run})
+    images, labels = evaluation_images()
+    predictions = np.argmax(network_of(run)(images)["logits_sup"], axis=1)
+    assert evaluation["top1"] == np.mean(predictions == labels) and evaluation["knn_top1"] > 0.3
     finetuned = str(tmp_path / "finetuned")
     modes.run(toy | {"mode": "finetune", "checkpoint": run, "model_dir": finetuned, "ft_proj_selector": 1})
     config, resolved = read_run_config(finetuned)
@@ -290,4 +302,5 @@ def test_the_other_modes_go_on_from_an_imported_one(tmp_path):
     assert 0 < moved < 0.1 * np.abs(tiny()[name]).max()
     distilled = {"mode": "distill", "teacher": run, "resnet_depth": 18, "width_multiplier": 0.0625, "dataset": "digits"}
     result = modes.run(toy | distilled | {"model_dir": str(tmp_path / "distilled")})
-    assert 0 <= result["distill_top1"] <= 1
+    predictions = np.argmax(network_of(tmp_path / "distilled")(images)["logits_sup"], axis=1)
+    assert result["distill_top1"] == np.mean(predictions == labels)

@@ -1,7 +1,10 @@
-"""A bar on a terminal, plain lines elsewhere."""
+"""Metric averages, and the progress bar on a terminal or plain lines elsewhere."""
 
 import io
+import math
 import sys
+
+import pytest
 
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.runs import progress
@@ -9,15 +12,26 @@ from simclrv2_tf.runs import progress
 PLAN = Plan(total_steps=4, epoch_steps=2, interval_steps=2, warmup_steps=0, peak_learning_rate=0.1)
 
 
+def test_interval_means_are_weighted_by_steps_and_restart_after_a_row():
+    means = progress.IntervalMeans(("loss", "top1"))
+    means.add({"loss": 1.0, "top1": 0.5}, 3, 0)
+    means.add({"loss": 5.0, "top1": 0.1}, 1, 2)
+    assert means.take() == pytest.approx({"loss": 2.0, "top1": 0.4, "skipped_steps": 2})
+    means.add({"loss": 7.0, "top1": 0.0}, 1, 0)
+    assert means.take() == {"loss": 7.0, "top1": 0.0}
+    means.add({"loss": 0.0, "top1": 0.0}, 0, 4)
+    assert math.isnan(means.take()["loss"])
+
+
 def test_lines_without_a_terminal_are_plain_and_few(capsys):
-    shown = progress.Progress(8, PLAN, 0)
-    shown.add({"loss": 2.5}, 1, 0.5)
-    shown.add({"loss": 1.5}, 1, 0.5)
-    shown.show({"epoch": 1.0, "loss": 2.0, "online_top1": 0.5, "note": 3})
+    bar = progress.Progress(8, PLAN, 0)
+    bar.add({"loss": 2.5}, 1, 0.5)
+    bar.add({"loss": 1.5}, 1, 0.5)
+    bar.show({"epoch": 1.0, "loss": 2.0, "online_top1": 0.5, "note": 3})
     assert capsys.readouterr().out == "step 2 of 4  loss 2  online_top1 0.5\n"
 
 
-def test_a_long_interval_tells_that_it_goes_on(capsys, monkeypatch):
+def test_a_long_interval_prints_lines_in_between(capsys, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_PER_LINE", -1)
     progress.Progress(8, PLAN, 0).add({"loss": 2.5}, 1, 0.5)
     assert capsys.readouterr().out == "step 1 of 4  loss 2.5  learning_rate 0.1  images_per_second 16\n"

@@ -1,4 +1,4 @@
-"""What a run writes beside its checkpoints: whole or not at all, once, and by one process at a time."""
+"""Records of a run are written atomically, once, and by one process at a time."""
 
 import multiprocessing
 
@@ -11,22 +11,24 @@ from simclrv2_tf.files import write_atomically
 from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.runs.callbacks import Histograms
 from simclrv2_tf.runs.run_dir import RunDirectory
+from simclrv2_tf.settings.config import Config
 
 
 def row(step: int, **values: float) -> dict[str, float]:
     return {"step": step, "loss": step / 10} | values
 
 
-def scalars(model_dir) -> list[tuple[int, str]]:
-    found = []
+def events(model_dir) -> list[tuple[int, str]]:
+    """Returns step and tag of every TensorBoard event."""
+    values = []
     for file in sorted((model_dir / "tensorboard").glob("events.*")):
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
             event = tf.compat.v1.Event.FromString(record)
-            found += [(event.step, value.tag) for value in event.summary.value]
-    return found
+            values += [(event.step, value.tag) for value in event.summary.value]
+    return values
 
 
-def test_a_text_is_replaced_at_once_or_not_at_all(tmp_path, file_size_limit):
+def test_a_file_is_replaced_completely_or_not_at_all(tmp_path, file_size_limit):
     path = tmp_path / "result.json"
     write_atomically(path, "old")
     with file_size_limit(3), pytest.raises(OSError):
@@ -36,7 +38,7 @@ def test_a_text_is_replaced_at_once_or_not_at_all(tmp_path, file_size_limit):
     assert path.read_text() == "newer"
 
 
-def test_rows_that_found_no_room_are_written_with_the_next(tmp_path, file_size_limit):
+def test_rows_that_did_not_fit_on_the_disk_are_written_with_the_next_row(tmp_path, file_size_limit):
     run_dir = RunDirectory(tmp_path)
     run_dir.write_row(row(1))
     with file_size_limit(5), pytest.raises(OSError):
@@ -52,6 +54,14 @@ def test_damaged_rows_are_refused(content, tmp_path):
         RunDirectory(tmp_path).rows()
 
 
+def test_writing_the_config_removes_the_earlier_result(tmp_path):
+    run_dir = RunDirectory(tmp_path)
+    run_dir.write_result({"steps": 4})
+    assert RunDirectory(tmp_path).result() == {"steps": 4}
+    run_dir.write_config(Config(), {})
+    assert RunDirectory(tmp_path).result() is None
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 10**5])
 def test_a_damaged_result_is_refused(content, tmp_path):
     (tmp_path / "result.json").write_bytes(content)
@@ -60,30 +70,30 @@ def test_a_damaged_result_is_refused(content, tmp_path):
 
 
 class TestRewind:
-    def test_forgets_what_came_after(self, tmp_path):
-        for _ in range(2):  # the second process finds what the first one has left
+    def test_removes_later_rows_and_events(self, tmp_path):
+        for _ in range(2):  # the second process resumes the first one's run
             run_dir = RunDirectory(tmp_path)
             run_dir.rewind(2)
             for step in (3, 4) if run_dir.rows() else (1, 2, 3, 4):
                 run_dir.write_row(row(step))
-        assert [one["step"] for one in run_dir.rows()] == ["1", "2", "3", "4"]
-        assert scalars(tmp_path) == [(step, "loss") for step in (1, 2, 3, 4)]
+        assert [row["step"] for row in run_dir.rows()] == ["1", "2", "3", "4"]
+        assert events(tmp_path) == [(step, "loss") for step in (1, 2, 3, 4)]
 
     def test_to_the_start(self, tmp_path):
         run_dir = RunDirectory(tmp_path)
         run_dir.write_row(row(1))
         RunDirectory(tmp_path).rewind(0)
-        assert RunDirectory(tmp_path).rows() == [] and scalars(tmp_path) == []
+        assert RunDirectory(tmp_path).rows() == [] and events(tmp_path) == []
 
-    def test_forgets_the_pictures_that_end_a_run(self, tmp_path):
+    def test_removes_the_images_from_the_end_of_a_run(self, tmp_path):
         run_dir = RunDirectory(tmp_path)
         run_dir.write_row(row(1))
         run_dir.write_images("views", tf.zeros([1, 2, 2, 3]).numpy(), 1)
-        assert scalars(tmp_path) == [(1, "loss"), (1, "views")]
+        assert events(tmp_path) == [(1, "loss"), (1, "views")]
         RunDirectory(tmp_path).rewind(1)
-        assert scalars(tmp_path) == [(1, "loss")]
+        assert events(tmp_path) == [(1, "loss")]
 
-    def test_keeps_the_histograms_of_steps_before(self, tmp_path):
+    def test_keeps_histograms_of_earlier_steps(self, tmp_path):
         histograms, network = Histograms(), tiny.network()
         histograms.set_model(SimCLR(network, tiny.VIEWS))
         histograms.set_params({"model_dir": str(tmp_path)})
@@ -91,22 +101,22 @@ class TestRewind:
         for step in (1, 2):
             histograms.on_epoch_end(step - 1, {"step": step})
         paths = [variable.path for variable in network.weights]
-        assert scalars(tmp_path) == [(step, path) for step in (1, 2) for path in paths]
+        assert events(tmp_path) == [(step, path) for step in (1, 2) for path in paths]
         RunDirectory(tmp_path).rewind(1)
-        assert scalars(tmp_path) == [(1, path) for path in paths]
+        assert events(tmp_path) == [(1, path) for path in paths]
 
-    def test_a_last_event_that_was_cut_off(self, tmp_path):
+    def test_ignores_a_truncated_last_event(self, tmp_path):
         run_dir = RunDirectory(tmp_path)
         for step in (1, 2):
             run_dir.write_row(row(step))
         (file,) = (tmp_path / "tensorboard").glob("events.*")
         file.write_bytes(file.read_bytes()[:-5])
         RunDirectory(tmp_path).rewind(2)
-        assert scalars(tmp_path) == [(1, "loss")]
+        assert events(tmp_path) == [(1, "loss")]
 
 
 @pytest.mark.parametrize(("losses", "best"), [([3], True), ([3, 2], True), ([3, 4], False), ([3, 3], False)])
-def test_which_row_is_the_best(losses, best, tmp_path):
+def test_a_row_is_the_best_only_if_it_beats_all_earlier_ones(losses, best, tmp_path):
     run_dir = RunDirectory(tmp_path)
     for step, loss in enumerate(losses):
         run_dir.write_row({"step": step, "loss": loss, "eval_top1": -loss})
@@ -120,7 +130,7 @@ def enter(model_dir, entered, leave):
         leave.wait()
 
 
-def test_one_process_at_a_time(tmp_path):
+def test_a_second_process_is_refused_until_the_first_one_ends(tmp_path):
     context = multiprocessing.get_context("spawn")
     entered, leave = context.Event(), context.Event()
     other = context.Process(target=enter, args=(tmp_path, entered, leave))
@@ -129,7 +139,7 @@ def test_one_process_at_a_time(tmp_path):
     refused = pytest.raises(SettingError, match=rf"^--model_dir={tmp_path}: in use by process {other.pid} on ")
     with refused, RunDirectory(tmp_path).locked():
         pass
-    other.kill()  # it has no chance to tidy up
+    other.kill()  # without a chance to clean up
     other.join()
     with RunDirectory(tmp_path).locked():
         pass

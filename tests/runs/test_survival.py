@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or denied the disk goes on to the bits of a run that was never stopped."""
+"""A run that is killed, interrupted or out of disk space resumes to the bits of an uninterrupted run."""
 
 import json
 import random
@@ -13,20 +13,20 @@ from simclrv2_tf.runs.signals import StopRequest
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here runs in this process."""
+    """Everything runs in child processes."""
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that was never stopped, and the number of calls in it."""
-    place = tmp_path_factory.mktemp("whole")
-    counting = children.SignalAt(0, count_to=place / "calls")
-    assert children.run(TOY | {"model_dir": place / "run"}, place / "log", counting) == 0
-    return place / "run", int((place / "calls").read_text())
+    """Returns the model directory of an uninterrupted run and the number of its calls."""
+    folder = tmp_path_factory.mktemp("whole")
+    counter = children.SignalAt(0, count_to=folder / "calls")
+    assert children.run(TOY | {"model_dir": folder / "run"}, folder / "log", counter) == 0
+    return folder / "run", int((folder / "calls").read_text())
 
 
 def kill_and_compare(kills, whole, model_dir):
-    """Runs the same command with each of these faults in turn, then to its end: to the bits of the whole run."""
+    """Runs a command with each fault in turn, then to its end, and compares the records with the whole run's."""
     settings = TOY | {"model_dir": model_dir}
     for kill in kills:
         status = children.run(settings, model_dir.with_suffix(".log"), kill)
@@ -36,12 +36,12 @@ def kill_and_compare(kills, whole, model_dir):
 
 
 def random_kills(seed, calls, count):
-    """None so late that the run could end before the last one."""
+    """Returns kills that all come before the end of the run."""
     moments = random.Random(seed)
     return [children.SignalAt(moments.randrange(1, calls // (count + 1))) for _ in range(count)]
 
 
-def test_kills_while_saving_while_evaluating_and_at_random_change_nothing(whole, tmp_path):
+def test_kills_while_saving_evaluating_and_training_change_nothing(whole, tmp_path):
     model_dir, calls = whole
     saving, evaluating = children.FileSizeLimit(100_000, fatal=True), children.SignalAt(1, function="collect")
     kill_and_compare([saving, evaluating, *random_kills(0, calls, 2)], model_dir, tmp_path / "run")
@@ -66,7 +66,7 @@ def test_kills_between_the_stages_change_nothing(tmp_path):
     more = {"mode": "semi_supervised", "labels_per_class": 2, "train_batch_size": 20, "memory_size": 0}
     whole, killed = (TOY | more | {"model_dir": tmp_path / name} for name in ("whole", "killed"))
     assert children.run(whole, tmp_path / "log") == 0
-    between = children.SignalAt(1, function="finished")
+    between = children.SignalAt(1, function="finished_result")
     for _ in range(4):
         assert children.run(killed, tmp_path / "log", between) == -signal.SIGKILL
     assert children.run(killed, tmp_path / "log") == 0
@@ -79,7 +79,7 @@ def test_kills_between_the_stages_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(number, status, whole, tmp_path):
+def test_a_signal_saves_the_step_and_the_run_resumes_from_it(number, status, whole, tmp_path):
     model_dir, calls = whole
     settings = TOY | {"model_dir": tmp_path / "run"}
     assert children.run(settings, tmp_path / "log", children.SignalAt(calls // 3, number)) == status
@@ -98,19 +98,19 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(number, status, 
     ],
     ids=["some changes", "all changes"],
 )
-def test_a_disk_that_is_full_stops_the_run_and_room_lets_it_go_on(stride, more, whole, tmp_path):
-    """From any change of a file on; the run goes on from the checkpoint that it had."""
+def test_a_full_disk_stops_the_run_and_it_resumes_when_there_is_space(stride, more, whole, tmp_path):
+    """The disk fills up at each change of a file in turn; the run resumes from its last checkpoint."""
     settings = TOY | {"model_dir": tmp_path / "run"} | more
-    child = children.start(tmp_path / "log", children.run_on_full_disks, settings, stride, tmp_path / "told")
+    child = children.start(tmp_path / "log", children.run_on_full_disks, settings, stride, tmp_path / "runs")
     child.join()
-    *stopped, last = json.loads((tmp_path / "told").read_text())
+    *stopped, last = json.loads((tmp_path / "runs").read_text())
     assert last["status"] == 0 and not last["left"] and len(stopped) > 1
-    for one in stopped:
-        told = one["output"].splitlines()[-1]
-        assert one["status"] == 2 and told.startswith(f"error: --model_dir={tmp_path}/run: "), one
-        assert "(File too large" in told or "; File too large" in told, told
-        assert "Traceback" not in one["output"], one
-    newest = [max(one["steps"], default=0) for one in (*stopped, last)]
+    for run in stopped:
+        message = run["output"].splitlines()[-1]
+        assert run["status"] == 2 and message.startswith(f"error: --model_dir={tmp_path}/run: "), run
+        assert "(File too large" in message or "; File too large" in message, message
+        assert "Traceback" not in run["output"], run
+    newest = [max(run["steps"], default=0) for run in (*stopped, last)]
     assert newest == sorted(newest) and newest[-1] == 11
     children.assert_same_records(tmp_path / "run", whole[0], pictures="report" not in more)
 
@@ -122,13 +122,13 @@ def stop_twice():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_the_second_signal_stops_at_once(tmp_path):
+def test_a_second_signal_stops_immediately(tmp_path):
     child = children.start(tmp_path / "log", stop_twice)
     child.join()
     assert child.exitcode == -signal.SIGINT and "repeat to stop now" in (tmp_path / "log").read_text()
 
 
-def test_a_full_disk_can_be_outlived(tmp_path):
+def test_a_run_can_continue_on_a_full_disk(tmp_path):
     settings = TOY | {"model_dir": tmp_path / "run", "on_checkpoint_error": "continue"}
     assert children.run(settings, tmp_path / "log", children.FileSizeLimit(100_000)) == 0
     assert (tmp_path / "log").read_text().count("could not be saved") == 4
