@@ -1,5 +1,6 @@
 """Each mode, end to end, at toy size on real digits; a run that goes on; a run that must not start."""
 
+import importlib
 import json
 import re
 
@@ -11,7 +12,6 @@ import tensorflow as tf
 from simclrv2_tf import cli, modes
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.modes import costs
-from simclrv2_tf.modes import preview as previewing
 from simclrv2_tf.modes import train as training
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings import merge as precedence
@@ -102,7 +102,7 @@ class TestPreview:
         assert "before distill" in capsys.readouterr().out
 
     def test_what_does_not_fit_is_tried_out_with_fewer_images(self, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(previewing, "TIMED_BYTES", 1e6)
+        monkeypatch.setattr(importlib.import_module("simclrv2_tf.modes.preview"), "TIMED_BYTES", 1e5)
         modes.run(TOY | {"mode": "preview", "model_dir": str(tmp_path)})
         timed = int(re.search(r"3 steps of (\d+) images", capsys.readouterr().out)[1])
         assert 0 < timed < 50
