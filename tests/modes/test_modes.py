@@ -104,7 +104,7 @@ class TestPreview:
         assert "before distill" in capsys.readouterr().out
 
     def test_a_large_step_is_timed_with_fewer_images_and_scaled_to_the_batch(self, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(preview, "TIMED_BYTES", 1e6)
+        monkeypatch.setattr(preview, "TIMED_BYTES", 1e5)
         monkeypatch.setattr(preview, "_seconds_per_step", lambda *_: 2.0)
         modes.run(TOY | {"mode": "preview", "model_dir": str(tmp_path)})
         seconds, timed = re.search(r"steps of ([\d.]+) s, by 3 steps of (\d+) images", capsys.readouterr().out).groups()
