@@ -23,7 +23,7 @@ from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
 
 SHOWN = 48  # images of the batch
-CLASSES, OF_A_CLASS = 10, 6  # of the labelled images
+CLASSES, IMAGES_PER_CLASS = 10, 6  # of the labelled images
 TIMED_STEPS = 3
 TIMED_BYTES = 2e9  # activations and gradients of a timed step at most: it must fit wherever the run is previewed
 
@@ -86,15 +86,15 @@ def _seconds_per_step(model: Method, data: TrainingInput) -> float:
 
 
 def _images(config: Config, data: TrainingInput) -> dict[str, charts.Spec]:
-    """The first batch and, where there are labels, some images of each class."""
+    """Builds figures of the first batch and, if there are labels, of some images of each class."""
     source = data.source
     views, labels = pictures.first_batch(data, SHOWN)
-    found = {"batch": pictures.batch_figure(views[:, 0], labels, data.batch_size, source.class_names)}
+    figures = {"batch": pictures.batch_figure(views[:, 0], labels, data.batch_size, source.class_names)}
     if source.class_names and (config.labels_per_class or config.label_fraction < 1):
         source = open_labelled(config)
-    if not source.class_names or source.labels is None:  # records tell theirs only when all are read
-        return found
+    if not source.class_names or source.labels is None:  # the labels of records are known only when all are read
+        return figures
     counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
-    chosen = [np.flatnonzero(source.labels == label)[:OF_A_CLASS] for label in range(min(len(counts), CLASSES))]
-    images = [pictures.images_at(source, of_class, config.image_size) for of_class in chosen]
-    return found | {"labels": pictures.labelled_figure(images, OF_A_CLASS, counts, source.class_names)}
+    rows = [np.flatnonzero(source.labels == label)[:IMAGES_PER_CLASS] for label in range(min(len(counts), CLASSES))]
+    images = [pictures.images_at(source, row, config.image_size) for row in rows]
+    return figures | {"labels": pictures.labelled_figure(images, IMAGES_PER_CLASS, counts, source.class_names)}

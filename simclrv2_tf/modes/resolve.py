@@ -59,9 +59,14 @@ def resolve_config(flags: Mapping[str, Any]) -> Config:
 
 def _resolve_import(flags: Mapping[str, Any], checkpoint: str) -> Config:
     """Resolves the config of an official checkpoint: its variables describe the network."""
-    found = official.read(checkpoint, flags.get("ft_proj_selector"))
-    described = Config(mode="import_checkpoint", checkpoint=checkpoint, eval_resize=found.eval_resize, **found.settings)
-    return resolve({"ft_proj_selector": found.head_input, **flags}, parent=described)
+    official_checkpoint = official.read(checkpoint, flags.get("ft_proj_selector"))
+    described = Config(
+        mode="import_checkpoint",
+        checkpoint=checkpoint,
+        eval_resize=official_checkpoint.eval_resize,
+        **official_checkpoint.settings,
+    )
+    return resolve({"ft_proj_selector": official_checkpoint.head_input, **flags}, parent=described)
 
 
 def cap_batch_size(config: Config, strategy: Strategy) -> Config:

@@ -4,22 +4,17 @@ import contextlib
 import os
 import pathlib
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from simclrv2_tf.errors import SettingError, first_line
+from simclrv2_tf.errors import MEMORY_REMEDIES
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.models.cost import peak_bytes
 
 MIRRORED = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
-REMEDIES = (
-    "to use less memory: --remat, --mixed_precision=bfloat16 or a smaller --train_batch_size; when pretraining, "
-    "--grad_cache_micro_batch=N, the same contrastive batch with N images in memory at a time; when evaluating, a "
-    "smaller --eval_batch_size"
-)
 
 
 def trace_step(model: Method, batch_spec: Any) -> tf.Graph:
@@ -62,7 +57,7 @@ def format_memory_estimate(memory: dict[str, int], replicas: int = 1, replicas_p
     estimate = f"about {format_bytes(needed)}{limit}{each}: {parts}; library workspace comes on top"
     if available is None or needed * replicas_per_device <= available:
         return estimate
-    return f"{estimate}. EXCEEDS AVAILABLE MEMORY; {REMEDIES}"
+    return f"{estimate}. EXCEEDS AVAILABLE MEMORY; {MEMORY_REMEDIES}"
 
 
 def device_memory() -> int | None:
@@ -79,18 +74,6 @@ def device_memory() -> int | None:
             limit = container.read_text().strip() if container.exists() else "max"
             return machine if limit == "max" else min(machine, int(limit))
     return None
-
-
-@contextlib.contextmanager
-def explain_out_of_memory() -> Iterator[None]:
-    """Turns TensorFlow's out-of-memory error into a SettingError that names the flags that help."""
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError as error:
-        reason = first_line(error)
-        if "oom" not in reason.lower() and "memory" not in reason.lower():  # a full disk has the same class
-            raise
-        raise SettingError(f"out of memory ({reason}); {REMEDIES}") from None
 
 
 def format_bytes(count: int) -> str:

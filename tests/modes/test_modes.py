@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf import cli, modes
-from simclrv2_tf.errors import SettingError
+from simclrv2_tf.errors import SettingError, explained_errors
 from simclrv2_tf.modes import preview, train
 from simclrv2_tf.runs import loop, memory
 from simclrv2_tf.runs.run_dir import RunDirectory
@@ -423,5 +423,5 @@ class TestMemory:
             modes.run(settings | {"mode": "pretrain"})
 
     def test_a_full_disk_is_not_mistaken_for_a_full_memory(self):
-        with pytest.raises(tf.errors.ResourceExhaustedError, match="No space"), memory.explain_out_of_memory():
+        with pytest.raises(SettingError, match=r"^--model_dir=x: .*\(No space left"), explained_errors("x"):
             tf.io.write_file("/dev/full", "x" * 100_000)

@@ -21,7 +21,7 @@ FRACTIONS = {"1pct": 0.01, "10pct": 0.1, "100pct": 1}  # of the labels, in the n
 
 
 def is_named(flags: Mapping[str, Any]) -> bool:
-    """Whether ``--recipe`` names a recipe, instead of leaving the choice to the data set or taking none."""
+    """Returns whether ``--recipe`` names a recipe, instead of leaving the choice to the data set or taking none."""
     return flags.get("recipe", "auto") not in ("auto", "none")
 
 
