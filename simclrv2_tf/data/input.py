@@ -72,8 +72,8 @@ class TrainingInput:
 
     def _local(self, first_step: int, num_steps: int) -> tf.data.Dataset:
         """Returns the batches, with the references of corrupt images that ``Source.count_corrupt`` removes."""
-        by_index = self.resident is not None
-        data = self.source.training_batches(self.sampler, first_step, num_steps, self.settings, by_index)
+        steps, by_index = range(first_step, first_step + num_steps), self.resident is not None
+        data = self.source.training_batches(self.sampler, steps, self.settings, by_index)
         return data.map(self._with_views, tf.data.AUTOTUNE) if self.augment_on_host else data
 
     def _served(self, first_step: int, num_steps: int) -> tf.data.Dataset:

@@ -14,7 +14,7 @@ from simclrv2_tf.data import decoding
 from simclrv2_tf.data.decoding import graph_code
 from simclrv2_tf.data.layouts import choose_split, split_error
 from simclrv2_tf.data.sampling import Sampler
-from simclrv2_tf.data.sources import ArraySource, EncodedSource, Source, as_images, digest, take
+from simclrv2_tf.data.sources import ArraySource, Dataset, EncodedSource, Source, as_images, digest, take
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.settings.config import Config
 
@@ -55,7 +55,7 @@ class RecordSource(EncodedSource):
         return digest(self.num_examples, self.builder.info.full_name, self.split, self.keep, self.labels)
 
     @functools.cached_property
-    def _file_order(self) -> tf.data.Dataset:
+    def _file_order(self) -> Dataset:
         """``(encoded image, label)`` of the records in file order; built once, as it owns the cache."""
         with tf.init_scope():  # not in the graph of the epoch that happens to ask first
             data = self._open(None)
@@ -67,7 +67,7 @@ class RecordSource(EncodedSource):
                 data = data.enumerate().map(lambda i, record: (record[0], labels[i]))
             return data.cache() if self.cache else data
 
-    def _open(self, file_seed: tf.Tensor | None) -> tf.data.Dataset:
+    def _open(self, file_seed: tf.Tensor | None) -> Dataset:
         import tensorflow_datasets as tfds
 
         data = self.builder.as_dataset(
@@ -78,7 +78,7 @@ class RecordSource(EncodedSource):
         )
         return data.map(lambda example: (example["image"], tf.cast(example.get("label", -1), tf.int32)))
 
-    def stream(self, seed: tf.Tensor | None = None) -> tf.data.Dataset:
+    def stream(self, seed: tf.Tensor | None = None) -> Dataset:
         """Returns one epoch of ``(encoded image, label)``.
 
         Args:
@@ -109,23 +109,23 @@ class RecordSource(EncodedSource):
     def _references(self) -> Iterator[bytes]:
         return (image or b"empty" for image, _ in self.stream().as_numpy_iterator())
 
-    def _in_order(self) -> tf.data.Dataset:
+    def _in_order(self) -> Dataset:
         return self.stream()
 
-    def _training_chunks(self, sampler: Sampler, first_step: int, num_steps: int, size: int) -> tf.data.Dataset:
-        first, count = first_step * sampler.batch_size, num_steps * sampler.batch_size
+    def _training_chunks(self, sampler: Sampler, steps: range, size: int) -> Dataset:
+        first, count = steps.start * sampler.batch_size, len(steps) * sampler.batch_size
         first_epoch, last_epoch = first // self.num_examples, (first + count - 1) // self.num_examples
 
         @graph_code
-        def shuffled(epoch: tf.Tensor) -> tf.data.Dataset:
+        def shuffled(epoch: tf.Tensor) -> Dataset:
             tf.random.set_seed(1)  # of this graph alone: the order must not depend on the program's global seed
             return self.stream(sampler.seed * 1_000_003 + epoch)
 
-        records = tf.data.Dataset.range(first_epoch, last_epoch + 1).flat_map(shuffled)
+        records = Dataset.range(first_epoch, last_epoch + 1).flat_map(shuffled)
         records = records.skip(first % self.num_examples).take(count)
         return sampler.part.select(records, sampler.batch_size).batch(size)
 
-    def _read(self, chunks: tf.data.Dataset, view: Callable[..., tf.Tensor], substitutes: int) -> tf.data.Dataset:
+    def _read(self, chunks: Dataset, view: Callable[..., tf.Tensor], substitutes: int) -> Dataset:
         """As in the base class. Substitutes come from the same chunk, as others would have to be read first."""
 
         @graph_code

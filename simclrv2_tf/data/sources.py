@@ -32,8 +32,9 @@ MAX_CLASSES = 100_000  # a greater label is taken for a mistake
 CHUNK = 32
 SUBSTITUTES = 3  # images that are tried in place of a corrupt one
 
+Dataset = tf.data.Dataset
 View = Callable[[tf.Tensor], tf.Tensor]
-Select = Callable[[tf.data.Dataset], tf.data.Dataset]
+Select = Callable[[Dataset], Dataset]
 
 
 class Source(abc.ABC):
@@ -89,30 +90,26 @@ class Source(abc.ABC):
         """Raises SettingError if more images turned out corrupt than the settings allow."""
         return
 
-    def count_corrupt(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+    def count_corrupt(self, batches: Dataset) -> Dataset:
         """Records the images named in the batches' ``corrupt`` and removes that entry; must run in this process."""
         return batches
 
     @abc.abstractmethod
-    def training_batches(
-        self, sampler: Sampler, first_step: int, num_steps: int, settings: ViewSettings, by_index: bool = False
-    ) -> tf.data.Dataset:
-        """Returns the batches of consecutive steps.
+    def training_batches(self, sampler: Sampler, steps: range, settings: ViewSettings, by_index: bool) -> Dataset:
+        """Returns the batches of consecutive steps, before `count_corrupt`.
 
         Args:
             sampler: chooses images and crops.
-            first_step: the first step.
-            num_steps: number of steps.
+            steps: the steps.
             settings: size and ranges of the crops.
             by_index: yield the ``index`` of the images instead of ``images``; only for a source with ``images``.
 
         Returns:
-            Dicts of ``labels``, ``images``, ``draws`` and maybe ``boxes``, as ``input.make_views`` takes them; of
-            images that are decoded also ``corrupt``, see `count_corrupt`.
+            Dicts of ``labels`` int32 ``[b]`` and the entries that ``input.make_views`` takes.
         """
 
     @abc.abstractmethod
-    def evaluation_examples(self, view: View, select: Select) -> tf.data.Dataset:
+    def evaluation_examples(self, view: View, select: Select) -> Dataset:
         """Returns one dict per image, in order: ``images``, int32 ``labels`` and float32 ``weights``, 0 if corrupt.
 
         Args:
@@ -158,9 +155,7 @@ class ArraySource(Source):
     def subset(self, indices: np.ndarray) -> Self:
         return dataclasses.replace(self, images=self.images[indices], labels=take(self.labels, indices))
 
-    def training_batches(
-        self, sampler: Sampler, first_step: int, num_steps: int, settings: ViewSettings, by_index: bool = False
-    ) -> tf.data.Dataset:
+    def training_batches(self, sampler: Sampler, steps: range, settings: ViewSettings, by_index: bool) -> Dataset:
         height, width = self.images.shape[1:3]
         with tf.device("CPU:0"):  # created outside the graph, in which a constant can have 2 GB at most
             labels, images = self._label_tensor(), None if by_index else tf.constant(self.images)
@@ -172,9 +167,9 @@ class ArraySource(Source):
             pixels = {"index": indices} if by_index else {"images": tf.gather(images, indices)}
             return {"labels": tf.gather(labels, indices), "boxes": boxes, "draws": draws} | pixels
 
-        return tf.data.Dataset.range(first_step, first_step + num_steps).map(batch, tf.data.AUTOTUNE)
+        return Dataset.range(steps.start, steps.stop).map(batch, tf.data.AUTOTUNE)
 
-    def evaluation_examples(self, view: View, select: Select) -> tf.data.Dataset:
+    def evaluation_examples(self, view: View, select: Select) -> Dataset:
         with tf.device("CPU:0"):
             images, labels = tf.constant(self.images), self._label_tensor()
 
@@ -182,7 +177,7 @@ class ArraySource(Source):
         def example(index: tf.Tensor) -> dict[str, tf.Tensor]:
             return {"images": view(images[index]), "labels": labels[index], "weights": tf.constant(1.0)}
 
-        return select(tf.data.Dataset.range(self.num_examples)).map(example, tf.data.AUTOTUNE)
+        return select(Dataset.range(self.num_examples)).map(example, tf.data.AUTOTUNE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,15 +204,15 @@ class EncodedSource(Source):
         """Yields the reference of each image, in order."""
 
     @abc.abstractmethod
-    def _in_order(self) -> tf.data.Dataset:
+    def _in_order(self) -> Dataset:
         """Returns a data set of one element per image, chunks of which `_read` takes."""
 
     @abc.abstractmethod
-    def _training_chunks(self, sampler: Sampler, first_step: int, num_steps: int, size: int) -> tf.data.Dataset:
+    def _training_chunks(self, sampler: Sampler, steps: range, size: int) -> Dataset:
         """Returns a data set of the chunks of the sampled images, ``size`` images each."""
 
     @abc.abstractmethod
-    def _read(self, chunks: tf.data.Dataset, view: Callable[..., tf.Tensor], substitutes: int) -> tf.data.Dataset:
+    def _read(self, chunks: Dataset, view: Callable[..., tf.Tensor], substitutes: int) -> Dataset:
         """Reads images chunk by chunk, in order.
 
         Args:
@@ -249,7 +244,7 @@ class EncodedSource(Source):
                 f"{self.name} are corrupt, for example {max(self.corrupt)}"
             )
 
-    def count_corrupt(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+    def count_corrupt(self, batches: Dataset) -> Dataset:
         def report(references: tf.Tensor) -> None:
             for reference in references.numpy():
                 self.report_corrupt(reference)
@@ -264,13 +259,10 @@ class EncodedSource(Source):
 
         return batches.map(count)
 
-    def training_batches(
-        self, sampler: Sampler, first_step: int, num_steps: int, settings: ViewSettings, by_index: bool = False
-    ) -> tf.data.Dataset:
+    def training_batches(self, sampler: Sampler, steps: range, settings: ViewSettings, by_index: bool) -> Dataset:
         """Decodes and crops the images on the host; colour and blur are left to the device."""
         rows = sampler.num_rows
         size = max(n for n in range(1, CHUNK + 1) if rows % n == 0)
-        steps = tf.data.Dataset.range(first_step, first_step + num_steps)
 
         @graph_code
         def crops(step: tf.Tensor) -> tf.Tensor:
@@ -287,17 +279,17 @@ class EncodedSource(Source):
             merged = {name: tf.reshape(chunks[name], [rows, *chunks[name].shape[2:]]) for name in names}
             return merged | {"draws": sampler.draws(step)[1]}
 
-        chunks = self._training_chunks(sampler, first_step, num_steps, size)
-        chunks = tf.data.Dataset.zip(chunks, steps.map(crops, tf.data.AUTOTUNE).unbatch())
+        numbers, chunks = Dataset.range(steps.start, steps.stop), self._training_chunks(sampler, steps, size)
+        chunks = Dataset.zip(chunks, numbers.map(crops, tf.data.AUTOTUNE).unbatch())
         chunks = self._read(chunks, views, SUBSTITUTES)
-        return tf.data.Dataset.zip(chunks.batch(rows // size, drop_remainder=True), steps).map(batch)
+        return Dataset.zip(chunks.batch(rows // size, drop_remainder=True), numbers).map(batch)
 
-    def evaluation_examples(self, view: View, select: Select) -> tf.data.Dataset:
+    def evaluation_examples(self, view: View, select: Select) -> Dataset:
         @graph_code
         def decoded(encoded: tf.Tensor) -> tf.Tensor:
             return view(decoding.decode(encoded))
 
-        chunks = tf.data.Dataset.zip((select(self._in_order()).batch(CHUNK),))
+        chunks = Dataset.zip((select(self._in_order()).batch(CHUNK),))
         return self.count_corrupt(self._read(chunks, decoded, substitutes=0)).unbatch()
 
 
@@ -351,17 +343,17 @@ class FileSource(EncodedSource):
     def _references(self) -> Iterator[int]:
         return iter(range(self.num_examples))
 
-    def _in_order(self) -> tf.data.Dataset:
-        return tf.data.Dataset.range(self.num_examples)
+    def _in_order(self) -> Dataset:
+        return Dataset.range(self.num_examples)
 
-    def _training_chunks(self, sampler: Sampler, first_step: int, num_steps: int, size: int) -> tf.data.Dataset:
+    def _training_chunks(self, sampler: Sampler, steps: range, size: int) -> Dataset:
         @graph_code
         def indices(step: tf.Tensor) -> tf.Tensor:
             return tf.reshape(sampler.indices(step), [sampler.num_rows // size, size])
 
-        return tf.data.Dataset.range(first_step, first_step + num_steps).map(indices, tf.data.AUTOTUNE).unbatch()
+        return Dataset.range(steps.start, steps.stop).map(indices, tf.data.AUTOTUNE).unbatch()
 
-    def _read(self, chunks: tf.data.Dataset, view: Callable[..., tf.Tensor], substitutes: int) -> tf.data.Dataset:
+    def _read(self, chunks: Dataset, view: Callable[..., tf.Tensor], substitutes: int) -> Dataset:
         labels = self._label_tensor()
         files = tf.constant(self.encoded if self.in_memory else [os.fsencode(path) for path in self.paths])
 
