@@ -279,9 +279,7 @@ class Config:
         tags="resume_ok",
     )
     use_tpu: bool = _setting(False, "Train on a TPU.", tags="resume_ok")
-    tpu_name: str = _setting("", "Name or grpc address of the TPU; local on a TPU VM.", tags="resume_ok")
-    tpu_zone: str = _setting("", "Zone of the TPU.", tags="resume_ok")
-    gcp_project: str = _setting("", "Google Cloud project of the TPU.", tags="resume_ok")
+    tpu_name: str = _setting("", "TPU: NAME, PROJECT/ZONE/NAME or a grpc address; local on a TPU VM.", tags="resume_ok")
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
