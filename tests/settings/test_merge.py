@@ -178,6 +178,14 @@ def test_code_that_only_a_run_names_is_not_trusted(mode, flag):
     assert resolve(start | {"encoder": "some.module:build"}, mode, parent).encoder == "some.module:build"
 
 
+def test_a_run_inherits_no_code_but_its_encoder():
+    parent = PARENT.replace(encoder="some.module:build", method="some.module:Method", callbacks="some.module:callback")
+    with pytest.raises(SettingError, match=r"^--encoder=resnet: the checkpoint's network has some.module:build"):
+        resolve({"checkpoint": "run", "encoder": "resnet"}, "finetune", parent)
+    config = resolve({"checkpoint": "run", "mode": "evaluate", "trust_run_code": True}, parent=parent)
+    assert (config.encoder, config.method, config.callbacks) == ("some.module:build", "simclr", "")
+
+
 def test_a_student_chooses_its_own_network():
     student = resolve({"teacher": "run", "resnet_depth": 18, "sk_ratio": 0.0}, "distill", PARENT)
     assert student.resnet_depth == 18 and student.dataset == PARENT.dataset and student.image_size == 48
