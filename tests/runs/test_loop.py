@@ -182,11 +182,16 @@ class TestUserDefinedEncoder:
                 for run in (pretrained, tmp_path / "linear")
             )
         )
-        student = {"mode": "distill", "teacher": str(tuned), "model_dir": str(tmp_path / "distill")}
+        student = {
+            "mode": "distill",
+            "teacher": str(tuned),
+            "trust_run_code": True,
+            "model_dir": str(tmp_path / "distill"),
+        }
         modes.run(settings | student | {"encoder": "resnet"})
-        evaluation = modes.run({"mode": "evaluate", "checkpoint": str(tuned)})
+        evaluation = modes.run({"mode": "evaluate", "checkpoint": str(tuned), "trust_run_code": True})
         assert evaluation["top1"] == json.loads((tuned / "result.json").read_text())["finetune_top1"]
-        modes.run({"mode": "export", "checkpoint": str(tuned)})
+        modes.run({"mode": "export", "checkpoint": str(tuned), "trust_run_code": True})
         outputs = tf.saved_model.load(str(tuned / "saved_model")).serve(tf.zeros([2, 9, 11, 3], tf.uint8))
         assert outputs["logits_sup"].shape == (2, 10)
 
