@@ -97,7 +97,7 @@ class TestPreview:
         files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.suffix in (".png", ".html")}
         assert files == {"preview.html"} | {f"preview/{name}.png" for name in ("views", "batch", "labels")}
         page = (tmp_path / "preview.html").read_text()
-        assert "Labels: 50 images, 5 of each of 10 classes" in page and result["memory"].split(":")[0] in page
+        assert "50 labelled images: 5 per class, 10 classes" in page and result["memory"].split(":")[0] in page
         modes.run(TOY | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory can still be used
 
     def test_of_fine_tuning_and_distillation(self, whole_run, tmp_path, capsys):
@@ -384,7 +384,7 @@ class TestSummary:
         monkeypatch.chdir(tmp_path)
         result = modes.run({"mode": "summary", "resnet_depth": 10, "image_size": 32, "memory_size": 4096})
         text = capsys.readouterr().out
-        assert "ResNet-18 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
+        assert "ResNet-10 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
         assert f"{result['parameters']:,}" in text and f"{result['multiply_adds'] / 1e9:.3g}" in text
         assert "NT-Xent: 1,024 x 5,120 similarities, 409 rows at a time (--loss_tile): 8.38 MB in float32" in text
         assert not list(tmp_path.iterdir())
