@@ -1,9 +1,9 @@
-"""How far every module is from the official code, as the tests measure it: writes the tables of ``docs/fidelity.md``.
+"""Measures how close every module is to the official code; writes the tables of ``docs/fidelity.md``.
 
     python benchmarks/fidelity.py
 
 Runs every test, slow ones too, that compares with recorded numbers through the fixture ``parity`` of
-``tests/conftest.py``, and keeps what it notes. Nothing is written if one of them fails.
+``tests/conftest.py``, and collects the deviations. Writes nothing if a test fails.
 """
 
 import os
@@ -19,7 +19,7 @@ from benchmarks.page import ROOT, origin, write
 
 
 class Deviation(NamedTuple):
-    """The largest one of a case, in a unit: the scale it is to be multiplied with."""
+    """The largest deviation of a case, in multiples of a unit."""
 
     test_file: str
     case: str
@@ -35,16 +35,16 @@ class Deviation(NamedTuple):
 
     @property
     def nearness(self) -> float:
-        """1 at the tolerance."""
+        """Ratio of deviation and tolerance."""
         return self.deviation / self.tolerance if self.tolerance else 0.0
 
     def __or__(self, other: "Deviation") -> "Deviation":
-        """The one nearer to its tolerance, for the numbers of both."""
+        """Returns the deviation that is closer to its tolerance, with the count of both."""
         return max(self, other, key=lambda one: one.nearness)._replace(numbers=self.numbers + other.numbers)
 
 
 class Collector:
-    """A pytest plugin: runs the tests that use ``parity`` and keeps the largest deviation of each case."""
+    """Pytest plugin that runs the tests that use ``parity`` and keeps the largest deviation of each case."""
 
     def __init__(self) -> None:
         self.cases: dict[tuple[str, str, str], Deviation] = {}
@@ -61,7 +61,7 @@ class Collector:
 
 
 def table(found: list[Deviation], first: str) -> str:
-    """Markdown, one row each."""
+    """Formats deviations as a Markdown table."""
     lines = [f"| {first} | precision | numbers | largest deviation | tolerance | unit |", "|---|---|---|---|---|---|"]
     for one in found:
         name = one.case if first == "case" else f"[{one.module}](../{one.test_file})"
@@ -72,7 +72,7 @@ def table(found: list[Deviation], first: str) -> str:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures the deviations and writes the page."""
     os.chdir(ROOT)
     collector = Collector()
     arguments = ["tests", "-n", "0", "-m", "slow or not slow", "--tb=short"]

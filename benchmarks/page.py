@@ -1,4 +1,4 @@
-"""What a benchmark writes into a page of ``docs/``: its table between two markers, and how it was made."""
+"""Writes the tables of the benchmarks into the pages of ``docs/``, with the command, machine and date."""
 
 import datetime
 import importlib.metadata
@@ -11,21 +11,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def machine() -> str:
-    """The processors of this machine."""
+    """Returns the processors of this machine."""
     processors = pathlib.Path("/proc/cpuinfo")
     models = [line for line in processors.read_text().splitlines() if line.startswith("model name")]
     return f"{os.cpu_count()} shared cores of {models[0].partition(': ')[2] if models else platform.processor()}"
 
 
 def origin(command: str) -> str:
-    """One line: the command, the machine, the date, the versions."""
+    """Returns one line: command, machine, date, versions."""
     packages = ("tensorflow", "keras", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"`{command}`; {machine()}, {datetime.date.today()}; Python {platform.python_version()}, {versions}."
 
 
 def write(page: str | pathlib.Path, section: str, text: str) -> None:
-    """Replaces what stands between ``<!-- section -->`` and ``<!-- end of section -->`` in ``docs/page``, or a path."""
+    """Replaces the text between ``<!-- section -->`` and ``<!-- end of section -->`` in ``docs/page``, or a path."""
     path, begin, end = ROOT / "docs" / page, f"<!-- {section} -->", f"<!-- end of {section} -->"
     before, found, rest = path.read_text(encoding="utf-8").partition(begin)
     _, closed, after = rest.partition(end)

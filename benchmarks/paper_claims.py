@@ -1,8 +1,8 @@
-"""The paper's claims on small real data: a grid of runs, a JSON line for each, and the page that they make.
+"""Tests the paper's claims on small real data: runs a grid, writes a JSON line per run, and draws the results page.
 
-``python benchmarks/paper_claims.py run --study=digits --minutes=25`` runs what ``paper_claims.jsonl`` does not hold
-yet, and begins nothing new after so many minutes; the same command again goes on. ``python benchmarks/paper_claims.py
-draw`` makes ``docs/results.md``, its figures and the README's table from all the lines there are.
+``python benchmarks/paper_claims.py run --study=digits --minutes=25`` runs what ``paper_claims.jsonl`` does not have yet
+and starts no new run after that many minutes; the same command resumes. ``python benchmarks/paper_claims.py draw``
+writes the tables of ``docs/results.md``, its figures and the table of ``README.md`` from the lines there are.
 """
 
 import argparse
@@ -24,6 +24,14 @@ import page  # noqa: E402
 Settings = dict[str, Any]
 Line = dict[str, Any]  # one result
 RESULTS = ROOT / "benchmarks" / "paper_claims.jsonl"
+NETWORK_NAMES = {  # in the tables, where they are not those of the grid
+    "head of 2": "head of 2 layers",
+    "head of 4": "head of 4 layers",
+    "memory": "memory, decay 0.999",
+    "near memory": "memory, decay 0.97",
+    "short memory": "memory, decay 0.97, a quarter of the rows",
+    "random": "untrained",
+}
 RANDOM = dict(learning_rate=0.0, train_steps=50)  # for batch norm's moving statistics, which start at 0 and 1
 
 
@@ -65,21 +73,21 @@ def networks(width: float, memory: int) -> dict[str, Settings]:
 
 STUDIES = {
     "digits": Study(
-        "scikit-learn's 1,797 digits at 16 px; a ResNet-18 of a quarter of the width, 60 epochs of pretraining",
+        "scikit-learn's 1,797 digits at 16 px, ResNet-18 at a quarter of its width, 60 epochs of pretraining",
         {"recipe": "digits"},
         networks(0.25, 1024),
         (1, 2, 5, 10, 0),
         student_epochs=60,
     ),
     "fashion_mnist": Study(
-        "Fashion-MNIST at 16 px; a ResNet-18 of a quarter of the width, 15 epochs of pretraining",
+        "Fashion-MNIST at 16 px, ResNet-18 at a quarter of its width, 15 epochs of pretraining",
         {"recipe": "fashion_mnist"},
         {k: v for k, v in networks(0.25, 8192).items() if k in ("base", "half", "head of 2", "memory", "random")},
         (1, 10, 60, 600, 0),
         student_epochs=10,
     ),
     "fashion_mnist_32px": Study(
-        "Fashion-MNIST at 32 px, for a GPU; a whole ResNet-18, 100 epochs of pretraining",
+        "Fashion-MNIST at 32 px, full ResNet-18, 100 epochs of pretraining; meant for a GPU",
         {"recipe": "fashion_mnist_32px"},
         networks(1.0, 16384) | {"ResNet-50": {"resnet_depth": 50}, "SK": {"resnet_depth": 50, "sk_ratio": 0.0625}},
         (1, 10, 60, 600, 0),
@@ -164,7 +172,7 @@ def pixels(name: str) -> Line:
     import numpy as np
 
     from simclrv2_tf import metrics as evaluation
-    from simclrv2_tf.data.sources import open_source
+    from simclrv2_tf.data.catalog import open_source
     from simclrv2_tf.settings.merge import resolve
 
     config = resolve(STUDIES[name].common)
@@ -243,7 +251,7 @@ CLAIMS = (
     ),
     Claim(
         "middle_layer",
-        "Fine-tuning from a middle layer of the projection head helps where labels are few",
+        "Fine-tuning from a middle layer of the projection head helps with few labels",
         {f"from layer {tap}": column("base", "finetune", f"layer {tap}") for tap in (0, 1, 2)},
         (("from layer 1", "from layer 0"), ("from layer 2", "from layer 0")),
     ),
@@ -259,25 +267,25 @@ CLAIMS = (
     ),
     Claim(
         "distillation",
-        "Distillation with the unlabelled images improves the teacher, and moves it into a smaller network",
+        "Distillation on the unlabelled images improves the network, and compresses it into a smaller one",
         {
             "teacher": TUNED,
-            "itself": ITSELF,
+            "self-distilled": ITSELF,
             "half the width, fine-tuned": column("half", "finetune", "layer 1"),
             "half the width, distilled": SMALL,
         },
-        (("itself", "teacher"), ("half the width, distilled", "half the width, fine-tuned")),
+        (("self-distilled", "teacher"), ("half the width, distilled", "half the width, fine-tuned")),
     ),
     Claim(
         "memory",
-        "A memory of further negatives helps a little",
+        "A memory of additional negatives helps a little",
         {
             "without": TUNED,
             "decay 0.999": column("memory", "finetune", "layer 1"),
             "decay 0.97": column("near memory", "finetune", "layer 1"),
-            "a quarter, 0.97": column("short memory", "finetune", "layer 1"),
+            "decay 0.97, a quarter of the rows": column("short memory", "finetune", "layer 1"),
         },
-        (("decay 0.999", "without"), ("decay 0.97", "without"), ("a quarter, 0.97", "without")),
+        (("decay 0.999", "without"), ("decay 0.97", "without"), ("decay 0.97, a quarter of the rows", "without")),
     ),
 )
 
@@ -351,7 +359,7 @@ def floor_table(lines: list[Line], names: list[str]) -> str:
             in_words(list(values(lines, "", column(name, stage)).values())) for stage in ("linear_eval", "pretrain")
         )
         if (linear, knn) != ("not run", "not run"):
-            rows.append(["untrained" if name == "random" else name, linear, knn])
+            rows.append([NETWORK_NAMES.get(name, name), linear, knn])
     found = list(values(lines, "", column("", "pixels")).values())
     return markdown([*rows, ["raw pixels", "", f"{found[0]:.1f}"]] if found else rows)
 
@@ -401,7 +409,7 @@ def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> dict[str,
 
 
 def draw(results: pathlib.Path = RESULTS, root: pathlib.Path = ROOT) -> None:
-    """Writes ``docs/results.md``, ``docs/figures/`` and the table of ``README.md``."""
+    """Writes the tables of ``docs/results.md``, its figures, and the table of ``README.md`` (digits)."""
     import vl_convert
 
     docs, all_lines = root / "docs", read(results)
@@ -414,14 +422,16 @@ def draw(results: pathlib.Path = RESULTS, root: pathlib.Path = ROOT) -> None:
             parts.append(f"Not run: `python benchmarks/paper_claims.py run --study={name}`.\n")
             continue
         parts += [_origin(name, lines), floor_table(lines, list(study.networks)), ""]
-        summary += [f"{study.title}.\n", markdown(accuracies(SUMMARY, lines, study.labels)), "", _origin(name, lines)]
+        if name == "digits":
+            table = markdown(accuracies(SUMMARY, lines, study.labels))
+            summary = [f"{study.title}.\n", table, "", _origin(name, lines)]
         for claim in CLAIMS:
             table = claim_table(claim, lines, study.labels)
             parts += [f"**{claim.text}.**\n", (table or "Not run.") + "\n"]
             if table and (spec := chart(claim, lines, study.labels)):
                 figure = f"figures/{name}_{claim.name}.png"
                 (docs / figure).write_bytes(vl_convert.vegalite_to_png(spec, scale=1.5))
-                parts.append(f"![{claim.text}: the table as a chart, with the spread over the seeds]({figure})\n")
+                parts.append(f"![{claim.text}: chart of the table, with the standard deviation over seeds]({figure})\n")
     page.write(docs.absolute() / "results.md", "results", "\n".join(parts))
     page.write(root.absolute() / "README.md", "results", "\n".join(summary))
 
@@ -433,7 +443,7 @@ def _origin(name: str, lines: list[Line]) -> str:
     dated = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return (
         f"`python benchmarks/paper_claims.py run --study={name}`; {', '.join(devices)}, {dated}; {len(lines):,} runs, "
-        f"{hours:.1f} hours on a machine that had other work too.\n"
+        f"{hours:.1f} hours on a shared machine.\n"
     )
 
 

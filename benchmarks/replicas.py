@@ -1,8 +1,8 @@
-"""Replicas and workers on this machine: that they give the same, what they cost, what a kill does.
+"""Replicas and workers on this machine: do they give the same numbers, what do they cost, what happens after a kill.
 
     python benchmarks/replicas.py [equality] [cost] [kill]
 
-Writes these sections of ``docs/devices.md``. Workers are processes that talk over loopback.
+Writes these sections of ``docs/scaling.md``. Workers are processes that communicate over loopback.
 """
 
 import os
@@ -40,7 +40,7 @@ NORMS = {"ours": BatchNorm, "Keras's": lambda: keras.layers.BatchNormalization(s
 
 
 def together(count: int, function: Callable, *args: object) -> dict[str, device_layouts.Numbers]:
-    """Runs ``function(environment, folder, index, *args)`` in so many workers; the ``.npz`` files that each leaves."""
+    """Runs ``function(environment, folder, index, *args)`` in ``count`` workers; loads the ``.npz`` files of each."""
     with tempfile.TemporaryDirectory() as folder:
         place = pathlib.Path(folder)
         environments = children.workers(count) if count > 1 else [{}]
@@ -57,17 +57,17 @@ def together(count: int, function: Callable, *args: object) -> dict[str, device_
 
 
 def replicas(count: int, kind: str, precision: str) -> device_layouts.Numbers:
-    """On logical devices of this process."""
+    """Trains on logical devices of this process."""
     tf.distribute.MirroredStrategy._collective_key_base += 1000  # else a strategy joins the one before it
     keras.backend.clear_session()
     return device_layouts.train(kind, tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)]), precision)
 
 
 def equality() -> str:
-    """Largest difference of each layout from one device."""
+    """Tabulates the largest difference of each layout from one device."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
-    lines = ["| layout | mode | metrics | weights, slots, statistics, memory | evaluation | … in float32 |"]
+    lines = ["| layout | mode | metrics | weights, slots, statistics, memory | evaluation | float32 |"]
     lines += ["|" + "---|" * 6]
     for layout in ("2 replicas", "4 replicas", "2 workers", "3 workers"):
         count, what = int(layout[0]), layout[2:]
@@ -87,7 +87,7 @@ def equality() -> str:
 
 
 def largest(found: list[device_layouts.Numbers], expected: device_layouts.Numbers) -> dict[str, float]:
-    """Differences of tensors, each relative to its greatest number; of metrics, variables and evaluation."""
+    """Largest differences of metrics, variables and evaluation, relative to the largest value of a tensor."""
     worst = dict.fromkeys(("metrics", "variables", "evaluation"), 0.0)
     for name, value in expected.items():
         group = "evaluation" if name.startswith("evaluated/") else "variables" if "/" in name else "metrics"
@@ -98,14 +98,14 @@ def largest(found: list[device_layouts.Numbers], expected: device_layouts.Number
 
 
 def messages(function: tf.types.experimental.ConcreteFunction) -> int:
-    """All-reduces in a function of a worker and in those that it calls."""
+    """Counts the all-reduces in a worker's function and in those that it calls."""
     graph = function.graph.as_graph_def()
     nodes = [*graph.node, *(node for called in graph.library.function for node in called.node_def)]
     return sum(node.op.startswith("CollectiveReduce") for node in nodes)
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Of one call: the least of several."""
+    """Times one call: the minimum of several."""
     run()
     found = []
     for _ in range(TRIES):
@@ -116,7 +116,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def norms(environment: dict[str, str], folder: pathlib.Path, index: int) -> None:
-    """A worker's part of a tower of batch norms, forward and backward."""
+    """Runs a worker's part of a stack of batch norms, forward and backward."""
     os.environ |= environment
     strategy = choose_strategy(Config(train_batch_size=64, eval_batch_size=64))
     found = {}
@@ -143,7 +143,7 @@ def norms(environment: dict[str, str], folder: pathlib.Path, index: int) -> None
 
 
 def steps(environment: dict[str, str], folder: pathlib.Path, index: int, replicas: int, threads: int) -> None:
-    """A worker's part of pretraining steps: leaves seconds a step, and all-reduces of each."""
+    """Runs a worker's part of pretraining steps; saves seconds and all-reduces per step."""
     os.environ |= environment
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     config = Config(mode="pretrain", model_dir=str(folder), recipe="none", cpu_replicas=replicas, **TRAINING)
@@ -157,9 +157,10 @@ def steps(environment: dict[str, str], folder: pathlib.Path, index: int, replica
 
 
 def cost() -> str:
-    """Batch norm beside Keras's; a step on workers and replicas beside that of one process."""
+    """Compares batch norm with Keras's, and a step on workers and replicas with that of one process."""
     found = together(2, norms)["norms-0"]
-    lines = ["| batch norm, 2 workers | all-reduces a layer, both ways | ms a layer | |", "|---|---|---|---|"]
+    lines = ["| batch norm, 2 workers | all-reduces per layer, forward and backward | ms per layer | |"]
+    lines += ["|---|---|---|---|"]
     for name, (count, milliseconds) in found.items():
         ratio = milliseconds / found["ours"][1]
         lines.append(f"| {name} | {count:g} | {milliseconds / LAYERS:.2f} | {ratio:.2f}x |")
@@ -168,7 +169,7 @@ def cost() -> str:
     for name, (workers, replicas, threads) in {
         "1 process, both cores": (1, 0, 2),
         "1 process, one core": (1, 0, 1),
-        "2 replicas of one process": (1, 2, 2),
+        "2 replicas in one process": (1, 2, 2),
         "2 workers, one core each": (2, 0, 1),
     }.items():
         one = together(workers, steps, replicas, threads)["steps-0"]
@@ -180,7 +181,7 @@ def cost() -> str:
 
 
 def kill() -> str:
-    """A run of two workers, of which one is killed; what both say; the same command again; beside a run of one."""
+    """Kills one of two workers, logs both, repeats the command, and compares the end with a run on one device."""
     place = pathlib.Path(tempfile.mkdtemp())
     settings = test_workers.SETTINGS
     assert children.run(settings | {"model_dir": place / "one"}, place / "log") == 0
@@ -210,8 +211,8 @@ def kill() -> str:
     one, run = (children.records(place / name)["variables"] for name in ("one", "run"))
     wide = {name: value for name, value in one.items() if isinstance(value, np.ndarray) and value.dtype == "float64"}
     worst = largest([run], wide)
-    told.append(f"# {len(wide)} tensors of the last checkpoint beside those of one device that was never stopped")
-    told.append(f"largest difference, of a tensor's greatest number: {max(worst.values()):.0e}")
+    told.append(f"# {len(wide)} tensors of the last checkpoint, compared with an uninterrupted run on one device")
+    told.append(f"largest difference, relative to the largest value of a tensor: {max(worst.values()):.0e}")
     shutil.rmtree(place)
     return "```\n" + "\n".join(told).replace(str(place), "runs") + "\n```"
 
@@ -222,7 +223,7 @@ def main() -> None:
     for name in sys.argv[1:] or sections:
         text = f"{origin(f'python benchmarks/replicas.py {name}')}\n\n{sections[name]()}"
         print(text, flush=True)
-        write("devices.md", name, text)
+        write("scaling.md", name, text)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What exact crops cost: bicubic against bilinear, on the host and in the step. Writes a table of ``docs/fidelity.md``.
+"""Compares the cost of bicubic and bilinear crops, on the host and in the step; writes a table of ``docs/fidelity.md``.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/resize.py [--rounds=9]
 
-The two take turns in one process, and of each round counts the CPU time of the process (user and system, all threads),
-as a clock would count other programs too; then the median of the rounds. On the host an image is a JPEG of 500×375,
-read, decoded and cropped into two views of 224 px; start-up is left out by the difference of a long and a short run.
+The two alternate in one process. Each round measures the CPU time of the process (user and system, all threads), since
+wall time would include other programs; the table shows medians over the rounds. On the host an image is a JPEG of
+500×375, read, decoded and cropped into two views of 224 px; the difference of a long and a short run excludes start-up.
 """
 
 import argparse
@@ -73,7 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
-    lines = ["| CPU ms an image, two views | bicubic | bilinear | ratio | of single rounds |", "|---|---|---|---|---|"]
+    lines = ["| CPU ms per image, two views | bicubic | bilinear | ratio | range over rounds |"]
+    lines += ["|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         make_jpegs(pathlib.Path(folder))
         places = {

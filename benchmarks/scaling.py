@@ -1,26 +1,29 @@
-"""Predicts step time and traffic of pretraining on many devices, and writes ``docs/scaling.md``.
+"""Predicts step time and traffic of pretraining on many devices; writes the predictions of ``docs/scaling.md``.
 
     python benchmarks/scaling.py
 
-Nothing is run: the numbers follow from the shapes of the network's layers and from what the makers say of their
-devices. The page names the assumptions, which are the constants below.
+Nothing is run: the numbers follow from the shapes of the network's layers and the vendors' figures for their devices.
+The page states the assumptions, which are the constants below.
 """
 
 import dataclasses
 import math
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 import tensorflow as tf
 
+from benchmarks.page import write
 from simclrv2_tf.models import Network, Summary, summarize
 from simclrv2_tf.modes.setup import build_network
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.tools.tpu_preflight.preflight import CHIPS, Chip
 
-PAGE = pathlib.Path(__file__).parents[1] / "docs/scaling.md"
-PASSES = 9  # times that a step moves its activations through memory
-UTILISATION = 0.5  # share of the peaks, of arithmetic and memory, that a step reaches
-LATENCY = 5e-6  # seconds of a message, for each doubling of the replicas
+PASSES = 9  # times that a step moves its activations through memory, see docs/tpu.md
+UTILISATION = 0.5  # fraction of the peak rates, of arithmetic and memory, that a step reaches
+LATENCY = 5e-6  # seconds per message and doubling of the replicas
 BATCH, CLASSES = 4096, 1000
 H100 = Chip(80e9, 989e12, 3350e9, 900e9)  # nvidia.com/en-us/data-center/h100, SXM, dense; links: NVLink
 NETWORK_OF_A_GPU, GPUS_OF_A_MACHINE = 50e9, 8  # bytes a second and direction, one port of 400 Gb/s to a GPU
@@ -75,7 +78,7 @@ def seconds(found: Summary, chip: Chip, count: int, sent: Traffic, gpu: bool) ->
     """Of a step: arithmetic or memory, whichever is longer; and messages, a ring's 2 (R − 1) / R of their bytes."""
     views = 2 * BATCH / count
     operations = 3 * 2 * found.total.multiply_adds * views
-    moved = PASSES * found.total.activations * found.itemsize * views
+    moved = PASSES * found.total.activations * views
     computing = max(operations / chip.operations, moved / chip.bandwidth) / UTILISATION
     link = NETWORK_OF_A_GPU if gpu and count > GPUS_OF_A_MACHINE else chip.links / 2
     talking = 2 * (count - 1) / count * sent.total / link + sent.messages * LATENCY * math.log2(count)
@@ -88,18 +91,19 @@ def table(name: str, settings: dict) -> str:
     lines = [
         f"### {name}",
         "",
-        f"{found.total.trained / 1e6:,.1f} M trained parameters, {layers} batch norms of {channels:,} channels "
-        f"together. Summed over the replicas in a step: gradients {sent.gradients / 1e6:,.1f} MB, batch norm "
+        f"{found.total.trained / 1e6:,.1f} M trained parameters, {layers} batch norms with {channels:,} channels in "
+        f"total. All-reduced per step: gradients {sent.gradients / 1e6:,.1f} MB, batch norm "
         f"{sent.batch_norm / 1e6:,.2f} MB, projections {sent.gathered / 1e6:,.2f} MB, in {sent.messages} messages.",
         "",
-        "| devices | images each | kept activations each | sent by each | computing | talking | step | images/s |",
+        "| devices | images per device | activations per device | sent per device | compute | communication | step "
+        "| images/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for kind, chip, count in SYSTEMS:
         computing, talking = seconds(found, chip, count, sent, kind == "H100")
-        kept = found.total.activations * found.itemsize * 2 * BATCH / count
+        kept = found.total.activations * 2 * BATCH / count
         step = computing + talking
-        over = "" if kept < chip.memory else " (too much)"
+        over = "" if kept < chip.memory else " (too large)"
         lines.append(
             f"| {count:,} {kind} | {BATCH // count:,} | {kept / 1e9:,.1f} GB{over} "
             f"| {2 * (count - 1) / count * sent.total / 1e6:,.0f} MB | {1e3 * computing:,.1f} ms "
@@ -109,44 +113,8 @@ def table(name: str, settings: dict) -> str:
 
 
 def main() -> None:
-    tables = "\n\n".join(table(name, settings) for name, settings in NETWORKS.items())
-    PAGE.write_text(TEXT.format(tables=tables, **globals()), encoding="utf-8")
-    print(f"written: {PAGE}")
+    write("scaling.md", "predictions", "\n\n".join(table(name, settings) for name, settings in NETWORKS.items()))
 
-
-TEXT = """# On one device and on thousands
-
-Batch sizes are those of all devices together, and negatives and batch norm are global: the same flags give the same
-result on any number of them. The batch must divide by the devices. What does not fit is cut by `--remat`, which
-changes no result, or `--grad_cache_micro_batch`, whose batch norms see micro-batches.
-
-| devices | command |
-|---|---|
-| 1 GPU | `python run.py --recipe=imagenet --mode=pretrain --grad_cache_micro_batch=256 --model_dir=runs/r50` |
-| 8 GPUs of a machine | the same with `--grad_cache_micro_batch=0 --remat`: all visible GPUs are used |
-| 4 machines of 8 GPUs | the same on each, in a Slurm step (`srun -N4 --ntasks-per-node=1`) or with `TF_CONFIG` |
-| TPU v4-32 | the same on the TPU VM with `--use_tpu --tpu_name=NAME`, see [tpu.md](tpu.md) |
-
-Several GPUs and TPUs have not been run.
-
-## Predictions
-
-Written by `python benchmarks/scaling.py`. **Nothing here was measured.** Batch {BATCH:,}, 224 px, bfloat16. Assumed:
-
-- Arithmetic is three times the forward pass, of both views; memory moves the kept activations {PASSES} times
-  (`--mode=tpu_preflight` on ResNet-50 counts 8.9 and 9.6, see [tpu.md](tpu.md)). A step takes the longer of the two, at
-  {UTILISATION:.0%} of the peaks that the makers state (TPUs: cloud.google.com/tpu/docs/system-architecture-tpu-vm; H100
-  SXM: nvidia.com/en-us/data-center/h100).
-- Everything is summed by rings, of which each device sends 2 (R - 1) / R of the bytes, at half of the stated links'
-  sum (one direction), and between machines of {GPUS_OF_A_MACHINE} GPUs at 50 GB/s a GPU. A message costs 5 µs for
-  each doubling of the devices. Nothing is overlapped with computing, although the compilers do.
-- Input is never waited for. A v5e or v6e has at most 256 chips on one network.
-- "Kept activations" are without `--remat`; weights, gradients and momentum come on top. "Too much": for the device.
-
-Where few images are left to a device, the messages of batch norm take most of the time: two for each layer.
-
-{tables}
-"""
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@ Each is imported when it is first asked for, so that ``import simclrv2_tf`` and 
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 _HOMES = {
     "data.augment": ("ViewSettings", "augment_views", "center_crop_and_resize"),

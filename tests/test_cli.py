@@ -26,7 +26,7 @@ OFFICIAL = (
     "fine_tune_after_block zero_init_logits_layer lineareval_while_pretraining global_bn batch_norm_decay "
     "width_multiplier resnet_depth sk_ratio se_ratio image_size color_jitter_strength use_blur dataset data_dir "
     "train_split eval_split eval_batch_size eval_steps cache_dataset model_dir seed checkpoint checkpoint_epochs "
-    "checkpoint_steps keep_checkpoint_max use_tpu tpu_name tpu_zone gcp_project mode"
+    "checkpoint_steps keep_checkpoint_max use_tpu tpu_name mode"
 )
 
 
@@ -64,7 +64,7 @@ def written(place):
         (["--temperature"], "Missing value for flag --temperature"),
         (["--flagfile=nowhere.txt"], "nowhere.txt"),
         (["--recipe=nosuch"], "--recipe=nosuch: must be auto, none or one of"),
-        (["--recipe=fashion_mnist_1pct"], "was replaced by --recipe=fashion_mnist --labels_per_class=60"),
+        (["--recipe=fashion_mnist_1pct"], "is now --recipe=fashion_mnist --label_fraction=0.01"),
         (["--mode=semi_supervised", "--stage=pretrain"], "--stage=pretrain: must look like finetune.learning_rate=0.1"),
         (["--mode=semi_supervised", "--stage=finetune.nosuch=1"], "nosuch: there is no such setting"),
         (["--mode=finetune", "--checkpoint=nowhere"], "--checkpoint=nowhere"),
@@ -167,7 +167,7 @@ def test_help_lists_every_setting_in_its_group(flag, capsys):
     assert {found[name] for name in ("temperature", "ema_decay")} == {"Pretraining objective"}
     assert {found[name] for name in ("crop_area_min", "eval_resize")} == {"Augmentation"}
     assert {found[name] for name in ("ft_proj_selector", "distill_alpha")} == {"Fine-tuning and distillation"}
-    assert {found[name] for name in ("eval_batch_size", "gcp_project")} == {"Devices, speed and memory"}
+    assert {found[name] for name in ("eval_batch_size", "tpu_name")} == {"Devices, speed and memory"}
     words = " ".join(out.split())
     for field in FIELDS:
         assert field.metadata["help"] in words

@@ -1,6 +1,6 @@
-"""The pages: every command is read by the real command line and run at toy size if it can be; links lead somewhere.
+"""Tests the pages: the command line accepts every command and runs it at toy size if it can; links and names exist.
 
-A command that is not run must match a line of ``NOT_RUN``, which says why, so that none slips through untested.
+A command that is not run must match a line of ``NOT_RUN``, which gives the reason, so that none is skipped silently.
 """
 
 import dataclasses
@@ -20,25 +20,38 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md"]
 
-# What a command holds: why it is not run here. Its flags are read all the same.
+# Part of a command: why it is not run here. Its flags are checked all the same.
 NOT_RUN = {
-    r"^(cd|git|source) ": "the reader's own shell",
+    r"^(cd|git|source) ": "changes the reader's own shell",
     r"^(sudo|pip|\S+/pip) ": "installs packages",
-    r"^make ": "takes minutes; that the Makefile has it is tested",
+    r"^make ": "takes minutes; its target is checked",
     r"^gcloud ": "needs an account and a TPU",
-    r"^tensorboard ": "serves until it is stopped",
+    r"^tensorboard ": "runs until it is stopped",
     r"--use_tpu|tpu_preflight": "needs a TPU, or libtpu",
-    r"machine0|^srun ": "needs several machines",
-    r"gs://|runs/r(50|152)": "needs the published checkpoints or what came from them",
+    r"machine0|^srun |data[._]service": "needs several machines",
+    r"gs://|runs/r(50|152)": "needs the published checkpoints, or runs that start from them",
     r"imagenet|cifar10|stl10": "needs data from the network",
-    r"--mode=semi_supervised": "five stages, which tests/modes/test_modes.py runs",
+    r"--mode=semi_supervised": "takes five stages, which tests/modes/test_modes.py runs",
     r"runs/digits": "needs the five stages",
     r"--mode=benchmark": "measures for half a minute; tests/modes/test_benchmark.py runs it",
     r"--mode=preview": "takes as long as a run; tests/modes/test_modes.py runs it",
-    r"--(help|recipe=help)$": "only prints; tests/test_cli.py and tests/settings/test_recipes.py read it",
+    r"--(help|recipe=help)$": "only prints; tests/test_cli.py and tests/settings/test_recipes.py check it",
 }
 
-# What makes a run a toy, after its own flags; absl takes the last one.
+# Flags of run.py that are not settings, and those of other programs that the pages mention.
+OTHER_FLAGS = {
+    "run.py": {"help", "helpfull", "quiet", "v", "flagfile"},
+    "the official code": {
+        *("train_mode", "master", "variable_schema", "train_summary_steps", "eval_name", "keep_hub_module_max"),
+        *("head_proj_mode", "head_proj_dim"),
+    },
+    "tools and benchmarks": {
+        *("topology", "address", "study", "case", "profile", "threads", "batch", "micro_batch", "rounds", "rows"),
+        *("forms", "jax-python", "torch-python", "logdir", "signal"),
+    },
+}
+
+# Flags that make a run small. They follow its own flags, and absl takes the last value of a flag.
 STEPS = ["--train_steps=2", "--checkpoint_steps=2", "--train_batch_size=8", "--noreport"]
 SMALL = ["--image_size=16", "--resnet_depth=10", "--width_multiplier=0.0625"]
 TOY = {
@@ -52,40 +65,47 @@ TOY = {
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command of a page, its words as the shell would pass them on."""
+    """A command of a page, as the words that a shell would pass on."""
 
     page: str
     words: tuple[str, ...]
-    in_text: bool = False  # which is read, not run
+    is_inline: bool = False  # only checked, not run
 
     def __str__(self) -> str:
         return shlex.join(self.words)
 
     @property
     def flags(self) -> list[str] | None:
-        """Of ``run.py``; None for another program."""
+        """The flags of ``run.py``, or those that a tool passes on to it; None for another program."""
         for position, word in enumerate(self.words):
             if pathlib.PurePath(word).name in ("run.py", "simclrv2-tf"):
                 return list(self.words[position + 1 :])
+            if word == "simclrv2_tf.tools.tpu_preflight":
+                return [flag for flag in self.words[position + 1 :] if not flag.startswith("--topology=")]
         return None
 
     @property
-    def why_not_run(self) -> list[str]:
-        """The lines of ``NOT_RUN`` that it matches."""
+    def reasons_not_to_run(self) -> list[str]:
+        """The patterns of ``NOT_RUN`` that match."""
         return [pattern for pattern in NOT_RUN if re.search(pattern, str(self))]
 
 
-def blocks(page: pathlib.Path, language: str) -> list[str]:
+def code_blocks(page: pathlib.Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def files_of(page: pathlib.Path) -> list[tuple[str, str]]:
+    """Returns the Python files that the reader saves: code blocks after a line that names a file."""
+    return re.findall(r"`(\w+\.py)`[^\n]*:\n\n```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def prose(page: pathlib.Path) -> str:
     return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def commands_in(block: str) -> list[list[str]]:
-    """Comments, continued lines, quotations over several lines and variables as in a shell."""
-    found, variables, pending = [], {}, ""
+def parse_commands(block: str) -> list[list[str]]:
+    """Splits a block into commands as a shell does: comments, continued lines, multi-line quotes, variables."""
+    commands, variables, pending = [], {}, ""
     for line in block.splitlines():
         pending += line
         if pending.endswith("\\"):
@@ -93,7 +113,7 @@ def commands_in(block: str) -> list[list[str]]:
             continue
         try:
             words = shlex.split(pending, comments=True)
-        except ValueError:  # a quotation is still open
+        except ValueError:  # a quote is still open
             pending += "\n"
             continue
         pending = ""
@@ -103,25 +123,25 @@ def commands_in(block: str) -> list[list[str]]:
             name, _, value = words.pop(0).partition("=")
             variables[name] = string.Template(value).safe_substitute(variables)
         if words:
-            found.append([string.Template(word).safe_substitute(variables) for word in words])
-    assert not pending, f"a command without an end: {pending}"
-    return found
+            commands.append([string.Template(word).safe_substitute(variables) for word in words])
+    assert not pending, f"unfinished command: {pending}"
+    return commands
 
 
 def commands_of(page: pathlib.Path) -> list[Command]:
-    """Those of its blocks, then those that stand whole in a line of text or in a table."""
-    in_blocks = [words for block in blocks(page, "bash") for words in commands_in(block)]
+    """Returns the commands in the page's code blocks, then those inline in its text and tables."""
+    in_blocks = [words for block in code_blocks(page, "bash") for words in parse_commands(block)]
     inline = re.findall(r"`((?:python run\.py|simclrv2-tf) [^`…]*)`", prose(page))
     return [
         *(Command(page.name, tuple(words)) for words in in_blocks),
-        *(Command(page.name, tuple(shlex.split(text)), in_text=True) for text in inline),
+        *(Command(page.name, tuple(shlex.split(text)), is_inline=True) for text in inline),
     ]
 
 
 COMMANDS = [command for page in PAGES for command in commands_of(page)]
 
 
-def test_commands_are_found_as_a_shell_would_see_them():
+def test_commands_are_parsed_as_a_shell_does():
     block = """
 # a comment
 NAME=r50 RUN=runs/$NAME
@@ -134,47 +154,58 @@ ssh host --command='
         ["python", "run.py", "--mode=evaluate", "--checkpoint=runs/r50"],
         ["ssh", "host", "--command=\n  one && two"],
     ]
-    assert commands_in(block) == expected
+    assert parse_commands(block) == expected
     assert Command("", ("srun", ".venv/bin/python", "run.py", "--quiet")).flags == ["--quiet"]
     assert len(COMMANDS) > 50 and len({command.page for command in COMMANDS}) > 5
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.flags is not None], ids=lambda c: f"{c.page}: {c}")
-def test_every_flag_is_one_and_the_settings_agree(command):
+def test_flags_of_a_command_are_valid_together(command):
     if cli.HELP & set(command.flags):
         return
-    explicit = cli.parse(["run.py", *command.flags])
-    if explicit.get("recipe") == "help":
+    settings = cli.parse(["run.py", *command.flags])
+    if settings.get("recipe") == "help":
         return
-    stages = STAGES if explicit.get("mode") == "semi_supervised" else ("",)
+    stages = STAGES if settings.get("mode") == "semi_supervised" else ("",)
     for stage in stages:
-        starting = {"checkpoint": "runs/pretrained", "teacher": "runs/teacher"} if stage else {}
-        assert isinstance(resolve(starting | explicit, stage), Config)
+        parents = {"checkpoint": "runs/pretrained", "teacher": "runs/teacher"} if stage else {}
+        assert isinstance(resolve(parents | settings, stage), Config)
 
 
-def test_a_run_starts_from_one_that_the_pages_make():
-    explicit = [cli.parse(["run.py", *c.flags]) for c in COMMANDS if c.flags and not cli.HELP & set(c.flags)]
-    made = {resolve(said).run_dir for said in explicit if said.get("recipe") != "help"}
-    made |= {"runs/digits-seed0", "runs/digits-seed1"}  # make demo, make demo SEED=1
-    for said in explicit:
-        for start in (said.get("checkpoint"), said.get("teacher"), *said.get("compare", "").split(",")):
-            known = not start or start.startswith("gs://")
-            assert known or any(f"{start}/".startswith(f"{run}/") for run in made), start
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_in_the_text_exist(page):
+    settings = {field.name for field in dataclasses.fields(Config)}
+    known = settings | {f"no{name}" for name in settings} | set().union(*OTHER_FLAGS.values())
+    mentioned = {name for code in re.findall(r"`([^`]*)`", prose(page)) for name in re.findall(r"--([\w-]+)", code)}
+    assert mentioned <= known, mentioned - known
 
 
-def test_other_programs_are_named_and_their_files_are_there():
+def test_a_run_starts_from_a_run_of_the_pages():
+    settings = [cli.parse(["run.py", *c.flags]) for c in COMMANDS if c.flags and not cli.HELP & set(c.flags)]
+    run_dirs = {resolve(flags).run_dir for flags in settings if flags.get("recipe") != "help"}
+    run_dirs |= {"runs/digits-seed0", "runs/digits-seed1"}  # make demo, make demo SEED=1
+    for flags in settings:
+        for start in (flags.get("checkpoint"), flags.get("teacher"), *flags.get("compare", "").split(",")):
+            is_known = not start or start.startswith("gs://")
+            assert is_known or any(f"{start}/".startswith(f"{run_dir}/") for run_dir in run_dirs), start
+
+
+def test_other_programs_are_listed_and_their_files_exist():
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     for command in COMMANDS:
         if command.flags is None:
-            assert command.why_not_run, f"{command.page}: {command}: run it, or say in NOT_RUN why not"
+            assert command.reasons_not_to_run, f"{command.page}: {command}: run it, or add the reason to NOT_RUN"
         if command.words[0] == "make":
             assert {word for word in command.words[1:] if "=" not in word} <= set(targets), command
         if command.words[0] == "python" and command.words[1].endswith(".py"):
             assert (ROOT / command.words[1]).is_file(), command
+        if command.words[:2] == ("python", "-m"):
+            path = ROOT / command.words[2].replace(".", "/")
+            assert path.with_suffix(".py").is_file() or path.is_dir(), command
 
 
-def test_every_reason_not_to_run_is_needed():
-    used = {pattern for command in COMMANDS if not command.in_text for pattern in command.why_not_run}
+def test_every_reason_not_to_run_is_used():
+    used = {pattern for command in COMMANDS if not command.is_inline for pattern in command.reasons_not_to_run}
     assert used == set(NOT_RUN)
 
 
@@ -183,10 +214,11 @@ def test_every_reason_not_to_run_is_needed():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A directory with the birds that the pages suppose, and the commands that have run in it and need not again."""
+    """A directory with the images and examples that the pages assume, and the commands that have already run in it."""
     import tensorflow as tf
 
     place = tmp_path_factory.mktemp("reader")
+    (place / "examples").symlink_to(ROOT / "examples")
     rng = np.random.default_rng(0)
     for name in ("robin", "wren"):
         folder = place / "data/birds" / name
@@ -201,11 +233,11 @@ def place(tmp_path_factory):
     return place, set()
 
 
-def runnable(page):
-    return [c for c in commands_of(page) if c.flags is not None and not c.in_text and not c.why_not_run]
+def runnable_commands(page):
+    return [c for c in commands_of(page) if c.flags is not None and not c.is_inline and not c.reasons_not_to_run]
 
 
-# Its commands are read by the tests above, and its modes run by those of the modes.
+# The tests above check its commands, and those of the modes run them.
 SLOW = {"modes.md"}
 
 
@@ -214,53 +246,69 @@ SLOW = {"modes.md"}
     [
         pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else (), id=page.name)
         for page in PAGES
-        if runnable(page) or blocks(page, "python")
+        if runnable_commands(page) or code_blocks(page, "python")
     ],
 )
-def test_a_page_runs_from_its_first_command_to_its_last(page, place, monkeypatch):
+def test_commands_of_a_page_run_in_order(page, place, monkeypatch):
     import keras
 
-    directory, ran = place
+    directory, done = place
     monkeypatch.chdir(directory)
-    for command in runnable(page):
-        if str(command) in ran:
+    for name, block in files_of(page):
+        pathlib.Path(name).write_text(block)
+    for command in runnable_commands(page):
+        if str(command) in done:
             continue
-        keras.backend.clear_session()  # each command has a process of its own
+        keras.backend.clear_session()  # the reader runs each command in a new process
         mode = cli.parse(["run.py", *command.flags]).get("mode", "pretrain")
         flags = [flag.replace("/data/", f"{directory}/data/") for flag in command.flags]
         cli.main(["run.py", *flags, *TOY.get(mode, [])])
-        ran.add(str(command))
-    for block in blocks(page, "python"):
+        done.add(str(command))
+    for block in code_blocks(page, "python"):
         exec(compile(block.replace("/data/", f"{directory}/data/"), page.name, "exec"), {})
 
 
-# Links
+# Links and names
 
 
 def anchors(page: pathlib.Path) -> set[str]:
-    """As GitHub names them."""
-    found: set[str] = set()
+    """Returns the anchors of a page's headings, as GitHub names them."""
+    names: set[str] = set()
     for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
         slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
         count = 0
-        while (name := f"{slug}-{count}" if count else slug) in found:
+        while (name := f"{slug}-{count}" if count else slug) in names:
             count += 1
-        found.add(name)
-    return found
+        names.add(name)
+    return names
 
 
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings_that_are_there(page):
+def test_links_lead_to_existing_files_and_headings(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         if target.startswith(("https://", "http://")):
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.exists(), target
-        assert not anchor or anchor in anchors(file), target
+        if line := re.fullmatch(r"L(\d+)", anchor):
+            assert int(line[1]) <= len(file.read_text().splitlines()), target
+        else:
+            assert not anchor or anchor in anchors(file), target
 
 
-def test_the_index_names_every_page():
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tests_and_benchmarks_that_a_page_names_exist(page):
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    names = set(re.findall(r"(?:def|class) (\w+)", "\n".join(tests.values())))
+    for code in re.findall(r"`([^`]*)`", prose(page)):
+        for path in re.findall(r"(?:tests|benchmarks|examples)/[\w/]+\.\w+", code):
+            assert (ROOT / path).is_file(), path
+        for name in re.findall(r"\b(test_\w+|Test\w+)(?![\w/])", code):
+            assert name in names or f"{name}.py" in tests, name
+
+
+def test_the_index_lists_every_page():
     index = (ROOT / "docs/README.md").read_text()
     for page in PAGES:
         assert page.name == "README.md" or f"({page.name})" in index, page.name

@@ -1,4 +1,4 @@
-"""Every example runs, at toy size, and does what it says."""
+"""Runs every example at toy size and checks what it prints and saves."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ def run(monkeypatch, name, *arguments):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Images of two sizes and formats."""
+    """A folder with images of two sizes and formats."""
     place = tmp_path_factory.mktemp("images")
     (place / "more").mkdir()
     for index in range(6):
@@ -38,7 +38,7 @@ def test_pretrain_folder(folder, tmp_path, monkeypatch, capsys):
     settings = ["--image_size=8", "--batch_size=4", "--epochs=2", "--depth=18", "--width=0.0625"]
     names = run(monkeypatch, "pretrain_folder.py", folder, *settings, f"--output={output}")
     assert int(names["model"].optimizer.iterations) == 2 * 12 // 4
-    assert "an encoder of 32 features, from 12 images" in capsys.readouterr().out
+    assert "encoder with 32 features, pretrained on 12 images" in capsys.readouterr().out
     images = np.ones((1, 8, 8, 3), np.float32)
     loaded = keras.saving.load_model(output)(images)["final_avg_pool"]
     np.testing.assert_allclose(loaded, names["encoder"](images)["final_avg_pool"], rtol=1e-5)
@@ -49,13 +49,13 @@ def test_keras_backbone(monkeypatch, capsys):
         monkeypatch, "keras_backbone.py", "--epochs=1", "--batch_size=648", "--labels_per_class=2", "--alpha=0.25"
     )
     out = capsys.readouterr().out
-    assert "nearest neighbours: " in out and "fine-tuned on 2 labels a class: " in out
+    assert "kNN on the features: " in out and "fine-tuned on 2 labels per class: " in out
     assert int(names["simclr"].optimizer.iterations) == 2 and names["few"].shape == (20,)
     assert names["network"].encoder is names["backbone"]
 
 
 def test_serve(folder, tmp_path, monkeypatch, capsys):
-    """A saved network classifies; ``test_export.py`` shows that serving takes TensorFlow alone."""
+    """An exported network classifies. ``test_export.py`` checks that serving needs only TensorFlow."""
     network = Network(ResNet(10, 1 / 16, stem="cifar"), ProjectionHead(out_dim=4), num_classes=2)
     network.build()
     save_saved_model(network, 8, tmp_path / "saved_model")
@@ -68,7 +68,7 @@ def test_serve(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_notebook(tmp_path, monkeypatch, capsys):
-    """Every cell but the installation, one after another."""
+    """Runs every cell in order, except the installation."""
     notebook = json.loads((EXAMPLES / "simclr.ipynb").read_text())
     small = "EPOCHS, BATCH_SIZE, LABELS_PER_CLASS, WIDTH = 1, 648, 2, 1 / 16"
     monkeypatch.chdir(tmp_path)
@@ -79,5 +79,5 @@ def test_notebook(tmp_path, monkeypatch, capsys):
             exec(small if "parameters" in tags else "".join(cell["source"]), names)
         assert not cell.get("outputs")
     out = capsys.readouterr().out
-    assert "kNN on the features: " in out and "2 labels a class: from scratch " in out
+    assert "kNN on the features: " in out and "2 labels per class: from scratch " in out
     assert (tmp_path / "tuned.keras").is_file()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simclrv2_tf import SimCLR
-from simclrv2_tf.data.sources import open_source
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.runs.checkpoints import Checkpoints, find_checkpoint, load_network, read_run_config
 from simclrv2_tf.settings.config import Config

@@ -1,8 +1,8 @@
-"""Views of images: crop, flip, colour, blur (SimCLR, arXiv 2002.05709, appendix A) and the evaluation crop.
+"""Augmentation: random crop, flip, colour and blur (SimCLR, arXiv 2002.05709, appendix A), and the evaluation crop.
 
-Every random function takes its random numbers as an argument, uniform in [0, 1): one row of them a view. It is batched,
-holds no random operation and compiles under XLA, so a view depends on its own row alone: host or device, one replica
-or many, first run or resumed.
+Every random function takes its random numbers, uniform in [0, 1), as an argument, one row per view. It is batched,
+contains no random operation and compiles under XLA. A view thus depends on its own row alone: it is the same on host
+and device, on one replica and on many, in a first run and a resumed one.
 """
 
 import dataclasses
@@ -16,42 +16,44 @@ DRAWS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order
 NUM_DRAWS = len(DRAWS)
 
 CROP_ATTEMPTS = 100
-CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # an aspect for each attempt, a height for each attempt, then y and x
+CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # one aspect per attempt, one height per attempt, then y and x
 
-MIN_COVERED = 0.1  # no crop is smaller than this part of the image, whatever crop_area_min says
+MIN_COVERED = 0.1  # least share of the image's area in a crop, even if crop_area_min is smaller
 LUMA = (0.2989, 0.587, 0.114)
-SIGMA_RANGE = (0.1, 2.0)  # pixels
-UNCROPPED_SIZE = 32  # evaluation images of this size or less are not cropped
+SIGMA_RANGE = (0.1, 2.0)  # px
+UNCROPPED_SIZE = 32  # px; evaluation images up to this size are not cropped
 
-# ORDERS[k, c] says when the k-th order applies the operation c: brightness, contrast, saturation, hue.
+# ORDERS[k, c]: position of operation c (brightness, contrast, saturation, hue) in the k-th order.
 ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 @dataclasses.dataclass(frozen=True)
 class ViewSettings:
-    """What makes a view; the defaults are those of pretraining on ImageNet (SimCLR, appendix A).
+    """Crop and augmentation of a view; the defaults are those for pretraining on ImageNet (SimCLR, appendix A).
 
-    CIFAR-10 takes ``color_jitter_strength=0.5, blur_probability=0``; fine-tuning `ViewSettings.crop_and_flip`.
+    >>> pretraining = ViewSettings(224)
+    >>> cifar10 = ViewSettings(32, color_jitter_strength=0.5, blur_probability=0.0)
+    >>> finetuning = ViewSettings.crop_and_flip(224)
 
     Attributes:
-        image_size: side of the square view, pixels.
-        crop_area_min: least part of the image's area in a crop (never below ``MIN_COVERED``).
-        crop_area_max: greatest part.
+        image_size: height and width of a view, px.
+        crop_area_min: least share of the image's area in a crop (never below ``MIN_COVERED``).
+        crop_area_max: greatest share.
         crop_aspect_min: least width / height of a crop.
-        crop_aspect_max: greatest.
+        crop_aspect_max: greatest width / height.
         flip: mirror left and right with probability one half.
-        color_jitter_strength: s; brightness, contrast and saturation are multiplied by U(1 ∓ 0.8 s) and the hue turned
-            by U(∓ 0.2 s) of a full turn, in random order. 0: no colour operation at all, grayscale included.
-        jitter_probability: of these four, together.
+        color_jitter_strength: s; brightness, contrast and saturation are multiplied by U(1 ∓ 0.8 s) and the hue is
+            rotated by U(∓ 0.2 s) of a full turn, in random order. 0: no colour operation, not even grayscale.
+        jitter_probability: of all four of them together.
         grayscale_probability: of dropping the colours.
-        blur_probability: of a Gaussian blur with sigma U(0.1, 2) pixels, ``image_size // 10`` wide. 0: none.
+        blur_probability: of a Gaussian blur with sigma U(0.1, 2) px and a kernel of ``image_size // 10`` px. 0: none.
         resize_method: "bicubic" or "bilinear".
         jpeg_scaling: decode a JPEG at a half, a quarter or an eighth of its size, as long as no crop falls below
-            ``image_size``. Cheaper for large photographs, and other pixels.
+            ``image_size``. Cheaper for large photographs, but the pixels differ.
 
     Raises:
-        ValueError: a resize method of another name, an empty range, or a probability outside [0, 1].
+        ValueError: for an unknown resize method, an empty range, or a probability outside [0, 1].
     """
 
     image_size: int
@@ -82,36 +84,36 @@ class ViewSettings:
 
     @classmethod
     def crop_and_flip(cls, image_size: int, **changes: object) -> "ViewSettings":
-        """Views for training on labels: neither colour nor blur."""
+        """Returns the settings for training on labels: neither colour nor blur."""
         return cls(image_size, **{"color_jitter_strength": 0.0, "blur_probability": 0.0, **changes})
 
     def get_config(self) -> dict[str, object]:
-        """For a model that is saved with its views."""
+        """Returns the fields, for Keras's serialization."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_config(cls, config: dict[str, object]) -> "ViewSettings":
-        """The inverse of ``get_config``."""
+        """Inverse of ``get_config``."""
         return cls(**config)
 
 
 def random_crop_boxes(
     uniforms: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, settings: ViewSettings
 ) -> tf.Tensor:
-    """Boxes distributed as those of TensorFlow's ``sample_distorted_bounding_box`` over a whole image.
+    """Returns boxes distributed like those of TensorFlow's ``sample_distorted_bounding_box`` over a whole image.
 
-    An attempt draws the aspect uniformly, then the height uniformly among the integers that the areas allow; one that
-    misses the area range by rounding is moved by a pixel, one that still misses it is rejected. The first accepted
-    attempt is the box, the whole image if there is none.
+    An attempt draws the aspect uniformly, then the height uniformly among the integers that the areas allow. If
+    rounding puts it outside the area range, its height is moved by one pixel; if that does not suffice, it is rejected.
+    The box is the first accepted attempt, or the whole image if there is none.
 
     Args:
         uniforms: float32 ``[..., CROP_DRAWS]`` in [0, 1).
-        height: of the images, pixels: a number, or ``[...]`` (any shape that broadcasts to it).
-        width: the same.
+        height: of the images, px: a number, or any shape that broadcasts to ``[...]``.
+        width: likewise.
         settings: the ranges of area and aspect.
 
     Returns:
-        int32 ``[..., 4]``: y, x, height, width in pixels.
+        int32 ``[..., 4]``: y, x, height, width in px.
     """
     image_h, image_w = (tf.cast(side, tf.float32)[..., tf.newaxis] for side in (height, width))
     image_area = image_h * image_w
@@ -133,19 +135,19 @@ def random_crop_boxes(
     accepted = (area >= min_area) & (area <= max_area) & (area >= MIN_COVERED * image_area)
     accepted &= (h <= image_h) & (w <= image_w) & (w > 0)
     first = tf.argmax(tf.cast(accepted, tf.int32), axis=-1)[..., tf.newaxis]
-    found = tf.reduce_any(accepted, axis=-1, keepdims=True)
+    any_accepted = tf.reduce_any(accepted, axis=-1, keepdims=True)
     crop_h, crop_w = (
-        tf.where(found, tf.gather(crop, first, axis=-1, batch_dims=-1), image)
+        tf.where(any_accepted, tf.gather(crop, first, axis=-1, batch_dims=-1), image)
         for crop, image in ((h, image_h), (w, image_w))
     )
-    # As the sampler does, the last offset is left out: a crop ends one pixel before the far border, if smaller at all.
+    # Like TensorFlow's sampler, without the last offset: a crop smaller than the image ends before its far border.
     y = tf.floor(offsets[..., :1] * (image_h - crop_h))
     x = tf.floor(offsets[..., 1:] * (image_w - crop_w))
     return tf.cast(tf.concat([y, x, crop_h, crop_w], axis=-1), tf.int32)
 
 
 def _keys_cubic(distance: tf.Tensor) -> tf.Tensor:
-    """Keys's cubic kernel, a = −1/2 (IEEE Trans. ASSP 29(6), 1981, eq. 15)."""
+    """Keys's cubic kernel with a = −1/2 (IEEE Trans. ASSP 29(6), 1981, eq. 15)."""
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return tf.where(distance <= 1, near, tf.where(distance < 2, far, 0.0))
@@ -159,7 +161,7 @@ KERNELS = {"bicubic": _keys_cubic, "bilinear": _triangle}
 
 
 def _resize_weights(start: tf.Tensor, length: tf.Tensor, source: int, size: int, method: str) -> tf.Tensor:
-    """Weights ``[..., size, source]`` that resize the pixels ``start … start + length − 1`` of a line to ``size``."""
+    """Returns weights ``[..., size, source]`` that resize ``length`` pixels of a line from ``start`` on to ``size``."""
     start, length = (tf.cast(value, tf.float32)[..., tf.newaxis, tf.newaxis] for value in (start, length))
     position = (tf.range(size, dtype=tf.float32)[:, tf.newaxis] + 0.5) * (length / size) - 0.5
     if method == "bicubic":
@@ -171,20 +173,20 @@ def _resize_weights(start: tf.Tensor, length: tf.Tensor, source: int, size: int,
 
 
 def _transform_lines(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
-    """``rows [..., i, h]`` and ``columns [..., k, w]`` applied to ``images [..., h, w, c]``: ``[..., i, k, c]``."""
+    """Applies ``rows [..., i, h]`` and ``columns [..., k, w]`` to ``images [..., h, w, c]``: ``[..., i, k, c]``."""
     return tf.einsum("...ih,...hkc->...ikc", rows, tf.einsum("...kw,...hwc->...hkc", columns, images))
 
 
 def crop_and_resize(images: tf.Tensor, boxes: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
-    """Several crops of each image, each resized to a square, by two matrix products a crop.
+    """Returns several crops of each image, each resized to a square, by two matrix products per crop.
 
-    The same as cropping, then ``tf.image.resize(crop, method, antialias=False)``. Bicubic overshoots [0, 1] a little,
-    as there; `augment_views` clips it.
+    Same result as cropping, then ``tf.image.resize(crop, method, antialias=False)``. As there, bicubic overshoots
+    [0, 1] slightly; `augment_views` clips it.
 
     Args:
         images: uint8 or float ``[B, H, W, C]``; uint8 is divided by 255.
-        boxes: int32 ``[B, V, 4]``: y, x, height, width in pixels, inside the image.
-        size: side of the result, pixels.
+        boxes: int32 ``[B, V, 4]``: y, x, height, width in px, inside the image.
+        size: height and width of the result, px.
         method: "bicubic" or "bilinear".
 
     Returns:
@@ -199,7 +201,7 @@ def crop_and_resize(images: tf.Tensor, boxes: tf.Tensor, size: int, method: str 
 
 
 def to_grayscale(images: tf.Tensor) -> tf.Tensor:
-    """Luma of ``[..., 3]`` RGB images in all three channels."""
+    """Returns the luma of ``[..., 3]`` RGB images in all three channels."""
     return tf.broadcast_to(tf.reduce_sum(images * LUMA, axis=-1, keepdims=True), tf.shape(images))
 
 
@@ -209,11 +211,11 @@ def _clip(images: tf.Tensor) -> tf.Tensor:
 
 def _adjust_contrast(images: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     mean = tf.reduce_mean(images, axis=[1, 2], keepdims=True)
-    return _clip(images * factor + mean * (1 - factor))  # in this form a factor of 1 changes no bit
+    return _clip(images * factor + mean * (1 - factor))  # in this form, a factor of 1 leaves every bit as it is
 
 
 def _adjust_hue_and_saturation(images: tf.Tensor, turn: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Turns the hue and multiplies the saturation in HSV space; images ``[N, H, W, 3]``, parameters ``[N, 1, 1]``."""
+    """Rotates the hue and scales the saturation in HSV space; images ``[N, H, W, 3]``, parameters ``[N, 1, 1]``."""
     red, green, blue = tf.unstack(images, axis=-1)
     value = tf.maximum(tf.maximum(red, green), blue)
     chroma = value - tf.minimum(tf.minimum(red, green), blue)
@@ -237,20 +239,20 @@ def adjust_colors(
     hue: tf.Tensor,
     order: tf.Tensor,
 ) -> tf.Tensor:
-    """Each image's brightness, contrast, saturation and hue changed, in its own order, clipped to [0, 1] after each.
+    """Changes each image's brightness, contrast, saturation and hue in its own order, clipped to [0, 1] after each.
 
-    The operations are those of ``tf.image.adjust_*``, brightness a factor. Hue and saturation need HSV space, so the
-    sequence has two places there, and before, between and after them three for brightness, contrast, brightness. Every
-    order is a way through these places; where an image does not stop, its factor is 1. That costs two conversions to
-    HSV and three means, against four of each for a choice among four operations in four rounds.
+    The operations are those of ``tf.image.adjust_*``, but brightness is a factor. Hue and saturation need HSV space.
+    The fixed sequence therefore has two HSV operations and, before, between and after them, the three operations
+    brightness, contrast, brightness. Every order is a choice among these places; in all others an image's factor is 1.
+    This costs two conversions to HSV and three means, instead of four each for four rounds of four operations.
 
     Args:
         images: float32 ``[N, H, W, 3]`` in [0, 1].
         brightness: factors ``[N]``.
         contrast: factors ``[N]``, about the mean of each channel.
         saturation: factors ``[N]``.
-        hue: ``[N]`` in turns.
-        order: int32 ``[N]``, row of `ORDERS`.
+        hue: ``[N]``, in full turns.
+        order: int32 ``[N]``, rows of `ORDERS`.
 
     Returns:
         float32 ``[N, H, W, 3]`` in [0, 1].
@@ -276,12 +278,12 @@ def adjust_colors(
 
 
 def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, kernel_size: int) -> tf.Tensor:
-    """Gaussian blur of each image with its own sigma; beyond the border the image is 0.
+    """Blurs each image by a Gaussian with its own sigma; beyond the border the image is 0.
 
     Args:
         images: float32 ``[N, H, W, C]``.
-        sigma: float32 ``[N]``, pixels, above 0.
-        kernel_size: taps of the kernel, which sum to 1; an even number means the next odd one.
+        sigma: float32 ``[N]``, px, above 0.
+        kernel_size: taps of the kernel, which sum to 1; an even number is raised to the next odd one.
 
     Returns:
         float32 ``[N, H, W, C]``.
@@ -300,12 +302,16 @@ def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, kernel_size: int) -> tf.T
 
 
 def augment_views(images: tf.Tensor, draws: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
-    """Flip, colour jitter, grayscale and blur of cropped images, each by its own row of random numbers.
+    """Applies flip, colour jitter, grayscale and blur to cropped images, each with its own row of random numbers.
+
+    >>> draws = tf.random.stateless_uniform([8, NUM_DRAWS], seed=[0, 1])
+    >>> augment_views(tf.zeros([8, 32, 32, 3]), draws, ViewSettings(32)).shape
+    TensorShape([8, 32, 32, 3])
 
     Args:
         images: uint8 or float ``[N, S, S, 3]``; uint8 is divided by 255, floats are clipped to [0, 1].
         draws: float32 ``[N, NUM_DRAWS]`` in [0, 1), in the order of `DRAWS`.
-        settings: which operations, how strong and how often.
+        settings: the operations, their strengths and probabilities.
 
     Returns:
         float32 ``[N, S, S, 3]`` in [0, 1].
@@ -330,16 +336,16 @@ def augment_views(images: tf.Tensor, draws: tf.Tensor, settings: ViewSettings) -
         images = where("jitter", settings.jitter_probability, jittered, images)
         images = where("grayscale", settings.grayscale_probability, to_grayscale(images), images)
     kernel_size = settings.image_size // 10
-    if settings.blur_probability and kernel_size > 1:  # one tap is no blur
+    if settings.blur_probability and kernel_size > 1:  # a single tap does not blur
         blurred = gaussian_blur(images, between("sigma", *SIGMA_RANGE), kernel_size)
         images = _clip(where("blur", settings.blur_probability, blurred, images))
     return images
 
 
 def _center_crop_box(height: tf.Tensor, width: tf.Tensor, aspect: float, fraction: float) -> tuple[tf.Tensor, ...]:
-    """y, x, height and width (int32) of the central part of an image that has the given width / height."""
+    """Returns y, x, height and width (int32) of the central part of an image with the given width / height."""
     image_h, image_w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    # products in the order of the published evaluation: where they end in .5, the order decides the rounding
+    # products in the order of the official evaluation: where they end in .5, the order decides the rounding
     sides = tf.where(
         aspect > image_w / image_h,
         [fraction / aspect * image_w, fraction * image_w],
@@ -352,16 +358,19 @@ def _center_crop_box(height: tf.Tensor, width: tf.Tensor, aspect: float, fractio
 def center_crop_and_resize(
     image: tf.Tensor, size: tuple[int, int], crop_fraction: float = 0.875, method: str = "bicubic"
 ) -> tf.Tensor:
-    """The evaluation view of one image: its centre, of the aspect of ``size``, resized to it.
+    """Returns the evaluation view of one image: its centre, with the aspect of ``size``, resized to it.
 
-    Where both sides of ``size`` are ``UNCROPPED_SIZE`` pixels or less, the whole image is resized.
+    If height and width of ``size`` are at most ``UNCROPPED_SIZE`` px, the whole image is resized.
+
+    >>> center_crop_and_resize(tf.zeros([480, 640, 3], tf.uint8), (224, 224)).shape
+    TensorShape([224, 224, 3])
 
     Args:
         image: uint8 or float ``[H, W, C]``, H and W static or not; uint8 is divided by 255.
-        size: height and width of the result, pixels.
-        crop_fraction: side of the crop as a part of the largest one of that aspect.
-        method: "bicubic", "bilinear", or "tf1" for TensorFlow 1's bicubic (a = −3/4, no half-pixel centres), on which
-            the published weights were trained.
+        size: height and width of the result, px.
+        crop_fraction: height of the crop as a share of the largest crop with that aspect.
+        method: "bicubic", "bilinear", or "tf1" for TensorFlow 1's bicubic (a = −3/4, no half-pixel centres), with
+            which the published weights were trained.
 
     Returns:
         float32 ``[height, width, C]`` in [0, 1].

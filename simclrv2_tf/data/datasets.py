@@ -1,4 +1,6 @@
-"""From any ``tf.data.Dataset`` of images to batches to train on, for those who bring their own data."""
+"""Training batches from any ``tf.data.Dataset`` of images, for library users with their own data."""
+
+from typing import Any
 
 import tensorflow as tf
 
@@ -10,16 +12,21 @@ from simclrv2_tf.data.decoding import views_of_image
 def view_batches(
     dataset: tf.data.Dataset, batch_size: int, settings: ViewSettings, seed: int = 0, num_views: int = 2
 ) -> tf.data.Dataset:
-    """Batches of randomly cropped views, for ``fit`` of ``SimCLR`` and, with one view, of ``ClassificationModel``.
+    """Returns batches of randomly cropped views, for ``fit`` of ``SimCLR`` and (one view) ``ClassificationModel``.
 
-    Each pass over the result draws other crops and other augmentations, the same ones in every program.
+    Each pass over the result draws new crops and augmentations; they are the same in every program.
+
+    >>> images = tf.data.Dataset.from_tensors(np.zeros([40, 30, 3], "uint8")).repeat(512)
+    >>> batches = view_batches(images, batch_size=256, settings=ViewSettings(32))
+    >>> batches.element_spec["images"].shape
+    TensorShape([256, 2, 32, 32, 3])
 
     Args:
-        dataset: images, pairs ``(image, label)``, or dicts with ``image`` and maybe ``label``, shuffled, one by one or
-            in batches. Images are ``[h, w, 3]`` or grey ``[h, w, 1]``, of any sizes, uint8, uint16 or floats in [0, 1];
+        dataset: images, pairs ``(image, label)``, or dicts with ``image`` and maybe ``label``, shuffled, single or
+            batched. Images are ``[h, w, 3]`` or grey ``[h, w, 1]``, of any sizes, uint8, uint16 or floats in [0, 1];
             labels are integers, −1 where unknown.
-        batch_size: images a batch, over all replicas; the last ones of a pass that fill no batch are left out.
-        settings: what happens to a view. Crops are made here, flip, colour and blur in the model's step.
+        batch_size: images per batch over all replicas; the remainder at the end of a pass is dropped.
+        settings: crop and augmentation of a view. Crops are computed here; flip, colour and blur in the model's step.
         seed: of the random numbers.
         num_views: 2 to pretrain, 1 to train on labels.
 
@@ -28,8 +35,8 @@ def view_batches(
         ``input.make_views`` takes them.
 
     Raises:
-        ValueError: for a data set of fewer images than a batch, or of anything else than images and integer labels.
-        tf.errors.InvalidArgumentError: while iterating, for floats that are not in [0, 1].
+        ValueError: if there are fewer images than a batch needs, or the elements are not images and integer labels.
+        tf.errors.InvalidArgumentError: while iterating, for floats outside [0, 1].
     """
     if _image_and_label(dataset.element_spec)[0].shape.rank == 4:
         dataset = dataset.unbatch()
@@ -38,7 +45,7 @@ def view_batches(
     if not is_image or label.shape.rank != 0 or not label.dtype.is_integer:
         raise ValueError(f"images [h, w, channels] and integer labels are needed, not {dataset.element_spec}")
     if 0 <= dataset.cardinality() < batch_size:
-        raise ValueError(f"a batch of {batch_size} needs more than the {dataset.cardinality()} images there are")
+        raise ValueError(f"a batch of {batch_size} needs more images than the {dataset.cardinality()} of the data set")
 
     def example(element: tuple, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         image, label = _image_and_label(element)
@@ -54,7 +61,7 @@ def view_batches(
     return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
 
-def _image_and_label(element):
+def _image_and_label(element: Any) -> tuple[Any, Any]:
     if isinstance(element, dict):
         element = element["image"], element.get("label", tf.constant(-1))
     return element if isinstance(element, tuple) else (element, tf.constant(-1))
@@ -63,9 +70,9 @@ def _image_and_label(element):
 def _as_uint8_rgb(image: tf.Tensor) -> tf.Tensor:
     if image.dtype.is_floating:
         in_range = tf.debugging.Assert(
-            tf.reduce_all((image > -1) & (image < 2)),  # resizing overshoots a little
+            tf.reduce_all((image > -1) & (image < 2)),  # resizing overshoots slightly
             [
-                "Images of floats must be in [0, 1]: divide by 255, or cast to uint8. The greatest is",
+                "Floating-point images must be in [0, 1]: divide by 255, or cast to uint8. The greatest value is",
                 tf.reduce_max(image),
             ],
         )

@@ -1,8 +1,8 @@
 """Data services: other machines that decode the training images.
 
-``python -m simclrv2_tf.data.service --address=HOST:PORT`` starts one: a dispatcher of tf.data with a single worker,
-in one process. What it is asked for comes in order, which several workers of one dispatcher do not keep; so a run that
-names several services asks each for its own rows of every batch.
+``python -m simclrv2_tf.data.service --address=HOST:PORT`` starts one: a `tf.data` dispatcher with a single worker, in
+one process. Several workers of one dispatcher would not keep the order of the batches; so a run that names several
+services asks each one for its own rows of every batch.
 """
 
 import socket
@@ -12,21 +12,21 @@ import threading
 import tensorflow as tf
 from absl import app, flags
 
-from simclrv2_tf.data.sources import ArraySource, FileSource, Source
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.errors import SettingError, first_line
 
 PROTOCOL = "grpc://"
-NEEDS_PYTHON = (".bmp", ".gif", ".webp")  # to be decoded, and a service has none of the run's functions
+PYTHON_FORMATS = (".bmp", ".gif", ".webp")  # decoded by a Python function of the run, which a service does not have
 
 
 def serve(address: str) -> tuple[tf.data.experimental.service.DispatchServer, object]:
     """Starts a service in this process.
 
     Args:
-        address: ``host:port`` by which the training machines reach it; the port after it is used too.
+        address: ``host:port`` by which the training machines reach it; it uses the next port, too.
 
     Returns:
-        Its two servers, which run while they are referred to.
+        Dispatcher and worker, which run as long as they are referenced.
 
     Raises:
         SettingError: if it cannot listen there.
@@ -34,8 +34,8 @@ def serve(address: str) -> tuple[tf.data.experimental.service.DispatchServer, ob
     service = tf.data.experimental.service
     try:
         host, port = address.rpartition(":")[0], int(address.rpartition(":")[2])
-        for each in (port, port + 1):  # of which gRPC would share one that is in use
-            socket.create_server(("", each)).close()
+        for needed in (port, port + 1):  # gRPC would share a port that is in use
+            socket.create_server(("", needed)).close()
         dispatcher = service.DispatchServer(service.DispatcherConfig(port=port))
         worker = service.WorkerConfig(f"localhost:{port}", f"{host}:{port + 1}", port + 1)
         return dispatcher, service.WorkerServer(worker)
@@ -44,44 +44,43 @@ def serve(address: str) -> tuple[tf.data.experimental.service.DispatchServer, ob
 
 
 def services(addresses: str, source: Source, timeout: int) -> tuple[str, ...]:
-    """The services of ``--data_service``, all of which have answered.
+    """Returns the services of ``--data_service`` after all of them have answered.
 
     Args:
-        addresses: its value.
+        addresses: the value of the flag: addresses with commas between them.
         source: the images that they are to decode.
-        timeout: seconds to wait for them.
+        timeout: seconds to wait for each of them.
 
     Raises:
-        SettingError: naming the service that does not answer; or there is nothing that they could do.
+        SettingError: naming the service that does not answer, or if the images cannot be decoded by a service.
     """
 
-    def refuse(why: str) -> SettingError:
-        return SettingError(f"--data_service={addresses}: {why}")
+    def refuse(reason: str) -> SettingError:
+        return SettingError(f"--data_service={addresses}: {reason}")
 
-    found = tuple(address for address in addresses.split(",") if address)
-    if isinstance(source, ArraySource) or getattr(source, "encoded", None) is not None:
+    if source.in_memory:
         raise refuse(f"{source.name} is in this machine's memory, where no other can read it")
-    if isinstance(source, FileSource):
-        for path in source.paths:
-            if path.lower().endswith(NEEDS_PYTHON):
-                raise refuse(f"services decode JPEG and PNG, not {path}")
-    if len(set(found)) < len(found):
-        raise refuse("the same service is there twice")
-    for address in found:
+    for path in source.paths or ():
+        if path.lower().endswith(PYTHON_FORMATS):
+            raise refuse(f"services decode JPEG and PNG, not {path}")
+    names = tuple(address for address in addresses.split(",") if address)
+    if len(set(names)) < len(names):
+        raise refuse("the same service is listed twice")
+    for address in names:
         host, _, port = address.removeprefix(PROTOCOL).rpartition(":")
         if not address.startswith(PROTOCOL) or not port.isdecimal():
-            raise refuse(f"must be {PROTOCOL}HOST:PORT, of several with commas")
+            raise refuse(f"must be {PROTOCOL}HOST:PORT; separate several by commas")
         try:
             socket.getaddrinfo(host, int(port))
         except (OSError, OverflowError, UnicodeError):
             raise refuse(f"{host} does not resolve") from None
         if not _answers(address, timeout):
-            raise refuse(f"{address} has not answered within --worker_timeout={timeout} seconds")
-    return found
+            raise refuse(f"{address} did not answer within --worker_timeout={timeout} seconds")
+    return names
 
 
 def _answers(address: str, timeout: int) -> bool:
-    """Whether a service yields something; asked in a thread, since TensorFlow asks for ever."""
+    """Returns whether a service yields data. Waits in a thread, as TensorFlow itself would wait forever."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -95,7 +94,7 @@ def _answers(address: str, timeout: int) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    """Serves until it is ended."""
+    """Serves until the process is stopped."""
     address = flags.FLAGS.address
     try:
         dispatcher, _worker = serve(address)

@@ -72,17 +72,23 @@ def _logical_cpus(count: int) -> list[str]:
     return [f"CPU:{i}" for i in range(count)]
 
 
+def split_tpu_name(tpu_name: str) -> tuple[str | None, str | None, str]:
+    """Returns project, zone and name of ``PROJECT/ZONE/NAME``; no project and zone for a mere name or an address."""
+    if "://" in tpu_name or tpu_name.count("/") != 2:
+        return None, None, tpu_name
+    project, zone, name = tpu_name.split("/")
+    return project, zone, name
+
+
 def _tpu_strategy(config: Config) -> Strategy:
-    address = config.tpu_name
+    project, zone, address = split_tpu_name(config.tpu_name)
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(
-            tpu=address, zone=config.tpu_zone or None, project=config.gcp_project or None
-        )
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address, zone=zone, project=project)
         if address != "local":
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except Exception as error:  # the resolver raises whatever its transport raises
-        raise SettingError(f"--tpu_name={address}: this TPU cannot be reached ({first_line(error)})") from None
+        raise SettingError(f"--tpu_name={config.tpu_name}: this TPU cannot be reached ({first_line(error)})") from None
     return tf.distribute.TPUStrategy(resolver)
 
 

@@ -154,6 +154,12 @@ class Method(keras.Model):
             self._run_steps = self._make_run_steps()
         return self._run_steps(iterator, tf.constant(steps))
 
+    def trace_steps(self, iterator: Any) -> tf.Graph:
+        """Traces ``run_steps`` for the batches of an iterator without running it; the first ``run_steps`` reuses it."""
+        if self._run_steps is None:
+            self._run_steps = self._make_run_steps()
+        return self._run_steps.get_concrete_function(iterator, tf.constant(1)).graph
+
     def _make_run_steps(self) -> Any:
         # Nothing here needs AutoGraph, whose conversion takes longer than the tracing, and room for temporary files.
         replica_step = self.guarded_step

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class LARS(keras.optimizers.Optimizer):
-    """LARS (You et al., arXiv 1708.03888): SGD with momentum whose step is in proportion to the norm of each weight.
+    """LARS (You et al., arXiv 1708.03888): SGD with momentum, each step proportional to the norm of the weight.
 
     Per variable, with ``trust(u) = trust_coefficient · ‖w‖ / ‖u‖``, and 1 where either norm is 0::
 
@@ -17,21 +17,28 @@ class LARS(keras.optimizers.Optimizer):
         classic:    v ← m·v + lr·trust(g)·g     u = v   (Nesterov: m·v + lr·trust(g)·g)     w ← w − u
         otherwise:  v ← m·v + g                 u = v   (Nesterov: m·v + g)                 w ← w − lr·trust(u)·u
 
-    Scalars and vectors (biases, batch norm's gamma and beta) take part in neither weight decay nor adaptation, nor do
-    variables told by ``exclude``, such as the supervised head: they get plain SGD with momentum.
+    Scalars and vectors (biases, batch norm's gamma and beta) and the variables passed to ``exclude``, such as those of
+    the supervised head, have neither weight decay nor adaptation: they get plain SGD with momentum.
 
     Args:
         learning_rate: float, ``LearningRateSchedule`` or callable.
         momentum: m, in [0, 1).
-        weight_decay: L2 coefficient; it enters the gradient, unlike the decoupled decay of other Keras optimizers.
+        weight_decay: L2 coefficient; added to the gradient, unlike the decoupled decay of other Keras optimizers.
         trust_coefficient: scale of the adapted rate.
         nesterov: look one step of momentum ahead.
-        classic_momentum: the momentum holds learning-rate-scaled steps, as in the paper; otherwise it holds gradients.
-        skip_vectors: leave variables of fewer than two dimensions out of decay and adaptation.
+        classic_momentum: accumulate steps scaled by the learning rate, as in the paper; otherwise gradients.
+        skip_vectors: exclude variables of fewer than two dimensions from decay and adaptation.
+        name: of the optimizer.
         **kwargs: of ``keras.optimizers.Optimizer`` (clipping, ``use_ema``, ``gradient_accumulation_steps`` …).
 
     Raises:
-        ValueError: for a momentum or a weight decay out of bounds.
+        ValueError: if the momentum or the weight decay is out of bounds.
+
+    Example:
+        >>> weight = keras.Variable([[3.0, 4.0]])
+        >>> LARS(learning_rate=2.0).apply([tf.constant([[0.0, 8.0]])], [weight])
+        >>> print(weight.numpy())  # a step of 2.0 · 0.001 · ‖w‖ along the gradient
+        [[3.   3.99]]
     """
 
     def __init__(
@@ -60,12 +67,12 @@ class LARS(keras.optimizers.Optimizer):
         self._unadapted: set[Any] = set()
 
     def exclude(self, variables: Iterable[keras.Variable], decay: bool = True, adaptation: bool = True) -> None:
-        """Leave these very variables out of weight decay, of adaptation, or of both.
+        """Excludes variables from weight decay, from adaptation, or from both.
 
-        The choice is of objects, not of names, so it is not part of the config: tell a reloaded optimizer again.
+        Variables are identified as objects, not by name, so this is not part of the config: repeat it after reloading.
 
         Raises:
-            ValueError: once the optimizer is built, when a traced step may already hold the earlier choice.
+            ValueError: if the optimizer is already built: a traced step may not see the change.
         """
         if self.built:
             raise ValueError("exclude() must be called before the optimizer is built")
@@ -74,21 +81,21 @@ class LARS(keras.optimizers.Optimizer):
         self._unadapted |= keys if adaptation else set()
 
     def build(self, variables: list[keras.Variable]) -> None:
-        """Create one momentum of zeros per variable."""
+        """Creates one momentum of zeros per variable."""
         if self.built:
             return
         super().build(variables)
         self.momentums = [self.add_variable_from_reference(variable, name="momentum") for variable in variables]
 
     def update_step(self, gradient: tf.Tensor, variable: keras.Variable, learning_rate: tf.Tensor) -> None:
-        """Update one variable and its momentum in place."""
+        """Updates one variable and its momentum in place."""
         momentum = self.momentums[self._get_variable_index(variable)]
         weight = keras.ops.convert_to_tensor(variable)
         gradient = tf.cast(gradient, weight.dtype)
         learning_rate = tf.cast(learning_rate, weight.dtype)
-        if self._takes_part(variable, self._undecayed):
+        if self._applies_to(variable, self._undecayed):
             gradient += self.l2 * weight
-        adapts = self._takes_part(variable, self._unadapted)
+        adapts = self._applies_to(variable, self._unadapted)
 
         step = gradient
         if self.classic_momentum:
@@ -100,7 +107,7 @@ class LARS(keras.optimizers.Optimizer):
         self.assign(momentum, velocity)
         self.assign_sub(variable, update)
 
-    def _takes_part(self, variable: keras.Variable, excluded: set[Any]) -> bool:
+    def _applies_to(self, variable: keras.Variable, excluded: set[Any]) -> bool:
         is_vector = self.skip_vectors and len(variable.shape) < 2
         return not is_vector and self._var_key(variable) not in excluded
 

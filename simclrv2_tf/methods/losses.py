@@ -114,10 +114,10 @@ class NTXent(keras.losses.Loss):
     Raises:
         ValueError: if the temperature is not above 0.
 
-    Example::
-
-        model.compile("sgd", loss=simclrv2_tf.NTXent(temperature=0.1))
-        model.fit(images, np.zeros(len(images)), batch_size=256)  # each batch: 128 first views, then their second views
+    Example:
+        >>> projections = tf.eye(4)  # two images; every similarity is 0
+        >>> print(f"{NTXent(temperature=0.1)(tf.zeros(4), projections):.4f} = 2 log 3")
+        2.1972 = 2 log 3
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An optimizer by its name in the settings."""
+"""Builds an optimizer by its name in the settings."""
 
 import keras
 
@@ -11,17 +11,17 @@ def build_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
 ) -> keras.optimizers.Optimizer:
-    """LARS, SGD with Nesterov momentum, or Adam.
+    """Builds LARS, SGD with Nesterov momentum, or Adam.
 
     Args:
         name: "lars", "momentum" or "adam".
-        schedule: learning rate, constant or of the step.
-        momentum: of "lars" and "momentum".
-        weight_decay: L2 of "lars" alone. The others take theirs from the loss, by ``losses.l2_penalty``, since Keras's
-            own ``weight_decay`` is decoupled from the gradient.
+        schedule: learning rate, constant or scheduled.
+        momentum: for "lars" and "momentum".
+        weight_decay: L2 coefficient for "lars" only. For the others ``losses.l2_penalty`` is part of the loss, because
+            Keras's ``weight_decay`` is decoupled from the gradient.
 
     Raises:
-        ValueError: for another name.
+        ValueError: if the name is unknown.
     """
     if name == "lars":
         return LARS(schedule, momentum=momentum, weight_decay=weight_decay)
@@ -33,10 +33,10 @@ def build_optimizer(
 
 
 def penalised_variables(model: keras.Model) -> list[keras.Variable]:
-    """What the loss decays by L2, out of ``model.trained_variables``.
+    """Trained variables of a model that ``losses.l2_penalty`` decays.
 
-    LARS decays by itself all but vectors and the classifier, so only the classifier's kernel is left to the loss;
-    with the others it is every trained variable but batch norm's gamma and beta.
+    LARS itself decays all but vectors and the classifier, which leaves the classifier's kernel to the loss. With other
+    optimizers the loss decays every trained variable but batch norm's gamma and beta.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # float16 wraps it to scale the loss
     if isinstance(optimizer, LARS):

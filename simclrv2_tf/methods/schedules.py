@@ -1,4 +1,4 @@
-"""How long, and how fast: the number of steps and the learning rate at each."""
+"""Step counts and the warm-up + cosine learning-rate schedule."""
 
 import dataclasses
 import math
@@ -12,18 +12,23 @@ from simclrv2_tf.settings.config import Config
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear from 0 to the peak, then half a cosine to 0 (SimCLR, section 2.2), and 0 from ``total_steps`` on.
+    """Linear warm-up from 0 to the peak, then a cosine decay to 0 at ``total_steps`` (SimCLR, section 2.2).
 
-    ``peak · t / W`` for t < W, then ``peak · ½ (1 + cos(π (t − W) / (T − W)))``. A warm-up that is longer than the run
-    is cut off with it. Computed in ``keras.config.floatx()``.
+    ``peak · t / W`` for t < W, then ``peak · ½ (1 + cos(π (t − W) / (T − W)))``, and 0 from t = T on, even if the
+    warm-up is longer. Computed in ``keras.config.floatx()``.
 
     Args:
-        peak: the learning rate where the warm-up ends.
+        peak: the learning rate at the end of the warm-up.
         total_steps: T, at least 1.
         warmup_steps: W, at least 0.
 
     Raises:
-        ValueError: for numbers of steps out of these bounds.
+        ValueError: if a number of steps is out of bounds.
+
+    Example:
+        >>> schedule = WarmUpCosine(peak=0.4, total_steps=100, warmup_steps=10)
+        >>> [round(float(schedule(step)), 2) for step in (0, 5, 10, 55, 100)]
+        [0.0, 0.2, 0.4, 0.2, 0.0]
     """
 
     def __init__(self, peak: float, total_steps: int, warmup_steps: int = 0):
@@ -36,7 +41,7 @@ class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup_steps = warmup_steps
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
-        """Learning rate of the update that follows ``step`` updates, a scalar."""
+        """Learning rate, a scalar, of the update after ``step`` updates."""
         dtype = keras.config.floatx()
         step = tf.cast(keras.ops.convert_to_tensor(step), dtype)
         rising = self.peak * step / max(self.warmup_steps, 1)
@@ -53,7 +58,7 @@ def peak_learning_rate(base: float, batch_size: int, scaling: str) -> float:
     """``base · B / 256`` ("linear") or ``base · √B`` ("sqrt"; SimCLR, appendix B.1) for the global batch size B.
 
     Raises:
-        ValueError: for another scaling.
+        ValueError: if the scaling is neither.
     """
     if scaling == "linear":
         return base * batch_size / 256
@@ -63,9 +68,9 @@ def peak_learning_rate(base: float, batch_size: int, scaling: str) -> float:
 
 
 def training_steps(num_examples: int, batch_size: int, train_epochs: float, train_steps: int = 0) -> int:
-    """Updates in a run: ``train_steps`` where it is above 0, else ``⌊examples · epochs / B⌋ + 1``.
+    """Updates of a run: ``train_steps`` if above 0, else ``⌊examples · epochs / B⌋ + 1``.
 
-    The official code adds that 1 even where the batches divide the examples.
+    The official code adds the 1 even if the batch size divides the number of examples.
     """
     return train_steps or int(num_examples * train_epochs // batch_size) + 1
 
@@ -77,7 +82,7 @@ def warmup_steps(num_examples: int, batch_size: int, warmup_epochs: float) -> in
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long a run is and how fast it learns."""
+    """Step counts and peak learning rate of a run."""
 
     total_steps: int
     epoch_steps: int
@@ -87,7 +92,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: Config, num_examples: int) -> "Plan":
-        """From the settings and the number of training images."""
+        """Computes the plan from the settings and the number of training images."""
         batch = config.train_batch_size
         epoch_steps = max(1, round(num_examples / batch))
         return cls(
@@ -100,7 +105,7 @@ class Plan:
 
     @property
     def schedule(self) -> WarmUpCosine:
-        """Its learning rate at each step."""
+        """Learning-rate schedule of the run."""
         return WarmUpCosine(self.peak_learning_rate, self.total_steps, self.warmup_steps)
 
     def interval_of(self, step: int) -> int:
@@ -108,6 +113,6 @@ class Plan:
         return step // self.interval_steps
 
     def interval_end(self, step: int) -> int:
-        """Where the interval ends that ``step`` is in; no stump of one is left at the end of the run."""
+        """Last step of the checkpoint interval that ``step`` is in; the last interval takes up a short remainder."""
         end = (step // self.interval_steps + 1) * self.interval_steps
         return end if end <= self.total_steps - self.interval_steps / 2 else self.total_steps

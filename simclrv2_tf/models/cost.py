@@ -1,209 +1,202 @@
-"""What a network costs, from the shapes of its layers: parameters, arithmetic, activations. Nothing is allocated."""
+"""Parameters, multiply-adds and memory, read off traced graphs of any network: nothing is allocated or run."""
 
-import dataclasses
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
 from math import prod
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from simclrv2_tf.models.network import Network
-from simclrv2_tf.models.resnet import (
-    BlockGroup,
-    Conv,
-    ConvBatchNorm,
-    ResidualBlock,
-    SelectiveKernelConv,
-    Shortcut,
-    Stem,
-)
+from simclrv2_tf.models.resnet import ResNet
+
+BATCH = 10_007  # views in the traced graph: tensors of this first dimension, which no weight has, are per view
+SHAPE_READERS = {"Shape", "ShapeN", "Size", "Rank"}  # they do not read their inputs' values
+ALIASES = {"Identity", "IdentityN", "Reshape", "Squeeze", "ExpandDims", "StopGradient", "PreventGradient"}
+COPIES = ALIASES | {"Pad", "PadV2", "StridedSlice", "Split", "Transpose", "Cast"}
+NOT_INTERMEDIATE = {"Const", "Placeholder", "ReadVariableOp"}
+INNER_FUNCTIONS = {"PartitionedCall": "f", "StatefulPartitionedCall": "f", "While": "body", "StatelessWhile": "body"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """What a part of a network costs.
+class Cost(NamedTuple):
+    """Cost of a part of a network.
 
     Attributes:
-        trained: parameters that training moves.
-        parameters: all of them and the moving statistics, as Table 1 of the paper counts.
-        multiply_adds: of its convolutions and dense layers, for one view forward. The FLOPs of the ResNet paper (arXiv
-            1512.03385, table 1), twice as many as single operations; a training step takes three times as many.
-        activations: numbers that the backward pass reads of one view's forward pass, each counted once: the inputs of
-            convolutions, dense layers and batch norms, and what ReLU, pooling and gates need. Padding, slices and casts
-            of them are not counted, nor are frozen parts, below which no gradient flows.
+        trained: trainable parameters.
+        parameters: all parameters and moving statistics, as Table 1 of the paper counts them.
+        multiply_adds: of convolutions and matrix products in one view's forward pass: the FLOPs of the ResNet paper
+            (arXiv 1512.03385, table 1), half the single operations. A training step takes three times as many.
+        activations: bytes of one view's forward pass that the backward pass reads, each tensor counted once. Padded,
+            sliced and cast copies are not counted, nor are frozen parts below which no gradient flows.
     """
 
-    trained: int = 0
-    parameters: int = 0
-    multiply_adds: int = 0
-    activations: int = 0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+    trained: int
+    parameters: int
+    multiply_adds: int
+    activations: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """The parts of a network in the order in which a view runs through them.
+class Summary(NamedTuple):
+    """Costs of a network.
 
     Attributes:
-        parts: ``stem``, ``block_group1`` … ``block_group4``, then ``projection_head`` and ``classifier`` if there are.
-        dtype: that activations are kept in.
-        recomputed: activations of a view that a network with ``remat`` has for a moment, beside those that it keeps:
-            those of its largest block.
+        parts: ``stem`` and ``block_group1`` to ``block_group4`` of a ``ResNet``, ``encoder`` of any other model; then
+            ``projection_head`` and ``classifier`` if the network has them.
+        encoder: sum of the parts without the heads, as in Table 1 of the paper.
+        total: sum of all parts.
+        peak: bytes per view of the tensors that a forward and backward pass holds at the same time, at most. With
+            ``remat`` the activations are the blocks' inputs; the peak has what a block recomputes, too.
     """
 
     parts: dict[str, Cost]
-    dtype: str
-    recomputed: int
-
-    @property
-    def encoder(self) -> Cost:
-        """The network without its heads, of which the paper's Table 1 speaks."""
-        return reduce(Cost.__add__, (cost for name, cost in self.parts.items() if not name.endswith(HEADS)))
-
-    @property
-    def total(self) -> Cost:
-        """All parts together."""
-        return reduce(Cost.__add__, self.parts.values())
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an activation."""
-        return tf.as_dtype(self.dtype).size
-
-
-HEADS = ("projection_head", "classifier")
+    encoder: Cost
+    total: Cost
+    peak: int
 
 
 def summarize(make_network: Callable[[], Network], image_size: int, whole_head: bool = True) -> Summary:
-    """Adds up what a network costs without allocating any of it, however large it is.
+    """Computes the cost of a network, however large, from the graph of a training step that is traced but not run.
 
     Args:
-        make_network: returns a network on a ``ResNet``, built or not, e.g. ``lambda: Network(ResNet(152, 3, 0.0625))``.
-        image_size: side of a view, pixels.
-        whole_head: all of the projection head runs, as in pretraining; else as far as the classifier's tap.
+        make_network: returns a network, built or not, e.g. ``lambda: Network(ResNet(152, 3, 0.0625))``.
+        image_size: height and width of a view, px.
+        whole_head: run the whole projection head, as in pretraining; otherwise up to the classifier's tap.
     """
-    # Keras remembers, per thread, the variables it has yet to initialise, and would allocate them at the end of the
-    # next stateless scope; those of a thread of their own are forgotten with it.
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(_summarize, make_network, image_size, whole_head).result()
 
-
-def _summarize(make_network: Callable[[], Network], image_size: int, whole_head: bool) -> Summary:
-    with keras.StatelessScope(initialize_variables=False):
+    def trace() -> Summary:
         network = make_network()
         if not network.built:
-            network.build()
-    encoder, head, classifier = network.encoder, network.projection_head, network.classifier
-    view, parts, channels, below = _View(image_size), {}, 3, Cost()
-    for part in [encoder.stem, *encoder.groups]:
-        if not below.activations:  # else its input is kept already
-            view.keep(channels)
-        view.stem(part) if part is encoder.stem else view.group(part, last=part is encoder.groups[-1])
-        parts[part.name] = below = view.cost(part)
-        channels = part.out_channels
-    view.side = 1
-    running = head.layers if whole_head or classifier is None else head.layers[: network.head_input]
+            network.build((None, image_size, image_size, 3))
+        return _summarize(network, image_size, whole_head)
+
+    return without_allocation(trace)
+
+
+def without_allocation(function: Callable[[], Any]) -> Any:
+    """Calls a function in which variables of new layers have shapes but no values, and returns its result."""
+
+    def call() -> Any:
+        with keras.StatelessScope(initialize_variables=False):
+            return function()
+
+    # Keras remembers, per thread, the variables that it has yet to initialise, and would allocate them at the end of
+    # the next stateless scope; those of a thread of their own are forgotten with it.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(call).result()
+
+
+def peak_bytes(graph: tf.Graph) -> int:
+    """Computes how many bytes of intermediate tensors a graph holds at most, if it runs in the order of its tracing.
+
+    A tensor is in memory from its operation to the last one that reads it. A loop or a compiled function adds its own
+    peak. Variables, constants, tensors of unknown shape and the kernels' workspace are not counted.
+
+    Args:
+        graph: of a traced function, e.g. a training step. If XLA compiles it, it fuses operations and needs less.
+    """
+    operations = graph.get_operations()
+    last_reads: dict[int, tuple[int, tf.Tensor]] = {}  # by the tensor's id: a graph has one object for each tensor
+    for index, op in enumerate(operations):
+        for tensor in op.inputs if op.type not in SHAPE_READERS else ():
+            source = _source(tensor, ALIASES)
+            last_reads[id(source)] = index, source
+    freed: Counter[int] = Counter()
+    for index, tensor in last_reads.values():
+        freed[index] += _num_bytes(tensor)
+    live = peak = 0
+    for index, op in enumerate(operations):
+        if op.type not in ALIASES:
+            live += sum(_num_bytes(tensor) for tensor in op.outputs if id(tensor) in last_reads)
+        inner = peak_bytes(_inner_graph(op)) if op.type in INNER_FUNCTIONS else 0
+        peak = max(peak, live + inner)
+        live -= freed[index]
+    return peak
+
+
+def _summarize(network: Network, image_size: int, whole_head: bool) -> Summary:
+    placeholders = lambda variables: [tf.compat.v1.placeholder(v.dtype, v.shape) for v in variables]  # noqa: E731
+    with tf.__internal__.FuncGraph("step").as_default() as graph:  # unlike tf.Graph it captures eager constants
+        images = tf.random.uniform([BATCH, image_size, image_size, 3], dtype=network.compute_dtype)
+        trainable, state = map(placeholders, (network.trainable_variables, network.non_trainable_variables))
+        endpoints, _ = network.stateless_call(trainable, state, images, training=True, whole_head=whole_head)
+        forward = graph.get_operations()
+        ends = [endpoints[name] for name in ("proj_head_output", "logits_sup") if name in endpoints]
+        gradients = tf.gradients(ends, trainable)
+
+    # Operations that no gradient needs, e.g. for the gradient of a constant, never run.
+    needed, activations = {gradient.op for gradient in gradients if gradient is not None}, set()
+    for op in reversed(graph.get_operations()[len(forward) :]):
+        if op in needed:
+            needed.update(tensor.op for tensor in op.inputs)
+            activations.update(id(_source(t, COPIES)) for t in op.inputs if op.type not in SHAPE_READERS)
+
+    parts, start, num_bytes = {}, 0, 0
+    for name, layer, output in _parts(network, endpoints):
+        end = start if output is None else forward.index(output.op) + 1
+        operations, start = forward[start:end], end
+        kept_tensors = [tensor for op in operations for tensor in op.outputs if id(tensor) in activations]
+        num_bytes += sum(_num_bytes(tensor) for tensor in kept_tensors if tensor.shape[:1] == [BATCH]) // BATCH
+        trained = sum(prod(variable.shape) for variable in layer.trainable_variables)
+        multiply_adds = sum(map(_multiply_adds, operations)) // BATCH
+        parts[name] = Cost(trained, layer.count_params(), multiply_adds, num_bytes if trained else 0)
+        num_bytes = 0 if trained else num_bytes  # the output of a frozen part is kept for the next part
+    add = lambda costs: Cost(*map(sum, zip(*costs, strict=True)))  # noqa: E731
+    encoder = add(cost for name, cost in parts.items() if name not in ("projection_head", "classifier"))
+    return Summary(parts, encoder, add(parts.values()), peak_bytes(graph) // BATCH)
+
+
+def _parts(
+    network: Network, endpoints: dict[str, tf.Tensor]
+) -> Iterator[tuple[str, keras.layers.Layer, tf.Tensor | None]]:
+    """Yields name, layer and output (None if it does not run) of each part. ResNet's final mean is of the next part."""
+    encoder, head = network.encoder, network.projection_head
+    if isinstance(encoder, ResNet):
+        yield "stem", encoder.stem, endpoints["initial_max_pool"]
+        yield from ((group.name, group, endpoints[group.name]) for group in encoder.groups)
+    else:
+        yield "encoder", encoder, endpoints["final_avg_pool"]
     if head.depth:
-        if running:
-            view.keep(encoder.feature_dim)
-        for layer in running:
-            view.dense(layer.dense)
-            view.keep(layer.dense.units * (2 if layer.hidden else 1))
-        parts["projection_head"] = view.cost(head)
-    if classifier is not None:
-        if not running or not head.trainable_variables:  # else its input is kept already
-            view.keep(classifier.dense.kernel.shape[0])
-        view.dense(classifier.dense)
-        parts["classifier"] = view.cost(classifier)
-    return Summary(parts, network.compute_dtype, view.recomputed)
+        taps = [endpoints[name] for i in range(head.depth) if (name := f"proj_head_{i + 1}") in endpoints]
+        yield "projection_head", head, taps[-1] if taps else None
+    if network.classifier is not None:
+        yield "classifier", network.classifier, endpoints["logits_sup"]
 
 
-class _View:
-    """One square view on its way through the layers: its side in pixels, and the costs since they were last asked."""
+def _multiply_adds(op: tf.Operation) -> int:
+    """Counts the multiply-adds of a convolution or matrix product, or of one run of an inner function; otherwise 0."""
+    if op.type in INNER_FUNCTIONS:
+        return sum(map(_multiply_adds, _inner_graph(op).get_operations()))
+    if op.type == "Einsum":
+        subscripts = op.get_attr("equation").decode().split("->")[0].split(",")
+        labelled = zip("".join(subscripts), (size for tensor in op.inputs for size in tensor.shape), strict=True)
+        return prod(dict(labelled).values())
+    if op.type == "Conv2D":
+        terms = prod(op.inputs[1].shape[:3])  # [height, width, channels per group, filters]
+    elif op.type == "DepthwiseConv2dNative":
+        terms = prod(op.inputs[1].shape[:2])  # [height, width, channels, multiplier]
+    elif op.type in ("MatMul", "BatchMatMulV2"):
+        transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
+        terms = op.inputs[0].shape[-2 if transposed else -1]
+    else:
+        return 0
+    return op.outputs[0].shape.num_elements() * terms
 
-    def __init__(self, side: int):
-        self.side = side
-        self.multiply_adds = self.kept = self.recomputed = 0
 
-    def cost(self, part: keras.layers.Layer) -> Cost:
-        """Of the part it has just run through."""
-        trained = sum(prod(v.shape) for v in part.trainable_variables)
-        multiply_adds, kept = self.multiply_adds, self.kept
-        self.multiply_adds = self.kept = 0
-        return Cost(trained, sum(prod(v.shape) for v in part.variables), multiply_adds, kept if trained else 0)
+def _inner_graph(op: tf.Operation) -> tf.Graph:
+    return op.graph._get_function(op.get_attr(INNER_FUNCTIONS[op.type]).name).graph
 
-    def keep(self, channels: int) -> None:
-        self.kept += channels * self.side**2
 
-    def shrink(self, strides: int) -> None:
-        self.side = -(-self.side // strides)
+def _source(tensor: tf.Tensor, through: set[str]) -> tf.Tensor:
+    """Follows operations of the given types, with COPIES pooling of single pixels too, to their source."""
+    op = tensor.op
+    while op.type in through or (op.type == "AvgPool" and through is COPIES and set(op.get_attr("ksize")) == {1}):
+        tensor = op.inputs[{"IdentityN": tensor.value_index, "Split": 1}.get(op.type, 0)]
+        op = tensor.op
+    return tensor
 
-    def dense(self, layer: keras.layers.Dense) -> None:
-        self.multiply_adds += prod(layer.kernel.shape)
 
-    def conv(self, layer: Conv) -> None:
-        self.shrink(layer.strides[0] * layer.skip)
-        self.multiply_adds += prod(layer.kernel.shape) * self.side**2
-
-    def conv_batch_norm(self, layer: ConvBatchNorm) -> None:
-        self.conv(layer.conv)
-        self.keep(layer.filters)  # for the batch norm
-        if layer.relu:
-            self.keep(layer.filters)  # for ReLU and for the next convolution, which are the same numbers
-
-    def stem(self, stem: Stem) -> None:
-        for layer in stem.convs:
-            self.conv_batch_norm(layer)
-        self.conv(stem.conv)
-        self.keep(2 * stem.out_channels)
-        if stem.kind == "imagenet":
-            self.shrink(2)
-            self.keep(stem.out_channels)
-
-    def group(self, group: BlockGroup, last: bool) -> None:
-        for block in group.blocks:
-            before = self.kept
-            self.block(block)
-            if group.remat:
-                if group.trainable_variables:
-                    self.recomputed = max(self.recomputed, self.kept - before)
-                self.kept = before
-                if not (last and block is group.blocks[-1]):
-                    self.keep(block.out_channels)  # the next one's input
-
-    def block(self, block: ResidualBlock) -> None:
-        side = self.side
-        if block.shortcut is not None:
-            self.shortcut(block.shortcut)
-            self.side = side
-        for layer in block.convs:
-            self.selective_kernel(layer) if isinstance(layer, SelectiveKernelConv) else self.conv_batch_norm(layer)
-        if block.squeeze_excite is not None:
-            self.keep(block.out_channels)
-            self.gate(block.squeeze_excite.reduce, block.squeeze_excite.expand)
-        self.keep(block.out_channels)
-
-    def shortcut(self, shortcut: Shortcut) -> None:
-        if shortcut.resnet_d:
-            self.shrink(shortcut.strides)
-            self.keep(shortcut.projection.conv.kernel.shape[2])
-        self.conv_batch_norm(shortcut.projection)
-
-    def selective_kernel(self, layer: SelectiveKernelConv) -> None:
-        self.conv_batch_norm(layer.streams)
-        self.gate(layer.squeeze.conv, layer.expand)
-        self.kept += layer.squeeze.filters  # for its batch norm
-        self.keep(layer.filters)  # the mixture, for the next convolution
-
-    def gate(self, narrow: Conv, wide: Conv) -> None:
-        """Channels' means, two convolutions of a single pixel and a squashing of their output."""
-        side, self.side = self.side, 1
-        for layer in (narrow, wide):
-            self.conv(layer)
-            self.keep(layer.kernel.shape[2])  # its input
-        self.keep(wide.filters)
-        self.side = side
+def _num_bytes(tensor: tf.Tensor) -> int:
+    counted = tensor.op.type not in NOT_INTERMEDIATE
+    return (tensor.shape.num_elements() or 0) * tensor.dtype.size if counted else 0

@@ -86,7 +86,7 @@ def _faster_step(config: Config, run: Run) -> str:
 
 
 def _faster_input(config: Config, run: Run) -> str:
-    encoded = run.data.source.resident_images is None
+    encoded = run.data.source.images is None
     advice = {
         f"a --resident_mb above {config.resident_mb}": not encoded and run.data.resident is None,
         "--jpeg_scaling if the photographs have a megapixel or more": encoded and not config.jpeg_scaling,

@@ -6,7 +6,7 @@ import pathlib
 import tensorflow as tf
 
 from simclrv2_tf import metrics
-from simclrv2_tf.data.sources import open_source
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.files import replacing, write_atomically
 from simclrv2_tf.modes.measure import (
     check_classes,

@@ -4,8 +4,10 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf import metrics
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.data.input import Part, evaluation_batches
-from simclrv2_tf.data.sources import NoSuchSplitError, RecordSource, Source, open_source
+from simclrv2_tf.data.layouts import NoSuchSplitError
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.inference import collect
@@ -54,7 +56,7 @@ def compute_features(model: Method, config: Config, source: Source, max_steps: i
 
 def knn_subset(source: Source) -> Source:
     """Returns the training images that kNN compares with: the labelled ones, or a seeded choice of ``KNN_IMAGES``."""
-    if isinstance(source, RecordSource):
+    if source.labels is None:
         return source
     labelled = np.flatnonzero(source.labels >= 0)
     if len(labelled) == source.num_examples <= KNN_IMAGES:

@@ -1,5 +1,6 @@
-"""Preview of a run before it starts: the images that the network will see, the time and the memory."""
+"""Preview of a run before it starts: the images that it will see, the time and the memory that it will need."""
 
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -7,36 +8,35 @@ from typing import Any
 import keras
 import numpy as np
 
+from simclrv2_tf.data.catalog import open_labelled
 from simclrv2_tf.data.input import TrainingInput
-from simclrv2_tf.data.sources import open_labelled
-from simclrv2_tf.methods.schedules import Plan
-from simclrv2_tf.modes.costs import format_memory_estimate, network_cost, step_memory
+from simclrv2_tf.methods.base import Method
+from simclrv2_tf.methods.inference import distribute
 from simclrv2_tf.modes.resolve import Result, Strategy
-from simclrv2_tf.modes.setup import build_input, build_run, resolved_settings
+from simclrv2_tf.modes.setup import build_run, resolved_settings
 from simclrv2_tf.report import charts, pictures, run_summary, write_preview
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.tables import format_duration
 from simclrv2_tf.runs.loop import Run
+from simclrv2_tf.runs.memory import format_memory_estimate, step_memory, trace_step
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
 
-SHOWN_IMAGES = 48  # of the first batch
-SHOWN_CLASSES, IMAGES_PER_CLASS = 10, 6  # of the labelled images
+NUM_IMAGES = 48  # of the first batch
+NUM_CLASSES, IMAGES_PER_CLASS = 10, 6  # of the labelled images
 TIMED_STEPS = 3
-TIMED_BYTES = 2e9  # activations of a timed step at most: it must fit wherever the run is previewed
+TIMED_BYTES = 2e9  # activations and gradients of a timed step at most: it must fit wherever the run is previewed
 
 
 def preview(config: Config, strategy: Strategy) -> Result:
     """Writes ``preview.html`` about a training run before it starts, and its pictures.
 
-    The time is measured over some steps on this machine; the memory is estimated from the traced step.
+    The time is measured over some steps on this machine; the memory is read off the traced training step.
     """
-    run = build_run(_timed(config, strategy), strategy)
-    data = build_input(config, run.data.source, type(run.method))
-    plan = Plan.of(config, data.source.num_examples)
-    resolved = resolved_settings(Run(config, run.method, data, plan, run.test), strategy)
-    estimate = _estimate(config, strategy, run, plan)
-    figures = {"views": pictures.views_figure(pictures.example_views(data)), **_images(config, data)}
+    run = build_run(config.replace(steps_per_execution=1), strategy)
+    resolved = resolved_settings(run, strategy)
+    estimate = _estimate(config, strategy, run)
+    figures = {"views": pictures.views_figure(pictures.example_views(run.data)), **_images(config, run.data)}
     model_dir = RunDirectory(pathlib.Path(config.run_dir)).model_dir
     described = vars(config) | {"resolved": resolved}
     page = write_preview(model_dir, described, estimate, figures)
@@ -44,33 +44,27 @@ def preview(config: Config, strategy: Strategy) -> Result:
     return {"mode": "preview", "path": str(page), **estimate}
 
 
-def _timed(config: Config, strategy: Strategy) -> Config:
-    """Returns the settings with a batch that is small enough to be timed."""
-    if config.grad_cache_micro_batch:  # it fits already
-        return config.replace(steps_per_execution=1)
-    replicas, batch = strategy.num_replicas_in_sync, config.train_batch_size
-    activations = (
-        step_memory(network_cost(config, 1, config.ft_proj_selector), config, replicas)["activations"] * replicas
-    )
-    share = min(1.0, TIMED_BYTES / max(activations, 1))
-    return config.replace(
-        train_batch_size=max(1, int(batch * share) // replicas) * replicas if share < 1 else batch,
-        steps_per_execution=1,
-    )
-
-
-def _estimate(config: Config, strategy: Strategy, run: Run, plan: Plan) -> dict[str, str]:
-    """Formats the estimated time and memory."""
-    timed = run.data.batch_size
-    seconds = _seconds_per_step(run) * config.train_batch_size / timed
+def _estimate(config: Config, strategy: Strategy, run: Run) -> dict[str, str]:
+    """Formats the time and the memory that the run will need."""
+    data, plan, replicas = run.data, run.plan, strategy.num_replicas_in_sync
+    batches = distribute(strategy, data.batch_size, lambda part: data.of(part).batches(0, 1))
+    memory = step_memory(run.method, trace_step(run.method, batches.element_spec), data.resident_bytes)
+    timed = _timed_batch_size(config, memory["activations and gradients"] * replicas, replicas)
+    seconds = _seconds_per_step(run.method, dataclasses.replace(data, batch_size=timed)) * data.batch_size / timed
     total = format_duration(seconds * plan.total_steps)
     return {
         "time": f"about {total} for {plan.total_steps:,} steps of {seconds:.3g} s, by {TIMED_STEPS} steps of {timed:,} "
         "images on this machine; evaluations come on top",
-        "memory": format_memory_estimate(
-            run.method.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
-        ),
+        "memory": format_memory_estimate(memory, replicas, max(config.cpu_replicas, 1)),
     }
+
+
+def _timed_batch_size(config: Config, step_bytes: int, replicas: int) -> int:
+    """Returns the batch size of the timed steps: smaller than the run's if a step might not fit in memory here."""
+    batch_size = config.train_batch_size
+    if config.grad_cache_micro_batch or step_bytes <= TIMED_BYTES:
+        return batch_size
+    return max(1, int(batch_size * TIMED_BYTES / step_bytes) // replicas) * replicas
 
 
 class _Clock(keras.callbacks.Callback):
@@ -85,24 +79,22 @@ class _Clock(keras.callbacks.Callback):
         self.ends.append(time.perf_counter())
 
 
-def _seconds_per_step(run: Run) -> float:
+def _seconds_per_step(model: Method, data: TrainingInput) -> float:
     clock = _Clock()
-    run.method.fit(run.data.batches(0, TIMED_STEPS + 2), epochs=1, verbose=0, shuffle=False, callbacks=[clock])
+    model.fit(data.batches(0, TIMED_STEPS + 2), epochs=1, verbose=0, shuffle=False, callbacks=[clock])
     return float(np.median(np.diff(clock.ends)[-TIMED_STEPS:]))  # not the first ones, which compile and fill buffers
 
 
 def _images(config: Config, data: TrainingInput) -> dict[str, charts.Spec]:
-    """Builds the figures of the first batch and, if there are labels, of some images per class."""
+    """Builds figures of the first batch and, if there are labels, of some images of each class."""
     source = data.source
-    views, labels = pictures.first_batch(data, SHOWN_IMAGES)
+    views, labels = pictures.first_batch(data, NUM_IMAGES)
     figures = {"batch": pictures.batch_figure(views[:, 0], labels, data.batch_size, source.class_names)}
     if source.class_names and (config.labels_per_class or config.label_fraction < 1):
         source = open_labelled(config)
-    if not source.class_names or source.labels is None:  # labels of records are known only when all are read
+    if not source.class_names or source.labels is None:  # the labels of records are known only when all are read
         return figures
     counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
-    chosen = [
-        np.flatnonzero(source.labels == label)[:IMAGES_PER_CLASS] for label in range(min(len(counts), SHOWN_CLASSES))
-    ]
-    images = [pictures.images_at(source, indices, config.image_size) for indices in chosen]
+    rows = [np.flatnonzero(source.labels == label)[:IMAGES_PER_CLASS] for label in range(min(len(counts), NUM_CLASSES))]
+    images = [pictures.images_at(source, row, config.image_size) for row in rows]
     return figures | {"labels": pictures.labelled_figure(images, IMAGES_PER_CLASS, counts, source.class_names)}

@@ -3,18 +3,19 @@
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
 
-from simclrv2_tf.data.sources import open_labelled
+from simclrv2_tf.data.catalog import open_labelled
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs import official
 from simclrv2_tf.runs.checkpoints import find_checkpoint, read_run_config
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import STAGES, Config, tagged
-from simclrv2_tf.settings.merge import Flags, resolve, resolve_stages
+from simclrv2_tf.settings.merge import resolve, resolve_stages
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ Result = dict[str, Any]
 Strategy = tf.distribute.Strategy
 
 
-def resolve_config(flags: Flags) -> Config:
+def resolve_config(flags: Mapping[str, Any]) -> Config:
     """Resolves the config of a run, with that of the run it starts from.
 
     For ``preview`` and ``benchmark`` it is the config of the training run that they look at: distillation with
@@ -56,11 +57,16 @@ def resolve_config(flags: Flags) -> Config:
     return resolve(flags, mode, parent)
 
 
-def _resolve_import(flags: Flags, checkpoint: str) -> Config:
+def _resolve_import(flags: Mapping[str, Any], checkpoint: str) -> Config:
     """Resolves the config of an official checkpoint: its variables describe the network."""
-    found = official.read(checkpoint, flags.get("ft_proj_selector"))
-    described = Config(mode="import_checkpoint", checkpoint=checkpoint, eval_resize=found.eval_resize, **found.settings)
-    return resolve({"ft_proj_selector": found.head_input, **flags}, parent=described)
+    official_checkpoint = official.read(checkpoint, flags.get("ft_proj_selector"))
+    described = Config(
+        mode="import_checkpoint",
+        checkpoint=checkpoint,
+        eval_resize=official_checkpoint.eval_resize,
+        **official_checkpoint.settings,
+    )
+    return resolve({"ft_proj_selector": official_checkpoint.head_input, **flags}, parent=described)
 
 
 def cap_batch_size(config: Config, strategy: Strategy) -> Config:

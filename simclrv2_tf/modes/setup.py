@@ -11,9 +11,10 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.catalog import open_labelled, open_source
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.service import services
-from simclrv2_tf.data.sources import Source, open_labelled, open_source
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.distributed.devices import default_steps_per_execution, dtype_policy, has_workers, use_xla
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods import METHODS
@@ -41,7 +42,7 @@ def build_run(config: Config, strategy: Strategy) -> Run:
         SettingError: if the data cannot be opened or the model cannot be built.
     """
     build = {"pretrain": _build_pretraining, "distill": _build_distillation}.get(config.mode, _build_classification)
-    return _with_resident_images(build(config, strategy), strategy)
+    return _with_images(build(config, strategy), strategy)
 
 
 def _build_pretraining(config: Config, strategy: Strategy) -> Run:
@@ -102,9 +103,9 @@ def _build_distillation(config: Config, strategy: Strategy) -> Run:
     return Run(config, method, data, plan, test)
 
 
-def _with_resident_images(run: Run, strategy: Strategy) -> Run:
+def _with_images(run: Run, strategy: Strategy) -> Run:
     """Puts the training images into the memory of each device if they are small enough."""
-    images = run.data.source.resident_images
+    images = run.data.source.images
     if images is None or images.nbytes > run.config.resident_mb * 1e6:
         return run
     if has_workers(strategy):  # to make a variable they send each other its value, which collectives cannot in bytes

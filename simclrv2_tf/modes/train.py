@@ -7,7 +7,6 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf import metrics
-from simclrv2_tf.modes.costs import format_memory_estimate
 from simclrv2_tf.modes.measure import compute_features, compute_logits, knn_features, knn_subset, top_k
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_run, load_callbacks, resolved_settings
@@ -35,10 +34,7 @@ def train(config: Config, strategy: tf.distribute.Strategy) -> Result:
         resolved = resolved_settings(run, strategy)
         changed(config, model_dir, resolved)
         run_dir.write_config(config, resolved)
-        memory = format_memory_estimate(
-            run.method.network, config, strategy.num_replicas_in_sync, run.data.resident_bytes
-        )
-        summary = run_summary(vars(config) | {"resolved": resolved}) | {"memory": memory}
+        summary = run_summary(vars(config) | {"resolved": resolved})
         print("\n" + box(f"{config.mode}: {run_dir.model_dir}", summary), flush=True)
         started = time.perf_counter()
         evaluation.draw_inputs()

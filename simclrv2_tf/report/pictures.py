@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import pathlib
@@ -14,7 +13,7 @@ import numpy as np
 from simclrv2_tf import files
 from simclrv2_tf import metrics as evaluation
 from simclrv2_tf.data.input import TrainingInput, evaluation_batches, make_views
-from simclrv2_tf.data.sources import FileSource, RecordSource, Source
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.report import charts
 from simclrv2_tf.report.charts import Spec
 from simclrv2_tf.report.tables import Row, shorten
@@ -211,19 +210,9 @@ def fixed_sample(total: int, count: int) -> np.ndarray:
 
 
 def images_at(source: Source, indices: np.ndarray, image_size: int) -> np.ndarray:
-    """Images as evaluated, float32 ``[n, size, size, 3]``, by their numbers in an evaluation, which skips corrupt ones.
-
-    Records are read from the first one on.
-    """
-    wanted, places = np.unique(indices, return_inverse=True)
-    if isinstance(source, RecordSource) and source.corrupt:  # which ones, only reading them tells
-        batches = evaluation_batches(source, 64, image_size).as_numpy_iterator()
-        sound = (image for batch in batches for image in batch["images"][batch["weights"] > 0])
-        found = [image for i, image in enumerate(itertools.islice(sound, wanted[-1] + 1)) if i in wanted]
-        return np.stack(found)[places]
-    if isinstance(source, FileSource) and source.corrupt:
-        wanted = np.flatnonzero([path not in source.corrupt for path in source.paths])[wanted]
-    return images_of(source.subset(wanted), image_size)[places]
+    """Returns images as evaluated, float32 ``[n, size, size, 3]``, by row of an evaluation (without corrupt ones)."""
+    unique, places = np.unique(indices, return_inverse=True)
+    return images_of(source.readable_subset(unique), image_size)[places]
 
 
 def images_of(source: Source, image_size: int) -> np.ndarray:

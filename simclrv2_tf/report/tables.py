@@ -30,7 +30,7 @@ SUMMARY = {
     "images": "{train_images:,} to train on",
     "network": "{encoder_description}, {image_size} px, {parameters:,} parameters, {trained_parameters:,} trained",
     "training": "{steps:,} steps of {train_batch_size:,} images, {optimizer}, peak learning rate "
-    "{peak_learning_rate:g}, {warmup_steps:,} warm-up steps",
+    "{peak_learning_rate:.4g}, {warmup_steps:,} warm-up steps",
     "device": "{device}, {replicas} replica(s), {dtype_policy}, XLA {xla}",
     "replicas": "{strategy}, {batch_per_replica:,} images per replica",
     "versions": "{versions}",

@@ -1,4 +1,4 @@
-"""Features of images in files for other programs: numpy's npz and Parquet."""
+"""Writes the features of images to files for other programs: NumPy archives and Parquet."""
 
 import dataclasses
 import os
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simclrv2_tf.data.sources import FileSource, Source
+from simclrv2_tf.data.sources import Source
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """A split and its features.
+    """A split and the features of its images.
 
     Attributes:
-        source: the images; what was found corrupt in it has no features.
+        source: the images; those that turned out corrupt have no features.
         features: float32 ``[n, d]``.
         labels: int32 ``[n]``; −1: unknown.
     """
@@ -26,20 +26,20 @@ class Embedded:
 
     @property
     def name(self) -> str:
-        """The split's."""
+        """Name of the split."""
         return self.source.name.rpartition("/")[2]
 
     @property
     def paths(self) -> list[str] | None:
-        """The images' files, where they are files. What is not UTF-8 in a name is escaped."""
-        if not isinstance(self.source, FileSource):
+        """Paths of the n images, if they are files; bytes that are not UTF-8 are escaped."""
+        if self.source.paths is None:
             return None
-        sound = (path for path in self.source.paths if path not in self.source.corrupt)
-        return [os.fsencode(path).decode(errors="backslashreplace") for path in sound]
+        readable = (path for path in self.source.paths if path not in self.source.corrupt)
+        return [os.fsencode(path).decode(errors="backslashreplace") for path in readable]
 
 
 def write_npz(splits: Sequence[Embedded], path: pathlib.Path) -> None:
-    """Of each split ``x_SPLIT [n, d]``, ``y_SPLIT [n]`` (−1: unknown) and ``path_SPLIT [n]``; and ``class_names``."""
+    """Writes per split ``x_SPLIT [n, d]``, ``y_SPLIT [n]`` (−1: unknown), ``path_SPLIT [n]``; and ``class_names``."""
     arrays = {"class_names": np.array(splits[0].source.class_names, str)}
     for split in splits:
         arrays |= {f"x_{split.name}": split.features, f"y_{split.name}": split.labels}
@@ -49,7 +49,7 @@ def write_npz(splits: Sequence[Embedded], path: pathlib.Path) -> None:
 
 
 def write_parquet(splits: Sequence[Embedded], path: pathlib.Path) -> None:
-    """A row an image: ``split``, ``path``, ``label``, ``class`` and ``features``; null where there is none."""
+    """Writes one row per image: ``split``, ``path``, ``label``, ``class`` and ``features``; null if unknown."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

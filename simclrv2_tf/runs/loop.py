@@ -7,10 +7,10 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import keras
 import tensorflow as tf
+from keras.callbacks import Callback, CallbackList
 
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import Source
@@ -21,12 +21,15 @@ from simclrv2_tf.methods.inference import distribute
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs.checkpoints import Checkpoints
+from simclrv2_tf.runs.memory import format_memory_estimate, step_memory
 from simclrv2_tf.runs.progress import IntervalMeans, Progress
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.runs.signals import StopRequest
 from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
+
+Evaluate = Callable[[], dict[str, float]]
 
 # Columns of metrics.csv that decide which checkpoint is the best, and whether a greater number is better.
 BEST = {"loss": (("loss",), False), "top1": (("online_top1", "eval_top1"), True)}
@@ -51,58 +54,42 @@ class Run:
     test: Source | None
 
 
-def train(
-    run: Run,
-    run_dir: RunDirectory,
-    evaluate: Callable[[], dict[str, float]],
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> int:
-    """Trains to the last step of the plan, starting from the newest checkpoint of the run directory.
-
-    Each interval ends with an evaluation, a row of ``metrics.csv`` and then a checkpoint; after a kill in between, the
-    interval is repeated. For callbacks an interval is an epoch and a call of the device a batch. Values that they add
-    to the logs of ``on_epoch_end`` are written into the row, and ``stop_training`` ends the run.
+def train(run: Run, run_dir: RunDirectory, evaluate: Evaluate, callbacks: Sequence[Callback] = ()) -> int:
+    """Trains to the last step of the plan, starting from the newest checkpoint; returns the step it reached.
 
     Args:
         run: the run to train.
         run_dir: its records.
         evaluate: returns metrics of the current model.
-        callbacks: Keras callbacks.
-
-    Returns:
-        The last step.
+        callbacks: an interval is an epoch to them, and a call of the device a batch. Values that they add to the logs
+            of ``on_epoch_end`` are written into the row; ``stop_training`` ends the run.
 
     Raises:
         SettingError: if the loss is not finite, too many images are corrupt, or a checkpoint cannot be written.
         KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the step is finished and saved.
     """
-    config, method, data, plan = run.config, run.method, run.data, run.plan
-    strategy, last_step = method.distribute_strategy, plan.total_steps
+    method, data, plan = run.method, run.data, run.plan
     means = IntervalMeans(method.train_metrics)
-    checkpoints = Checkpoints(config.run_dir, method, config.keep_checkpoint_max, {"interval": means.variables})
-
+    checkpoints = Checkpoints(run.config.run_dir, method, run.config.keep_checkpoint_max, {"interval": means.variables})
     step = _resume(run, run_dir, checkpoints)
-    if step >= last_step:
+    if step >= plan.total_steps:
         return step
-    first_step, num_steps = step, last_step - step
-    make_batches = lambda part: data.of(part).batches(first_step, num_steps)  # noqa: E731
-    # one iterator for all steps, so that no interval builds another
-    iterator = iter(distribute(strategy, data.batch_size, make_batches, prefetch_device(config)))
+    batches = _start_input(run, step)
     progress = Progress(data.batch_size, plan, step)
-    listeners = keras.callbacks.CallbackList(callbacks, model=method, steps=last_step, model_dir=str(run_dir.model_dir))
-    method.stop_training = False
+    listeners = CallbackList(callbacks, model=method, steps=plan.total_steps, model_dir=str(run_dir.model_dir))
+    method.stop_training, new_interval = False, True
     listeners.on_train_begin()
-    interval_start = step
     with StopRequest() as stop:
-        while step < last_step and not method.stop_training:
-            end = plan.interval_end(step)
-            if step == interval_start:
+        while step < plan.total_steps:
+            if new_interval:
                 listeners.on_epoch_begin(plan.interval_of(step))
+            end = plan.interval_end(step)
+            steps = min(method.steps_per_execution, end - step)
 
             # Train: several steps in one call of the device.
             listeners.on_train_batch_begin(step)
-            steps, started = min(method.steps_per_execution, end - step), time.perf_counter()
-            logs = {name: float(value) for name, value in method.run_steps(iterator, steps).items()}
+            started = time.perf_counter()
+            logs = {name: float(value) for name, value in method.run_steps(batches, steps).items()}
             num_bad = _check_finite(logs, step, run)
             data.source.check_corrupt()
             step += steps
@@ -110,30 +97,42 @@ def train(
             progress.add(logs, steps, time.perf_counter() - started)
             listeners.on_train_batch_end(step - 1, logs)
 
-            # At the end of an interval: evaluate, report, save.
-            if step == end:
-                row = {"step": step, "epoch": step / plan.epoch_steps, **means.take(), **progress.take_rates()}
-                if math.isnan(row["loss"]):
-                    raise SettingError(f"--on_nan=skip: every step since the last row was skipped, up to step {step}")
-                row |= evaluate()
+            # At the end of an interval: evaluate and write a row of metrics.csv, then a checkpoint.
+            if new_interval := step == end:
+                row = _metrics_row(step, plan, means, progress) | evaluate()
                 for callback in callbacks:  # a CallbackList would pass a copy of the row
                     callback.on_epoch_end(plan.interval_of(step - 1), row)
                 _save(run, run_dir, checkpoints, step, row)
                 progress.show(row)
-                interval_start = step
 
-            # Stop if any worker was asked to.
-            stop_requested, stop_training = _gather_stops(strategy, stop, method)
-            method.stop_training = stop_training
-            if (stop_requested or stop_training) and step < last_step:
-                if step != end:
+            if _should_stop(method, stop) and step < plan.total_steps:
+                if not new_interval:
                     _save(run, run_dir, checkpoints, step)
-                print(f"\nStopped at step {step} of {last_step}.", flush=True)
-            if stop_requested and step < last_step:
-                listeners.on_train_end()
-                stop.obey()
+                print(f"\nStopped at step {step} of {plan.total_steps}.", flush=True)
+                break
     listeners.on_train_end()
+    if step < plan.total_steps and not method.stop_training:
+        stop.obey()
     return step
+
+
+def _start_input(run: Run, first_step: int) -> Iterator:
+    """Returns one iterator for all remaining steps, so that no interval builds another; prints the step's memory."""
+    config, method, data, num_steps = run.config, run.method, run.data, run.plan.total_steps - first_step
+    strategy = method.distribute_strategy
+    make_batches = lambda part: data.of(part).batches(first_step, num_steps)  # noqa: E731
+    batches = iter(distribute(strategy, data.batch_size, make_batches, prefetch_device(config)))
+    memory = step_memory(method, method.trace_steps(batches), data.resident_bytes)
+    print(f"Memory: {format_memory_estimate(memory, strategy.num_replicas_in_sync, max(config.cpu_replicas, 1))}")
+    return batches
+
+
+def _metrics_row(step: int, plan: Plan, means: IntervalMeans, progress: Progress) -> dict[str, float]:
+    """Returns an interval's row of ``metrics.csv``, without its evaluation; a new interval starts."""
+    row = {"step": step, "epoch": step / plan.epoch_steps, **means.take(), **progress.take_rates()}
+    if math.isnan(row["loss"]):
+        raise SettingError(f"--on_nan=skip: every step since the last row was skipped, up to step {step}")
+    return row
 
 
 def _resume(run: Run, run_dir: RunDirectory, checkpoints: Checkpoints) -> int:
@@ -208,7 +207,8 @@ def _save(
     gather_from_workers(method.distribute_strategy, step)  # no worker goes on before the chief has saved
 
 
-def _gather_stops(strategy: tf.distribute.Strategy, stop: StopRequest, method: Method) -> tuple[bool, bool]:
-    """Returns whether any worker got a signal, and whether a callback on any worker requests a stop."""
-    requests = gather_from_workers(strategy, bool(stop.signal) + 2 * bool(method.stop_training))
-    return any(request & 1 for request in requests), any(request & 2 for request in requests)
+def _should_stop(method: Method, stop: StopRequest) -> bool:
+    """Returns whether any worker was sent a signal, or a callback on any worker set ``stop_training``."""
+    requests = gather_from_workers(method.distribute_strategy, bool(stop.signal) + 2 * bool(method.stop_training))
+    method.stop_training = any(request & 2 for request in requests) and not any(request & 1 for request in requests)
+    return any(requests)

@@ -35,7 +35,6 @@ def _setting(
     """Defines a field of ``Config``.
 
     Args:
-        default, help: of the flag.
         choices, minimum, above, maximum: the allowed values; ``above`` excludes its bound.
         tags: separated by spaces:
             ``network``: part of the network; taken from the checkpoint that a run starts from, and fixed by it.
@@ -280,9 +279,7 @@ class Config:
         tags="resume_ok",
     )
     use_tpu: bool = _setting(False, "Train on a TPU.", tags="resume_ok")
-    tpu_name: str = _setting("", "Name or grpc address of the TPU; local on a TPU VM.", tags="resume_ok")
-    tpu_zone: str = _setting("", "Zone of the TPU.", tags="resume_ok")
-    gcp_project: str = _setting("", "Google Cloud project of the TPU.", tags="resume_ok")
+    tpu_name: str = _setting("", "TPU: NAME, PROJECT/ZONE/NAME or a grpc address; local on a TPU VM.", tags="resume_ok")
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
@@ -408,21 +405,20 @@ def parse_value(name: str, text: str) -> Any:
 def check_bounds(values: Mapping[str, Any]) -> None:
     """Raises SettingError, naming the flag and the value, if one of the named settings is outside its bounds."""
     for field in dataclasses.fields(Config):
-        if field.name in values:
-            _check_bounds(field, values[field.name])
-
-
-def _check_bounds(field: dataclasses.Field, value: Any) -> None:
-    bounds = field.metadata
-    if bounds["choices"] and value not in bounds["choices"]:
-        raise SettingError(f"--{field.name}={value}: must be one of {', '.join(bounds['choices'])}")
-    if isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-        raise SettingError(f"--{field.name}={value!r}: must be UTF-8")  # as file names and file contents must be
-    if isinstance(value, float) and not math.isfinite(value):
-        raise SettingError(f"--{field.name}={value}: must be a finite number")
-    if bounds["minimum"] is not None and value < bounds["minimum"]:
-        raise SettingError(f"--{field.name}={value}: must be {bounds['minimum']} or more")
-    if bounds["above"] is not None and value <= bounds["above"]:
-        raise SettingError(f"--{field.name}={value}: must be above {bounds['above']}")
-    if bounds["maximum"] is not None and value > bounds["maximum"]:
-        raise SettingError(f"--{field.name}={value}: must be {bounds['maximum']} or less")
+        if field.name not in values:
+            continue
+        value, bounds, why = values[field.name], field.metadata, ""
+        if bounds["choices"] and value not in bounds["choices"]:
+            why = f"must be one of {', '.join(bounds['choices'])}"
+        elif isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+            value, why = repr(value), "must be UTF-8"  # as file names and file contents must be
+        elif isinstance(value, float) and not math.isfinite(value):
+            why = "must be a finite number"
+        elif bounds["minimum"] is not None and value < bounds["minimum"]:
+            why = f"must be {bounds['minimum']} or more"
+        elif bounds["above"] is not None and value <= bounds["above"]:
+            why = f"must be above {bounds['above']}"
+        elif bounds["maximum"] is not None and value > bounds["maximum"]:
+            why = f"must be {bounds['maximum']} or less"
+        if why:
+            raise SettingError(f"--{field.name}={value}: {why}")

@@ -9,11 +9,10 @@ from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import STAGES, Config, parse_value, tagged, unknown_setting_error
 from simclrv2_tf.settings.recipes import RunInfo, find_recipe, is_named
 
-Flags = Mapping[str, Any]  # settings that are given on the command line, by name
-DEFAULTS: Flags = {field.name: field.default for field in dataclasses.fields(Config)}
+DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
 
 
-def resolve(flags: Flags, stage: str = "", parent: Config | None = None) -> Config:
+def resolve(flags: Mapping[str, Any], stage: str = "", parent: Config | None = None) -> Config:
     """Merges the settings of a run; later ones override earlier ones:
 
     1. the defaults;
@@ -45,7 +44,7 @@ def resolve(flags: Flags, stage: str = "", parent: Config | None = None) -> Conf
     flags = _flags_of_stage(flags, mode)
     network = _network_of(parent, flags) if parent is not None and mode != "distill" else {}
 
-    def merge(recipe_settings: Flags) -> dict[str, Any]:
+    def merge(recipe_settings: Mapping[str, Any]) -> dict[str, Any]:
         lower, upper = (inherited, recipe_settings) if recipe_wins else (recipe_settings, inherited)
         return {**DEFAULTS, **lower, **upper, **flags, **network, "mode": mode}
 
@@ -63,7 +62,7 @@ def resolve(flags: Flags, stage: str = "", parent: Config | None = None) -> Conf
     return Config(**settings)
 
 
-def _flags_of_stage(flags: Flags, mode: str) -> Flags:
+def _flags_of_stage(flags: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
     """Returns the flags, with those of ``--stage`` for this mode in place of the general ones."""
     own = {}
     for override in flags.get("stage", ()):
@@ -79,7 +78,7 @@ def _flags_of_stage(flags: Flags, mode: str) -> Flags:
     return {**flags, **own}
 
 
-def _inherited(parent: Config | None, mode: str) -> Flags:
+def _inherited(parent: Config | None, mode: str) -> Mapping[str, Any]:
     """Returns the settings that a run takes from its parent unless it is told otherwise."""
     if parent is None:
         return {}
@@ -88,7 +87,7 @@ def _inherited(parent: Config | None, mode: str) -> Flags:
     return {name: getattr(parent, name) for name in names}
 
 
-def _check_trusted(parent: Config, flags: Flags, flag: str) -> None:
+def _check_trusted(parent: Config, flags: Mapping[str, Any], flag: str) -> None:
     """Raises SettingError if the parent's network is built by code that the user has not named or allowed."""
     if ":" in parent.encoder and flags.get("encoder") != parent.encoder and not flags.get("trust_run_code"):
         raise SettingError(
@@ -97,7 +96,7 @@ def _check_trusted(parent: Config, flags: Flags, flag: str) -> None:
         )
 
 
-def _network_of(parent: Config, flags: Flags) -> Flags:
+def _network_of(parent: Config, flags: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the settings of the parent's network; SettingError if a flag asks for another one."""
     network = {name: getattr(parent, name) for name in tagged("network")} | {"stem": parent.stem_kind}
     for name, value in network.items():
@@ -119,7 +118,7 @@ class SemiSupervisedConfig(Config):
     rows: tuple[int | str, ...] = dataclasses.field(default=(), compare=False)
 
 
-def resolve_stages(flags: Flags) -> SemiSupervisedConfig:
+def resolve_stages(flags: Mapping[str, Any]) -> SemiSupervisedConfig:
     """Merges the settings of all stages of a semi-supervised run, before the first one starts.
 
     The parent of a stage is the config of the earlier stage that it starts from.
@@ -149,7 +148,7 @@ def resolve_stages(flags: Flags) -> SemiSupervisedConfig:
     return SemiSupervisedConfig(**vars(config), stages=stages, rows=tuple(rows))
 
 
-def _label_rows(flags: Flags, config: Config) -> dict[int | str, Flags]:
+def _label_rows(flags: Mapping[str, Any], config: Config) -> dict[int | str, Mapping[str, Any]]:
     """Returns the flags of each row of the result table: the labels of the flags, else of the recipe, else all."""
     if config.labels_per_class:
         return {config.labels_per_class: {"labels_per_class": config.labels_per_class}}

@@ -1,4 +1,4 @@
-"""Views equal the recorded official ones where nothing is drawn, and are distributed like them where something is."""
+"""Views equal recorded ones of the official code if nothing is random; else they have the same distribution."""
 
 import itertools
 import json
@@ -41,7 +41,7 @@ def photos(count, size):
 
 
 def draws_of(count, **fixed):
-    """Random numbers of ``count`` views: those named as given, the others such that nothing happens to a view."""
+    """Returns the draws of ``count`` views: the named ones as given, the others such that a view does not change."""
     rows = np.full((count, NUM_DRAWS), 0.5, np.float32)
     for name in ("flip", "jitter", "grayscale", "blur"):
         rows[:, DRAWS.index(name)] = 1 - 2**-23
@@ -148,16 +148,16 @@ def test_boxes_lie_in_the_image_and_obey_the_ranges(height, width, areas, aspect
 
 
 def assert_same_mean(parity, case, sample, mean, n, std=None):
-    """Within five standard errors of two samples of this size; the deviation is the recorded one, or ours."""
+    """Asserts that two samples, the other one of size n, have the same mean within five standard errors."""
     error = (sample.std() if std is None else std) * np.sqrt(1 / sample.size + 1 / n)
     parity(case, sample.mean(), mean, 5, of=error, unit="standard errors")
 
 
 def assert_like_recorded(parity, case, sample, expected):
-    """Mean and quantiles agree within five standard errors of two samples of this size."""
+    """Asserts that mean and quantiles agree within five standard errors of two samples of this size."""
     assert_same_mean(parity, case, sample, expected["mean"], expected["n"], expected["std"])
     for quantile in (5, 25, 50, 75, 95):
-        # The share below a recorded quantile; a share is uncertain by at most 1/2, and ties make it an interval.
+        # Share below a recorded quantile. Its standard deviation is at most 1/2; ties turn it into an interval.
         edge, share = expected[f"q{quantile:02}"], quantile / 100
         nearest = np.clip(share, (sample < edge - 1e-6).mean(), (sample <= edge + 1e-6).mean())
         error = np.sqrt(1 / sample.size + 1 / expected["n"]) / 2
@@ -165,7 +165,7 @@ def assert_like_recorded(parity, case, sample, expected):
 
 
 def assert_same_histogram(ours, theirs):
-    """By chi square, of bins that are not all but empty."""
+    """Compares the bins that are not almost empty by a chi-square test."""
     ours, theirs = np.array(ours), np.array(theirs)
     full = (ours + theirs) > 20
     chi_square = ((ours - theirs)[full] ** 2 / (ours + theirs)[full]).sum()
@@ -221,7 +221,7 @@ def test_boxes_are_distributed_as_those_of_the_sampler(height, width, area_min, 
         a, b = (column(box) if callable(column) else box[:, column] for box in (ours, theirs))
         grid = np.arange(max(a.max(), b.max()) + 1)
         distance = np.abs(np.searchsorted(np.sort(a), grid, "right") - np.searchsorted(np.sort(b), grid, "right")).max()
-        # Kolmogorov and Smirnov: p = 0.001
+        # Kolmogorov–Smirnov test, p = 0.001
         parity("random crops, TensorFlow's sampler", distance / count, 0, 1.95, of=np.sqrt(2 / count), unit="√(2/n)")
 
 
@@ -266,7 +266,7 @@ def test_recorded_sequences_of_colour_operations(sequence, parity):
 
 @pytest.mark.parametrize("factors", [(1.3, 0.5, 1.7, -0.13), (0.4, 1.6, 0.3, 0.2)])
 def test_the_order_draw_picks_one_of_all_24_sequences(factors, parity):
-    """All views have one image and one set of strengths; the reference is `tf.image` in every order."""
+    """All views share one image and one set of strengths; the reference is `tf.image` in every order."""
     image = recorded["color/input"][:20]
 
     def reference(sequence):
@@ -299,7 +299,7 @@ def test_the_order_draw_picks_one_of_all_24_sequences(factors, parity):
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_draws_span_the_recorded_ranges(strength):
-    """The end of each draw gives the end of the recorded range of its parameter."""
+    """The ends of each draw give the ends of the recorded range of its parameter."""
     image = recorded["color/input"][:20]
     for name in ("brightness", "contrast", "saturation", "hue"):
         parameter = "hue_delta" if name == "hue" else f"{name}_factor"
@@ -335,7 +335,7 @@ def test_each_image_is_blurred_by_its_own_sigma():
 
 
 @pytest.mark.parametrize("image_size,radius", [(16, 0), (32, 1), (64, 3), (224, 11)])
-def test_blur_of_a_view_is_as_wide_as_the_image_size_says_and_its_sigma_uniform(image_size, radius):
+def test_the_width_of_the_blur_follows_the_image_size_and_its_sigma_is_uniform(image_size, radius):
     impulse = np.zeros((5, image_size, image_size, 3), np.float32)
     impulse[:, image_size // 2, image_size // 2] = 1
     draw = np.linspace(0, 1, 5)
@@ -408,7 +408,7 @@ def test_a_view_depends_on_its_own_draws_alone():
         np.testing.assert_array_equal(views(np.array([i]))[0], together[i])
 
 
-def test_every_replica_makes_the_views_of_one_device(replicas):
+def test_every_replica_computes_the_views_of_a_single_device(replicas):
     images, draws = photos(8, 32), uniforms(8, NUM_DRAWS)
     strategy = replicas(4)
 
@@ -443,18 +443,18 @@ def test_xla_makes_the_same_views():
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 
 
-# Random parts, with the numbers that the pipeline draws
+# Random operations, with the draws of the training input
 
 
 def drawn(count, step=0):
-    """Of the crops ``[count, CROP_DRAWS]`` and of the rest ``[count, NUM_DRAWS]``."""
+    """Returns the draws of a step: crops ``[count, CROP_DRAWS]`` and the rest ``[count, NUM_DRAWS]``."""
     source = ArraySource("none", np.zeros((count, 1, 1, 3), np.uint8), None, ())
     stream = TrainingInput(source, count // 2, num_views=2, settings=ViewSettings(1), seed=0)
-    return (np.concatenate(numbers) for numbers in stream._draws(tf.constant(step, tf.int64)))
+    return (np.concatenate(numbers) for numbers in stream.sampler.draws(tf.constant(step, tf.int64)))
 
 
 def augmented(image, count, **changes):
-    """Views of one image ``[h, w, 3]`` by numbers of the pipeline."""
+    """Returns views of one image ``[h, w, 3]`` with the draws of the training input."""
     _, draws = drawn(count)
     kind = ViewSettings(image.shape[0], **changes)
     step = tf.function(lambda rows: augment.augment_views(tf.repeat(image[tf.newaxis], len(rows), 0), rows, kind))
@@ -481,13 +481,13 @@ def test_colours_change_as_often_as_recorded(parity):
 
 
 def test_brightness_is_drawn_as_recorded(parity):
-    """A dark gray image shows it alone: contrast, saturation and hue leave it as it is."""
+    """Uses a dark gray image, which contrast, saturation and hue do not change."""
     views = augmented(np.full((4, 4, 3), 0.01, np.float32), 10000, jitter_probability=1, blur_probability=0)
     assert_like_recorded(parity, "colour: brightness", views[:, 0, 0, 0] / 0.01, STATS["brightness_factor_strength1"])
 
 
 def test_blur_is_drawn_as_recorded(parity):
-    """An impulse shows how often, and with which sigma; each view has its own, where the official code shares one."""
+    """An impulse shows frequency and sigma; each view has its own sigma, a batch of the official code shares one."""
     image, expected = np.zeros((64, 64, 3), np.float32), STATS["blur_stats_64px_kernel6"]
     image[32, 32] = 1
     centre, beside = augmented(image, 5000, flip=False, color_jitter_strength=0)[:, 32, 32:34, 0].T
@@ -539,6 +539,6 @@ def test_whole_views_are_distributed_as_recorded(key, shape, size, strength, rou
         ({"blur_probability": 1.5}, "blur_probability"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong, names):
+def test_invalid_settings_are_refused(wrong, names):
     with pytest.raises(ValueError, match=names):
         ViewSettings(32, **wrong)

@@ -49,12 +49,12 @@ def test_other_forms_of_the_same_image_give_the_same_views(element):
 
 
 def test_without_labels_and_colours():
-    found = single(RAMP[..., :1])
-    assert found["labels"] == [-1]
-    np.testing.assert_array_equal(found["images"], single(np.repeat(RAMP[..., :1], 3, axis=-1))["images"])
+    batch = single(RAMP[..., :1])
+    assert batch["labels"] == [-1]
+    np.testing.assert_array_equal(batch["images"], single(np.repeat(RAMP[..., :1], 3, axis=-1))["images"])
 
 
-def test_every_pass_draws_anew_and_every_program_the_same():
+def test_every_pass_draws_new_numbers_which_depend_on_the_seed_alone():
     images = tf.data.Dataset.from_tensors(RAMP).repeat(4)
 
     def passes(seed: int) -> list[np.ndarray]:
@@ -68,7 +68,7 @@ def test_every_pass_draws_anew_and_every_program_the_same():
     assert not np.any(passes(2)[0] == first)
 
 
-def test_batches_of_a_data_set_are_taken_apart():
+def test_a_batched_data_set_is_unbatched():
     labelled = tf.data.Dataset.from_tensor_slices((np.stack([RAMP] * 6), np.arange(6))).batch(4)
     (batch,) = view_batches(labelled, 5, SETTINGS, num_views=1).as_numpy_iterator()
     assert batch["images"].shape == (5, 1, SIZE, SIZE, 3)
@@ -84,7 +84,7 @@ def test_batches_of_a_data_set_are_taken_apart():
         (RAMP, "a batch of 2"),
     ],
 )
-def test_what_cannot_be_used_is_refused(element, message):
+def test_unusable_data_sets_are_refused(element, message):
     with pytest.raises(ValueError, match=message):
         view_batches(tf.data.Dataset.from_tensors(element), 2, SETTINGS)
 

@@ -1,4 +1,4 @@
-"""Views of encoded images: decoded once, cropped and resized; JPEGs at a part of their size where that is enough."""
+"""Views of encoded images: decoded once, cropped and resized; JPEGs at a fraction of their size if that suffices."""
 
 import io
 import struct
@@ -17,11 +17,11 @@ SIZE = 16
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here is Keras's."""
+    """Overrides the fixture for all tests: nothing here uses Keras."""
 
 
 def encoded(height, width, encode=tf.io.encode_jpeg):
-    """Noise: each way of decoding it gives other pixels."""
+    """Returns encoded noise, whose pixels differ with every way of decoding."""
     return encode(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -30,7 +30,7 @@ def crops_of(count, views=2):
 
 
 def resized(image, boxes, settings):
-    """What a plain reader would write."""
+    """Returns the views that a straightforward implementation would compute."""
     size = (settings.image_size, settings.image_size)
     views = [tf.image.resize(image[y : y + h, x : x + w], size, settings.resize_method) for y, x, h, w in boxes]
     return np.clip(views, 0, 255)
@@ -73,7 +73,7 @@ def test_small_jpegs_and_other_formats_are_not_scaled():
 
 
 def test_a_scaled_jpeg_differs_by_less_than_a_pixel_of_a_view():
-    """Its boxes are whole pixels of the smaller image, which has at least as many as the view."""
+    """Its boxes are whole pixels of the smaller image, which has at least as many pixels as the view."""
     y, x = np.mgrid[:290, :251] / 290
     waves = [np.sin(6 * x + 2 * y), np.cos(5 * y), np.sin(4 * (x - y))]
     slope = 60 * np.hypot(6, 2) / SIZE  # of the waves below, a pixel of a view of the whole image
@@ -100,7 +100,7 @@ def test_an_animation_gives_its_first_frame(format, options):
     np.testing.assert_array_equal(image, np.full((5, 4, 3), 200, np.uint8))
 
 
-def test_16_bits_a_channel_lose_the_lower_8():
+def test_images_of_16_bits_per_channel_lose_the_lower_8():
     pixels = np.random.default_rng(0).integers(0, 2**16, (5, 4, 3), np.uint16)
     np.testing.assert_array_equal(decode(tf.io.encode_png(pixels)), pixels >> 8)
 
@@ -128,6 +128,6 @@ def test_a_header_of_too_many_pixels_is_refused_before_it_takes_memory(kind, sca
 
 
 def test_only_image_formats_are_read_that_run_nothing():
-    """Pillow would start Ghostscript for this one."""
+    """Pillow would start Ghostscript for this file."""
     with pytest.raises(tf.errors.OpError, match="cannot identify"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 4\n%%EndComments\nshowpage\n")

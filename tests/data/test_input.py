@@ -1,6 +1,7 @@
-"""Batches are a function of (seed, step) for every source; evaluation sees each image once; corrupt ones do no harm."""
+"""Batches are a function of (seed, step) for all sources; evaluation sees each image once; corrupt ones are skipped."""
 
 import dataclasses
+import doctest
 import functools
 import itertools
 import pathlib
@@ -13,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from simclrv2_tf.data import input as pipeline
+from simclrv2_tf.data import augment, datasets, sources
+from simclrv2_tf.data import input as input_module
 from simclrv2_tf.data.augment import NUM_DRAWS, ViewSettings, center_crop_and_resize
-from simclrv2_tf.data.decoding import SUBSTITUTES
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.data.input import Part, TrainingInput, evaluation_batches, make_views
-from simclrv2_tf.data.sources import ArraySource, FileSource, open_source
+from simclrv2_tf.data.sources import SUBSTITUTES, ArraySource, FileSource
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
 
@@ -26,19 +28,19 @@ tfds.disable_progress_bar()
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here is Keras's, and to clear its session takes longer than most of these tests."""
+    """Overrides the fixture for all tests: nothing here uses Keras, and clearing its session takes long."""
 
 
 COUNT, BATCH, SIZE = 12, 5, 16  # an epoch ends in the third batch and in the fifth
 VIEWS = ViewSettings(SIZE)
 KINDS = ("array", "files", "records")
 
-# In all sources the label of an image is its index, so that labels tell which images a batch holds.
+# In all sources the label of an image is its index, so that labels identify the images of a batch.
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 20, 24, 3), np.uint8)
 
 
 def sized(i):
-    """Of several sizes, for the sources that allow it."""
+    """Returns an image of several sizes, for the sources that allow it."""
     return IMAGES[i, : 16 + i % 5]
 
 
@@ -85,6 +87,29 @@ def data(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def batches_of(data):
+    """``batches_of(kind, batch_size)``: the first batches, read once for all tests; most tests' time is set-up."""
+
+    @functools.cache
+    def read(kind, batch_size=BATCH):
+        tf.random.set_seed(0)
+        return take(training(data[kind], batch_size=batch_size).batches(0, COUNT if batch_size == BATCH else 5))
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def evaluated(data):
+    """``evaluated(kind, batch_size, max_steps)``: the batches of an evaluation, read once for all tests."""
+
+    @functools.cache
+    def read(kind, batch_size, max_steps=0):
+        return take(evaluation_batches(data[kind], batch_size, SIZE, max_steps))
+
+    return read
+
+
 def training(source, **changes):
     settings = dict(batch_size=BATCH, num_views=2, settings=VIEWS, seed=0) | changes
     return TrainingInput(source, **settings)
@@ -110,8 +135,8 @@ def assert_equal(ours, theirs):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_epoch_is_another_permutation(data, kind):
-    labels = labels_of(take(training(data[kind]).batches(0, COUNT)))
+def test_every_epoch_is_another_permutation(batches_of, kind):
+    labels = labels_of(batches_of(kind))
     epochs = [tuple(epoch) for epoch in np.split(labels, BATCH)]  # most of them end within a batch
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
     assert len(set(epochs)) == BATCH and tuple(range(COUNT)) not in epochs
@@ -123,53 +148,53 @@ def test_any_epoch_of_any_source_is_a_permutation(sizes, seed):
     source = ArraySource("some", np.zeros((count, 1, 1, 3), np.uint8), np.zeros(count, np.int32), ("",))
     stream = training(source, batch_size=batch_size, seed=seed)
     steps = range(-(-2 * count // batch_size))
-    positions = np.concatenate([stream._positions(tf.constant(step, tf.int64)) for step in steps])
-    for epoch in (positions[:count], positions[count : 2 * count]):
+    indices = np.concatenate([stream.sampler.indices(tf.constant(step, tf.int64)) for step in steps])
+    for epoch in (indices[:count], indices[count : 2 * count]):
         np.testing.assert_array_equal(np.sort(epoch), np.arange(count))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_is_a_function_of_seed_and_step(data, kind):
-    tf.random.set_seed(0)
-    whole = take(training(data[kind]).batches(0, 6))
-    tf.random.set_seed(99)  # nothing but the settings' seed counts
+def test_a_batch_is_a_function_of_seed_and_step(data, batches_of, kind):
+    whole = batches_of(kind)[:6]
+    tf.random.set_seed(99)  # only the seed of the settings counts
     parts = [*take(training(data[kind]).batches(0, 3)), *take(training(data[kind]).batches(3, 3))]
     assert_equal(parts, whole)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_seeds_give_other_orders_and_numbers(data, kind):
-    runs = [take(training(data[kind], seed=seed).batches(0, 3)) for seed in (0, 1, 4_000_000_000)]
+def test_other_seeds_give_other_orders_and_numbers(data, batches_of, kind):
+    runs = [take(training(data[kind], seed=seed).batches(0, 3)) for seed in (1, 4_000_000_000)]
+    runs.append(batches_of(kind)[:3])  # seed 0
     assert len({tuple(labels_of(run)) for run in runs}) == 3
     for one, other in itertools.combinations(runs, 2):
         assert not (one[0]["draws"] == other[0]["draws"]).any()
 
 
 def test_orders_are_random_in_a_large_source():
-    """Neighbours do not stay together, an image's places in two epochs are unrelated, no order comes twice."""
+    """Neighbours are separated, an image's positions in two epochs are uncorrelated, no order repeats."""
     count = 20_000
     source = ArraySource("many", np.zeros((count, 1, 1, 3), np.uint8), np.arange(count, dtype=np.int32), ("",))
     stream = training(source, batch_size=count, num_views=1, settings=ViewSettings(1))
-    positions = tf.function(stream._positions)
+    indices = tf.function(stream.sampler.indices, autograph=False)
 
-    def orders(epochs):
-        return np.stack([positions(tf.constant(epoch, tf.int64)) for epoch in epochs])
+    def orders_of(epochs):
+        return np.stack([indices(tf.constant(epoch, tf.int64)) for epoch in epochs])
 
-    found = orders(range(40))
-    steps, counts = np.unique(np.diff(found), return_counts=True)
+    orders = orders_of(range(40))
+    steps, counts = np.unique(np.diff(orders), return_counts=True)
     assert counts.max() < 40 + 8 * 40**0.5 and steps[0] < -0.98 * count
-    related = np.corrcoef(found)[np.triu_indices(40, 1)]
-    assert related.std() < 1.2 / count**0.5 and np.abs(related).max() < 6 / count**0.5
-    assert not (orders([256]) == found[:1]).all()
+    correlations = np.corrcoef(orders)[np.triu_indices(40, 1)]
+    assert correlations.std() < 1.2 / count**0.5 and np.abs(correlations).max() < 6 / count**0.5
+    assert not (orders_of([256]) == orders[:1]).all()
     other_seed = dataclasses.replace(stream, seed=256)
-    assert not (other_seed._positions(tf.constant(0, tf.int64)) == found[0]).numpy().all()
+    assert not (other_seed.sampler.indices(tf.constant(0, tf.int64)) == orders[0]).numpy().all()
 
 
 def test_drawn_numbers_are_uniform_and_independent():
-    """Of each other, from image to image, between the views of an image, and from step to step."""
+    """Independent across draws, images, the views of an image, and steps."""
     source = ArraySource("none", np.zeros((500, 1, 1, 3), np.uint8), None, ())
     stream = training(source, batch_size=500, settings=ViewSettings(1))
-    steps = [np.concatenate(stream._draws(tf.constant(step, tf.int64)), axis=-1) for step in range(20)]
+    steps = [np.concatenate(stream.sampler.draws(tf.constant(step, tf.int64)), axis=-1) for step in range(20)]
     numbers = np.concatenate(steps)  # [images, views, draws]
     count, _, draws = numbers.shape
     assert numbers.min() >= 0 and numbers.max() < 1
@@ -185,7 +210,7 @@ def test_drawn_numbers_are_uniform_and_independent():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_belong_to_their_labels(data, kind):
-    """Views that are the whole image, resized: each is nearest to the image that its label names."""
+    """Uses views that are the whole image, resized: each is nearest to the image that its label names."""
     settings = ViewSettings.crop_and_flip(SIZE, crop_area_min=1.0, flip=False)
     (batch,) = take(training(data[kind], batch_size=COUNT, num_views=1, settings=settings).batches(0, 1))
     views = make_views({name: tf.constant(value) for name, value in batch.items()}, settings).numpy()[:, 0]
@@ -208,8 +233,8 @@ def test_shapes_are_static(data, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_views_are_the_same_made_on_the_host(data, kind):
-    on_device = [make_views(batch, VIEWS) for batch in training(data[kind]).batches(0, 2)]
+def test_views_are_the_same_computed_on_the_host(data, batches_of, kind):
+    on_device = [make_views(batch, VIEWS) for batch in batches_of(kind)[:2]]
     batches = training(data[kind], augment_on_host=True).batches(0, 2)
     assert batches.element_spec["views"] == tf.TensorSpec((BATCH, 2, SIZE, SIZE, 3), tf.float32)
     on_host = take(batches)
@@ -236,7 +261,7 @@ def test_files_and_arrays_of_the_same_images_give_the_same_views(tmp_path, data)
 
 @pytest.mark.parametrize("part", [Part(), Part(1, 2)])
 def test_resident_images_complete_the_same_batches(data, part):
-    """What is sent then are numbers, not images."""
+    """Batches then carry indices instead of images."""
     plain = training(data["array"], batch_size=6, part=part)
     resident = dataclasses.replace(plain, resident=tf.Variable(IMAGES.reshape(len(IMAGES), -1)))
     batches = resident.batches(1, 4)
@@ -257,11 +282,10 @@ def test_arrays_may_exceed_what_a_graph_can_hold():
 
 
 @pytest.mark.parametrize("kind", ["array", "files"])
-def test_replicas_share_the_same_global_batch(data, kind, replicas):
+def test_replicas_share_the_same_global_batch(data, batches_of, kind, replicas):
     strategy = replicas(2)
-    single = training(data[kind], batch_size=6)
-    distributed = strategy.experimental_distribute_dataset(single.batches(0, 3))
-    for whole, shared in zip(take(single.batches(0, 3)), distributed, strict=True):
+    distributed = strategy.experimental_distribute_dataset(training(data[kind], batch_size=6).batches(0, 3))
+    for whole, shared in zip(batches_of(kind, 6)[:3], distributed, strict=True):
         for name, value in shared.items():
             parts = [part.numpy() for part in strategy.experimental_local_results(value)]
             assert [len(part) for part in parts] == [3, 3]
@@ -269,7 +293,7 @@ def test_replicas_share_the_same_global_batch(data, kind, replicas):
 
 
 def joined(parts: list[list[dict]]) -> list[dict]:
-    """The rows of several workers' batches, in the workers' order."""
+    """Concatenates the rows of several workers' batches, in the workers' order."""
     return [
         {k: np.concatenate([batch[k] for batch in of_step]) for k in of_step[0]} for of_step in zip(*parts, strict=True)
     ]
@@ -277,20 +301,21 @@ def joined(parts: list[list[dict]]) -> list[dict]:
 
 @pytest.mark.parametrize("count", [3, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_parts_of_several_workers_are_the_whole_batch(data, kind, count):
-    """No image twice, none lost, across the end of an epoch and whatever the first step."""
+def test_the_parts_of_several_workers_are_the_whole_batch(data, batches_of, kind, count):
+    """No image is doubled or lost, across the end of an epoch and for any first step."""
     whole = training(data[kind], batch_size=6)
     parts = [take(whole.of(Part(index, count)).batches(1, 4)) for index in range(count)]
     assert {len(batch["labels"]) for part in parts for batch in part} == {6 // count}
-    assert_equal(joined(parts), take(whole.batches(1, 4)))
+    assert_equal(joined(parts), batches_of(kind, 6)[1:])
 
 
 @pytest.mark.parametrize(("batch_size", "max_steps"), [(6, 0), (18, 0), (30, 0), (6, 1)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_parts_of_an_evaluation_are_the_whole(data, kind, batch_size, max_steps):
-    """Also where the last batch is short, and one part of it, or two, have no image at all."""
+def test_the_parts_of_an_evaluation_are_the_whole(data, evaluated, kind, batch_size, max_steps):
+    """Also if the last batch is short and one or two parts of it have no image."""
     make = functools.partial(evaluation_batches, data[kind], batch_size, SIZE, max_steps)
-    assert_equal(joined([take(make(part=Part(index, 3))) for index in range(3)]), take(make()))
+    parts = [take(make(part=Part(index, 3))) for index in range(3)]
+    assert_equal(joined(parts), evaluated(kind, batch_size, max_steps))
 
 
 def test_a_worker_decodes_only_its_own_images(jpegs):
@@ -317,9 +342,9 @@ def test_unknown_labels_are_minus_one(data, kind):
 # Data in memory
 
 
-def test_cached_files_are_read_once_and_give_the_same_batches(tmp_path):
-    source = photos(save_photos(tmp_path / "files"))
-    expected = take(training(source).batches(0, 4)), take(evaluation_batches(source, BATCH, SIZE))
+def test_cached_files_are_read_once_and_give_the_same_batches(tmp_path, evaluated, batches_of):
+    source = photos(save_photos(tmp_path / "files"))  # the same images as in data["files"]
+    expected = batches_of("files")[:4], evaluated("files", BATCH)
     cached = source.cached()
     subset = cached.subset(np.array([2, 5]))
     for path in source.paths:
@@ -346,7 +371,7 @@ def test_cached_records_are_read_once(tmp_path):
 
 
 @pytest.mark.parametrize("kind, batch_size", [("array", 5), ("array", 6), ("array", 20), ("files", 5), ("records", 5)])
-def test_evaluation_sees_every_image_once_in_order(data, kind, batch_size):
+def test_evaluation_sees_every_image_once_in_order(data, evaluated, kind, batch_size):
     source = data[kind]
     order = np.arange(COUNT) if kind != "records" else [int(label) for _, label in source.stream()]
     dataset = evaluation_batches(source, batch_size, SIZE)
@@ -355,7 +380,7 @@ def test_evaluation_sees_every_image_once_in_order(data, kind, batch_size):
         "labels": tf.TensorSpec((batch_size,), tf.int32),
         "weights": tf.TensorSpec((batch_size,), tf.float32),
     }
-    batches = take(dataset)
+    batches = evaluated(kind, batch_size)
     assert len(batches) == -(-COUNT // batch_size)
     weights = np.concatenate([batch["weights"] for batch in batches])
     np.testing.assert_array_equal(weights, np.arange(len(weights)) < COUNT)
@@ -370,7 +395,7 @@ def test_evaluation_sees_every_image_once_in_order(data, kind, batch_size):
 
 
 @pytest.mark.parametrize("method", ["bilinear", "tf1"])
-def test_evaluation_resizes_as_told(data, method):
+def test_evaluation_uses_the_resize_method(data, method):
     (batch,) = take(evaluation_batches(data["array"], COUNT, SIZE, resize_method=method))
     expected = [center_crop_and_resize(image, (SIZE, SIZE), method=method) for image in IMAGES]
     np.testing.assert_allclose(batch["images"], expected, atol=1e-6)
@@ -390,7 +415,7 @@ def test_replicas_share_an_evaluation_batch(data, replicas):
 
 # Corrupt images
 
-# what befalls which image
+# how each image is damaged
 DAMAGE = {
     0: lambda path: path.write_bytes(path.read_bytes()[:-400]),
     3: lambda path: path.write_bytes(b""),
@@ -416,9 +441,9 @@ def damage(source, *indices):
 def test_another_image_stands_in_for_a_corrupt_one(jpegs, caplog):
     sound = take(training(jpegs).batches(0, 4))  # more than an epoch
     bad = damage(jpegs, *DAMAGE)
-    found = take(training(jpegs).batches(0, 4))
-    assert len(found) == 4
-    for ours, theirs in zip(found, sound, strict=True):
+    batches = take(training(jpegs).batches(0, 4))
+    assert len(batches) == 4
+    for ours, theirs in zip(batches, sound, strict=True):
         np.testing.assert_array_equal(ours["draws"], theirs["draws"])
         replaced = np.isin(theirs["labels"], list(DAMAGE))
         stand_ins = [{11: 1}.get(label, (label + 1) % COUNT) for label in theirs["labels"]]  # 0 is corrupt too
@@ -435,10 +460,10 @@ def test_another_image_stands_in_for_a_corrupt_one(jpegs, caplog):
 
 
 @pytest.mark.parametrize("chunk", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_how_many_images_are_read_together_changes_nothing(jpegs, chunk, monkeypatch):
+def test_the_size_of_a_chunk_changes_no_batch(jpegs, chunk, monkeypatch):
     damage(jpegs, 5, 11)
     expected = take(training(jpegs, batch_size=6).batches(0, 3)), take(evaluation_batches(jpegs, BATCH, SIZE))
-    monkeypatch.setattr(pipeline, "CHUNK", chunk)
+    monkeypatch.setattr(sources, "CHUNK", chunk)
     assert_equal(take(training(jpegs, batch_size=6).batches(0, 3)), expected[0])
     assert_equal(take(evaluation_batches(jpegs, BATCH, SIZE)), expected[1])
 
@@ -451,14 +476,14 @@ def test_evaluation_leaves_corrupt_images_out(jpegs):
     assert jpegs.corrupt == bad
 
 
-def test_a_cached_corrupt_image_is_found_too(jpegs):
+def test_a_cached_corrupt_image_is_counted_too(jpegs):
     bad = damage(jpegs, 0, 5)
     (batch,) = take(evaluation_batches(jpegs.cached(), COUNT, SIZE))
     np.testing.assert_array_equal(batch["labels"][batch["weights"] > 0], [1, 2, 3, 4, 6, 7, 8, 9, 10, 11])
     assert jpegs.corrupt == bad
 
 
-def test_batches_stay_full_where_all_neighbours_are_corrupt(jpegs):
+def test_batches_stay_full_if_all_substitutes_are_corrupt(jpegs):
     run = range(2, 2 + SUBSTITUTES + 2)
     for i in run:
         pathlib.Path(jpegs.paths[i]).write_bytes(b"")
@@ -468,7 +493,7 @@ def test_batches_stay_full_where_all_neighbours_are_corrupt(jpegs):
     assert jpegs.corrupt == {jpegs.paths[i] for i in run}
 
 
-def test_what_cannot_be_read_is_corrupt_cached_or_not(jpegs):
+def test_an_unreadable_file_is_corrupt_cached_or_not(jpegs):
     (gone, unreadable), names = (pathlib.Path(path) for path in jpegs.paths[:2]), set(jpegs.paths[:2])
     gone.unlink()
     unreadable.unlink()
@@ -482,7 +507,7 @@ def test_what_cannot_be_read_is_corrupt_cached_or_not(jpegs):
 
 @pytest.fixture
 def records(tmp_path):
-    """``records(3)``: records of which the image of label 3 is cut off."""
+    """``records(3)``: records in which the image with label 3 is cut off."""
     NumberedPhotos(data_dir=str(tmp_path)).download_and_prepare()
     (path,) = map(str, tmp_path.rglob("*.tfrecord*"))
 
@@ -520,3 +545,18 @@ def test_evaluation_leaves_corrupt_records_out(records):
     assert sorted(labels_of(batches)[weights > 0]) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     with pytest.raises(SettingError, match=r"^--max_corrupt_share=0\.2: 3 of 12 images of numbered_photos/train"):
         source.check_corrupt()
+
+
+def test_an_evaluation_without_corrupt_records_can_be_indexed(records):
+    source = records(0, 4, 11)
+    (batch,) = take(evaluation_batches(source, COUNT, SIZE))
+    readable = batch["labels"][batch["weights"] > 0]
+    subset = source.readable_subset(np.array([1, 5, 8]))
+    assert [int(label) for _, label in subset.stream()] == readable[[1, 5, 8]].tolist()
+    assert source.readable_subset(np.array([], int)).num_examples == 0
+
+
+@pytest.mark.parametrize("module", [augment, datasets, input_module, sources])
+def test_examples_of_the_docstrings_run(module):
+    examples = doctest.testmod(module, extraglobs={"np": np, "ArraySource": ArraySource})
+    assert examples.attempted and not examples.failed

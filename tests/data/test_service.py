@@ -1,4 +1,4 @@
-"""Data services make the batches that this process makes by itself; what they cannot do is refused in one line."""
+"""Data services produce the same batches as this process; unsuitable ones are refused in one line."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ RUNNING = []
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here is Keras's."""
+    """Overrides the fixture for all tests: nothing here uses Keras."""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def photos(tmp_path_factory):
 
 
 def start():
-    """A service of this process; it ends with it, as it would wait for all that iterates."""
-    while True:  # until a free port is followed by another
+    """Starts a service in this process; it is never stopped, as stopping waits for all iterators."""
+    while True:  # until two consecutive ports are free
         with socket.create_server(("", 0)) as free:
             address = f"localhost:{free.getsockname()[1]}"
         with contextlib.suppress(SettingError):
@@ -53,8 +53,8 @@ def addresses():
 
 
 def batches(source, part=WHOLE, first=0, **changes):
-    made = TrainingInput(source, BATCH, 2, ViewSettings(SIZE), seed=0, part=part, **changes)
-    return list(made.batches(first, 6 - first).as_numpy_iterator())
+    data = TrainingInput(source, BATCH, 2, ViewSettings(SIZE), seed=0, part=part, **changes)
+    return list(data.batches(first, 6 - first).as_numpy_iterator())
 
 
 def assert_equal(ours, theirs):
@@ -66,16 +66,16 @@ def assert_equal(ours, theirs):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_batch_is_the_same_whoever_makes_it(photos, addresses, count):
+def test_services_produce_the_same_batches(photos, addresses, count):
     alone, served = (dataclasses.replace(photos, corrupt=set()) for _ in range(2))
     expected = batches(alone)
-    found = service.services(",".join(addresses[:count]), served, timeout=60)
-    assert_equal(batches(served, services=found), expected)
-    assert served.corrupt == alone.corrupt == {photos.paths[CORRUPT]}  # told by the services
-    assert_equal(batches(served, services=found, first=4), expected[4:])  # a resumed run
+    services = service.services(",".join(addresses[:count]), served, timeout=60)
+    assert_equal(batches(served, services=services), expected)
+    assert served.corrupt == alone.corrupt == {photos.paths[CORRUPT]}  # reported by the services
+    assert_equal(batches(served, services=services, first=4), expected[4:])  # a resumed run
 
 
-def test_each_worker_asks_for_its_own_rows_and_the_augmentation_may_be_the_services_too(photos, addresses):
+def test_each_worker_asks_for_its_own_rows_and_services_can_augment(photos, addresses):
     part = Part(1, 2)
     expected = batches(photos, part, augment_on_host=True)
     assert_equal(batches(photos, part, augment_on_host=True, services=tuple(addresses)), expected)
@@ -86,8 +86,8 @@ def test_services_that_cannot_share_a_batch_are_refused(photos):
         batches(photos, services=("a", "b", "c"))
 
 
-def test_a_service_of_several_workers_is_found_out(photos):
-    """It would give every batch as often as it has workers."""
+def test_a_service_with_several_workers_is_refused(photos):
+    """It would yield every batch once per worker."""
     address = start()
     config = tf.data.experimental.service.WorkerConfig(address.removeprefix("grpc://"), heartbeat_interval_ms=100)
     RUNNING.append(tf.data.experimental.service.WorkerServer(config))
@@ -100,16 +100,16 @@ def test_a_service_of_several_workers_is_found_out(photos):
 @pytest.mark.parametrize(
     "value, changes, why",
     [
-        ("cpu0:5050", {}, r"must be grpc://HOST:PORT, of several with commas"),
-        ("grpc://cpu0", {}, r"must be grpc://HOST:PORT, of several with commas"),
+        ("cpu0:5050", {}, r"must be grpc://HOST:PORT; separate several by commas"),
+        ("grpc://cpu0", {}, r"must be grpc://HOST:PORT; separate several by commas"),
         ("grpc://no.such.host.invalid:5050", {}, r"no\.such\.host\.invalid does not resolve"),
-        ("grpc://localhost:1", {}, r"grpc://localhost:1 has not answered within --worker_timeout=1 seconds"),
-        ("grpc://a:1,grpc://a:1", {}, r"the same service is there twice"),
+        ("grpc://localhost:1", {}, r"grpc://localhost:1 did not answer within --worker_timeout=1 seconds"),
+        ("grpc://a:1,grpc://a:1", {}, r"the same service is listed twice"),
         ("grpc://a:1", {"paths": ("a.png", "b.webp")}, r"services decode JPEG and PNG, not b\.webp"),
         ("grpc://a:1", {"encoded": np.array([b""])}, r"photos is in this machine's memory, .*"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_one_line(photos, value, changes, why):
+def test_unsuitable_services_and_sources_are_refused_in_one_line(photos, value, changes, why):
     with pytest.raises(SettingError, match=rf"^--data_service={value}: {why}$"):
         service.services(value, dataclasses.replace(photos, **changes), timeout=1)
 
@@ -120,13 +120,13 @@ def test_images_in_memory_are_not_served():
         service.services("grpc://a:1", source, timeout=1)
 
 
-def test_a_port_in_use_is_told_in_one_line(addresses):
+def test_a_port_in_use_is_refused_in_one_line(addresses):
     address = addresses[0].removeprefix("grpc://")
     with pytest.raises(SettingError, match=rf"^--address={address}: no service can listen there \("):
         service.serve(address)
 
 
 @pytest.mark.parametrize("address", ["cpu0", "cpu0:port", "cpu0:99999"])
-def test_an_address_without_a_port_is_told_in_one_line(address):
+def test_an_address_without_a_port_is_refused_in_one_line(address):
     with pytest.raises(SettingError, match=rf"^--address={address}: no service can listen there \("):
         service.serve(address)

@@ -1,4 +1,4 @@
-"""Every kind of data that ``--dataset`` can name opens with the right images and labels, or is refused in one line."""
+"""Every kind of data that ``--dataset`` can name opens with the right images and labels, or fails in one line."""
 
 import gzip
 import itertools
@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from simclrv2_tf.data import decoding, sources
-from simclrv2_tf.data import input as pipeline
-from simclrv2_tf.data.sources import ArraySource, FileSource, RecordSource, label_subset, open_labelled, open_source
+from simclrv2_tf.data import catalog, decoding, records
+from simclrv2_tf.data.catalog import label_subset, open_labelled, open_source
+from simclrv2_tf.data.input import evaluation_batches
+from simclrv2_tf.data.records import RecordSource
+from simclrv2_tf.data.sources import ArraySource, FileSource
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
 
@@ -24,7 +26,7 @@ tfds.disable_progress_bar()
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Nothing here is Keras's, and to clear its session takes longer than most of these tests."""
+    """Overrides the fixture for all tests: nothing here uses Keras, and clearing its session takes long."""
 
 
 def picture(seed, height=9, width=12, channels=3):
@@ -43,7 +45,7 @@ def settings(dataset, **changes):
 
 
 def refusal(dataset, split="train", opener=open_source, **changes):
-    """The message of the one-line SettingError that opening the data raises."""
+    """Returns the message of the one-line SettingError that opening the data raises."""
     config = settings(dataset, train_split=split or "train", **changes)
     with pytest.raises(SettingError) as caught:
         opener(config, split) if opener is open_source else opener(config)
@@ -55,14 +57,14 @@ def refusal(dataset, split="train", opener=open_source, **changes):
 # Digits
 
 
-def test_digits_are_all_of_scikit_learns_in_two_parts():
+def test_digits_are_those_of_scikit_learn_in_two_splits():
     train, test = (open_source(settings("digits"), split) for split in ("train", ""))
     assert (train.num_examples, test.num_examples) == (1297, 500)
     assert test.name == "digits/test"
     assert train.images.shape == (1297, 32, 32, 3) and train.images.dtype == np.uint8
     assert train.class_names == tuple("0123456789")
     np.testing.assert_array_equal(train.labels[:5], [0, 1, 2, 3, 4])
-    # enlarged four times: the mean over each 4×4 block stays near the digit's own pixel
+    # enlarged four times: the mean over each 4×4 block stays near the original pixel
     from sklearn.datasets import load_digits
 
     blocks = train.images[..., 0].reshape(-1, 8, 4, 8, 4).mean((2, 4)) / 255
@@ -110,6 +112,37 @@ def test_split_folders_are_the_splits(tmp_path, evaluation):
     np.testing.assert_array_equal(test.labels, [0, 0, 1, 1])
 
 
+def test_files_that_are_left_out_are_counted_by_reason(tmp_path, folder):
+    save(folder / "loose.jpg", picture(0))
+    for name in ("cat/notes.txt", "dog/deep/NOTES.TXT", "cat/photo.heic", "README", ".DS_Store", "cat/._0.jpg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("not an image")
+    (folder / ".hidden").mkdir()
+    (folder / "cat" / "link").symlink_to("../dog")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    skipped = {
+        "image beside the class folders": 1,
+        "not a supported image format (.txt)": 2,
+        "not a supported image format (.heic)": 1,
+        "not a supported image format (no suffix)": 1,
+        "hidden file": 2,
+        "hidden folder": 1,
+        "link to a folder": 1,
+        "not a regular file": 1,
+    }
+    for split, count in (("train", 16), ("test", 4), ("all", 20)):
+        source = open_source(settings(f"folder:{folder}"), split)
+        assert source.num_examples == count and source.skipped == skipped
+        assert source.subset(np.array([0, 1])).skipped == skipped
+    os.rename(folder, tmp_path / "train")
+    (tmp_path / "notes.txt").write_text("not an image")
+    save(tmp_path / "beside.png", picture(0))
+    source = open_source(settings(f"folder:{tmp_path}"), "train")
+    more = {"image beside the split folders": 1, "not a supported image format (.txt)": 3}
+    assert source.num_examples == 20 and source.skipped == skipped | more
+    assert open_source(settings("digits"), "train").skipped == {}
+
+
 def test_a_folder_without_class_folders_is_unlabelled(tmp_path):
     for i in range(3):
         save(tmp_path / f"{i}.png", picture(i))
@@ -144,7 +177,7 @@ def test_every_format_and_name_is_read(tmp_path):
     for i, (name, mode) in enumerate(FORMATS.items()):
         save(tmp_path / "a class" / name, picture(i, 6 + i, 11), mode)
     (tmp_path / "a class" / "notes.txt").write_text("not an image")
-    (tmp_path / "a class" / "._plain.jpg").write_text("what macOS leaves beside a file")
+    (tmp_path / "a class" / "._plain.jpg").write_text("macOS writes such files beside others")
     (tmp_path / ".hidden").mkdir()
     source = open_source(settings(f"folder:{tmp_path}"), "all")
     assert sorted(pathlib.Path(path).name for path in source.paths) == sorted(FORMATS)
@@ -154,7 +187,7 @@ def test_every_format_and_name_is_read(tmp_path):
         # JPEG decoders differ by a few grey levels where colour is upsampled
         lossy = path.lower().endswith(("jpg", "jpeg"))
         np.testing.assert_allclose(image, expected, atol=8 if lossy else 0, err_msg=path)
-    batch = next(iter(pipeline.evaluation_batches(source, len(FORMATS), 16)))
+    batch = next(iter(evaluation_batches(source, len(FORMATS), 16)))
     assert batch["weights"].numpy().sum() == len(FORMATS) and not source.corrupt
 
 
@@ -176,7 +209,7 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     save(tmp_path / "plain.png", picture(0))
     os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
     source = open_source(settings(f"folder:{tmp_path}"), "train")
-    (batch,) = pipeline.evaluation_batches(source, 1, 16)
+    (batch,) = evaluation_batches(source, 1, 16)
     assert batch["weights"].numpy() == 1
 
 
@@ -307,7 +340,7 @@ def test_files_that_are_no_archives_are_refused(tmp_path):
 
 
 def test_debians_idx_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "DEBIAN_FASHION_MNIST", tmp_path)
+    monkeypatch.setattr(catalog, "DEBIAN_FASHION_MNIST", tmp_path)
     images, labels = np.stack([picture(i, 28, 28, 0) for i in range(4)]), np.array([9, 0, 2, 2], np.uint8)
     for stem, count in (("train", 4), ("t10k", 2)):
         header = struct.pack(">4i", 0x803, count, 28, 28)
@@ -317,7 +350,10 @@ def test_debians_idx_files(tmp_path, monkeypatch):
     train, test = (open_source(settings("fashion_mnist"), split) for split in ("train", ""))
     np.testing.assert_array_equal(train.images, images[..., None].repeat(3, axis=-1))
     np.testing.assert_array_equal(train.labels, [9, 0, 2, 2])
-    assert train.class_names[9] == "Ankle boot" and len(train.class_names) == 10
+    assert train.class_names == test.class_names
+    assert train.class_names == (
+        "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+    )  # fmt: skip
     np.testing.assert_array_equal(test.images, train.images[:2])
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"not gzip")
     assert "--dataset=fashion_mnist: cannot be read" in refusal("fashion_mnist")
@@ -329,7 +365,7 @@ def test_debians_idx_files(tmp_path, monkeypatch):
 
 
 class TinyBuilder(tfds.core.GeneratorBasedBuilder):
-    """Data sets for these tests; a subclass names its features and the images of an index."""
+    """Data sets for these tests; a subclass defines its features and the example of an index."""
 
     VERSION = tfds.core.Version("1.0.0")
     SPLITS = {"train": range(30), "test": range(30, 36)}  # noqa: RUF012
@@ -356,7 +392,7 @@ class TinySquares(TinyBuilder):
 
 
 class TinyUnlabelled(TinySquares):
-    """Images of one size, some without a label, as STL-10 has them."""
+    """Images of one size, some without a label, like STL-10."""
 
     SPLITS = {"train": range(30), "unlabelled": range(30, 36)}  # noqa: RUF012
 
@@ -365,7 +401,7 @@ class TinyUnlabelled(TinySquares):
 
 
 class TinyPhotos(TinyBuilder):
-    """JPEGs of several sizes, in four files. The label tells which image it is."""
+    """JPEGs of several sizes, in four files."""
 
     def features(self):
         image = tfds.features.Image(encoding_format="jpeg")
@@ -376,7 +412,7 @@ class TinyPhotos(TinyBuilder):
 
 
 class TinyCounts(TinyBuilder):
-    """A label that is no class."""
+    """Labels that are not classes."""
 
     def features(self):
         return {"image": tfds.features.Image(), "label": np.int64}
@@ -386,7 +422,7 @@ class TinyCounts(TinyBuilder):
 
 
 class TinyWords(TinyBuilder):
-    """No images at all."""
+    """No images."""
 
     def features(self):
         return {"text": tfds.features.Text()}
@@ -408,9 +444,9 @@ def test_small_images_of_one_size_go_into_memory(data_dir):
     source = open_source(settings("tiny_squares", data_dir=data_dir), "train")
     assert isinstance(source, ArraySource) and source.class_names == ("even", "odd")
     drawn = {i: picture(i, 6, 6, 1).repeat(3, axis=-1) for i in range(30)}
-    found = [next(i for i, image in drawn.items() if np.array_equal(image, row)) for row in source.images]
-    assert sorted(found) == list(range(30))
-    np.testing.assert_array_equal(source.labels, np.array(found) % 2)
+    order = [next(i for i, image in drawn.items() if np.array_equal(image, row)) for row in source.images]
+    assert sorted(order) == list(range(30))
+    np.testing.assert_array_equal(source.labels, np.array(order) % 2)
 
 
 def test_a_split_without_any_label_has_no_classes(data_dir):
@@ -439,7 +475,7 @@ def test_subsets_of_streamed_images_need_no_labels_and_nest(data_dir):
 
 
 def test_large_data_are_streamed(data_dir, monkeypatch):
-    monkeypatch.setattr(sources, "IN_MEMORY_BYTES", 1000)
+    monkeypatch.setattr(records, "IN_MEMORY_BYTES", 1000)
     assert isinstance(open_source(settings("tiny_squares", data_dir=data_dir), "train"), RecordSource)
 
 
@@ -495,7 +531,7 @@ def balanced_labels():
 
 
 @pytest.mark.parametrize("per_class", [1, 5, 30])
-def test_a_number_of_labels_a_class(per_class):
+def test_a_number_of_labels_per_class(per_class):
     labels = balanced_labels()
     chosen = label_subset(labels, per_class, 1.0, seed=0)
     np.testing.assert_array_equal(np.bincount(labels[chosen]), [per_class] * 3)
@@ -541,18 +577,18 @@ def test_a_label_subset_of_each_source(kind, folder, data_dir):
     np.testing.assert_array_equal(np.bincount(masked.labels + 1)[1:], [4] * classes)
 
     def examples(source):
-        batches = pipeline.evaluation_batches(source, source.num_examples, 8)
+        batches = evaluation_batches(source, source.num_examples, 8)
         (batch,) = batches.as_numpy_iterator()
         return batch["images"], batch["labels"]
 
     images, labels = examples(subset)
     all_images, all_labels = examples(whole)
     masked_images, masked_labels = examples(masked)
-    kept = masked_labels >= 0
+    known = masked_labels >= 0
     np.testing.assert_array_equal(masked_images, all_images)
-    np.testing.assert_array_equal(masked_labels[kept], all_labels[kept])
-    np.testing.assert_array_equal(images, all_images[kept])  # the same images, with their own labels
-    np.testing.assert_array_equal(labels, all_labels[kept])
+    np.testing.assert_array_equal(masked_labels[known], all_labels[known])
+    np.testing.assert_array_equal(images, all_images[known])  # the same images, with their own labels
+    np.testing.assert_array_equal(labels, all_labels[known])
 
 
 def test_all_labels_are_the_source_itself():
@@ -564,6 +600,7 @@ def test_all_labels_are_the_source_itself():
 
 def test_a_corrupt_file_is_logged_and_counted_once(caplog):
     source = FileSource("some", ("a.jpg", "b.jpg", "c.jpg", "d.jpg"), None, (), max_corrupt_share=0.25)
+    assert source.corrupt == set()
     source.check_corrupt()
     source.report_corrupt(1)
     source.report_corrupt(1)

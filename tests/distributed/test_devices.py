@@ -11,6 +11,7 @@ from simclrv2_tf.distributed.devices import (
     default_steps_per_execution,
     gather_from_workers,
     is_chief,
+    split_tpu_name,
     use_xla,
 )
 from simclrv2_tf.errors import SettingError
@@ -118,6 +119,18 @@ def test_xla_on_cpu_replicas_is_refused(replicas):
 def test_unreachable_tpu_is_refused():
     with pytest.raises(SettingError, match="--tpu_name=local: this TPU cannot be reached"):
         choose_strategy(Config(use_tpu=True, tpu_name="local"))
+
+
+@pytest.mark.parametrize(
+    ("tpu_name", "parts"),
+    [
+        ("local", (None, None, "local")),
+        ("birds/us-central2-b/v4-32", ("birds", "us-central2-b", "v4-32")),
+        ("grpc://10.0.0.1:8470", (None, None, "grpc://10.0.0.1:8470")),
+    ],
+)
+def test_a_tpu_is_named_alone_with_its_project_and_zone_or_by_its_address(tpu_name, parts):
+    assert split_tpu_name(tpu_name) == parts
 
 
 @pytest.mark.parametrize(

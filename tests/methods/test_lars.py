@@ -1,5 +1,6 @@
-"""LARS, and optimizers by name: against the recorded numbers, across replicas, resumption and serialisation."""
+"""LARS and optimizers by name: the recorded numbers, replicas, resumption and serialisation."""
 
+import doctest
 import json
 import pathlib
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from simclrv2_tf.methods import lars
 from simclrv2_tf.methods.lars import LARS
 from simclrv2_tf.methods.optimizers import build_optimizer
 from simclrv2_tf.methods.schedules import WarmUpCosine
@@ -33,11 +35,11 @@ def flat(variables) -> np.ndarray:
 
 
 def optimizer_of(spec: dict, variables: list[keras.Variable]) -> LARS:
-    """The recorded case, with roles in place of the official substrings of names.
+    """Optimizer of a recorded case: variables are excluded by role, the official code does it by substrings of names.
 
     The substrings match every vector, which is our default, and the supervised head. They also match the kernel of
-    ``debiased_conv`` ("bias"), a slip that is followed here by telling the optimizer so. Cases with other substrings
-    name the excluded variables one by one.
+    ``debiased_conv`` ("bias"), a bug that is reproduced here by excluding that kernel. In cases with other substrings
+    the variables are excluded one by one.
     """
     names = spec.get("exclude_from_weight_decay", [])
     usual = names == ["batch_normalization", "bias", "head_supervised"]
@@ -209,6 +211,10 @@ def test_fits_under_mixed_precision(policy):
 def test_refuses_settings_out_of_bounds(bad):
     with pytest.raises(ValueError, match="must be"):
         LARS(0.1, **bad)
+
+
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(lars) == (0, 3)  # failed, attempted
 
 
 class TestBuildOptimizer:

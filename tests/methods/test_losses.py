@@ -1,5 +1,7 @@
 """Losses against the official code's recorded numbers, the formula row by row, and plain NumPy."""
 
+import doctest
+
 import keras
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from contrastive import (
     with_gradient,
 )
 
+from simclrv2_tf.methods import losses
 from simclrv2_tf.methods.losses import NTXent, distillation_loss, l2_penalty, supervised_loss
 
 
@@ -120,6 +123,10 @@ class TestKerasLoss:
     def test_refuses_a_temperature_not_above_zero(self, temperature):
         with pytest.raises(ValueError, match="temperature"):
             NTXent(temperature)
+
+
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(losses) == (0, 2)  # failed, attempted
 
 
 def test_supervised_loss_recorded(parity):

@@ -1,5 +1,6 @@
-"""The schedule of the learning rate against those recorded from the official code."""
+"""Learning-rate schedule against those recorded from the official code; step counts."""
 
+import doctest
 import json
 import pathlib
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simclrv2_tf.methods import schedules
 from simclrv2_tf.methods.schedules import WarmUpCosine, peak_learning_rate, training_steps, warmup_steps
 
 RECORDED = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "lr_schedule.json").read_text())
@@ -52,7 +54,7 @@ def test_float64_follows_floatx():
     ("total", "warmup", "expected"),
     [
         (4, 0, [1.0, 0.853553, 0.5, 0.146447, 0.0, 0.0]),  # no warm-up
-        (4, 4, [0.0, 0.25, 0.5, 0.75, 0.0, 0.0]),  # nothing but warm-up: 0 all the same once the run is over
+        (4, 4, [0.0, 0.25, 0.5, 0.75, 0.0, 0.0]),  # warm-up only: 0 after the last step nevertheless
         (2, 4, [0.0, 0.25, 0.0, 0.0]),  # the run ends within its warm-up
         (1, 0, [1.0, 0.0]),  # one step
         (1, 1, [0.0, 0.0]),
@@ -78,8 +80,12 @@ def test_refuses_impossible_lengths(total, warmup):
         WarmUpCosine(1.0, total, warmup)
 
 
+def test_the_example_in_the_docstring():
+    assert doctest.testmod(schedules) == (0, 2)  # failed, attempted
+
+
 def test_steps():
-    assert training_steps(50_000, 500, 1) == 101  # one more than whole epochs, as the official code has it
+    assert training_steps(50_000, 500, 1) == 101  # one more than whole epochs, as in the official code
     assert training_steps(50_000, 500, 1, train_steps=7) == 7
     assert training_steps(100, 8, 0.5) == 7
     assert warmup_steps(50_000, 512, 0) == 0

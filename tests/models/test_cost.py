@@ -1,4 +1,4 @@
-"""What networks cost: against the recorded parameter counts, the profiler, and the graph of the gradient."""
+"""Costs of networks: against recorded parameter counts, the profiler, and numbers worked out by hand."""
 
 import json
 import pathlib
@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf.models import Network, ProjectionHead, ResNet, summarize
+from simclrv2_tf.models.cost import peak_bytes, without_allocation
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 TABLE_1 = json.loads((GOLDEN / "param_counts.json").read_text())
@@ -19,7 +20,21 @@ KINDS = {
     "se": {"depth": 50, "se_ratio": 0.25},
     "remat": {"depth": 18, "stem": "cifar", "remat": True},
 }
-SIZE, BATCH, CLASSES = 37, 5, 3  # an odd side; a number of views that no layer has channels of
+SIZE, CLASSES = 37, 3  # an odd side
+PARTS = ("stem", "block_group1", "block_group2", "block_group3", "block_group4", "projection_head", "classifier")
+# Multiply-adds per view of the parts, and float32 numbers that the backward pass reads, from the shapes of the layers.
+MULTIPLY_ADDS = {
+    "basic": (147852, 810448, 739328, 819200, 819200, 6144, 96),
+    "sk": (58482, 127552, 188672, 390656, 363520, 49152, 384),
+    "se": (212268, 83584, 130048, 269312, 268288, 49152, 384),
+    "remat": (147852, 810448, 739328, 819200, 819200, 6144, 96),
+}
+ACTIVATIONS = {
+    "basic": (15059, 49284, 25992, 14400, 7200, 288, 0),
+    "sk": (10283, 20228, 14752, 15008, 7328, 768, 0),
+    "se": (7395, 20908, 15088, 15776, 7840, 768, 0),
+    "remat": (15059, 2 * 37**2 * 4, 2 * 19**2 * 8, 2 * 10**2 * 16, 5**2 * 32, 288, 0),  # block inputs
+}
 
 
 def tiny(kind, head_input=0, frozen=-1, fused=True, **head):
@@ -33,40 +48,45 @@ def tiny(kind, head_input=0, frozen=-1, fused=True, **head):
     return make
 
 
+def number_of(variables):
+    return sum(prod(variable.shape) for variable in variables)
+
+
+def make_table_1(row):
+    return Network(ResNet(row["depth"], row["width"], 0.0625 if row["sk"] else 0.0), num_classes=1000)
+
+
 def test_the_papers_table_1(parity):
     """All 13 networks, part by part, exactly; none of their 5 GiB is allocated."""
+
+    def counts(row):
+        network = make_table_1(row)
+        network.build()
+        return {
+            "base_trainable": number_of(network.encoder.trainable_variables),
+            "base_incl_moving_stats": network.encoder.count_params(),
+            "proj3_trainable": number_of(network.projection_head.trainable_variables),
+            "sup1000_trainable": number_of(network.classifier.trainable_variables),
+            "total_trainable": number_of(network.trainable_variables),
+            "paper_millions": round(network.encoder.count_params() / 1e6),
+        }
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for row in TABLE_1:
-        encoder = {"depth": row["depth"], "width_multiplier": row["width"], "sk_ratio": 0.0625 if row["sk"] else 0.0}
-        found = summarize(lambda encoder=encoder: Network(ResNet(**encoder), num_classes=1000), 224)
-        head, classifier = (found.parts[name] for name in ("projection_head", "classifier"))
-        counts = {
-            "base_trainable": found.encoder.trained,
-            "base_incl_moving_stats": found.encoder.parameters,
-            "proj3_trainable": head.trained,
-            "sup1000_trainable": classifier.trained,
-            "total_trainable": found.total.trained,
-            "paper_millions": round(found.encoder.parameters / 1e6),
-        }
-        expected = [row[name] for name in counts]
-        parity("parameters of the 13 networks of Table 1", list(counts.values()), expected, 0, "whole", of="one")
+        actual = without_allocation(lambda row=row: counts(row))
+        expected = [row[name] for name in actual]
+        parity("parameters of the 13 networks of Table 1", list(actual.values()), expected, 0, "whole", of="one")
     assert len(TABLE_1) == 13
+
+    largest = max(TABLE_1, key=lambda row: row["total_trainable"])
+    costs = summarize(lambda: make_table_1(largest), 224)
+    assert costs.encoder.parameters == largest["base_incl_moving_stats"]
+    assert costs.total.trained == largest["total_trainable"]
+    assert costs.total.multiply_adds == 157_806_508_032 and costs.total.activations == 4 * 167_756_224
     # The end of a stateless scope initialises what Keras still has to: nothing of the above may be left.
     with keras.StatelessScope():
         pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_parameters_are_those_of_what_is_built(kind):
-    found, network = summarize(tiny(kind), SIZE), tiny(kind)()
-    encoder = network.encoder
-    parts = [encoder.stem, *encoder.groups, network.projection_head, network.classifier]
-    assert list(found.parts) == ["stem", *(f"block_group{g}" for g in range(1, 5)), "projection_head", "classifier"]
-    for part, cost in zip(parts, found.parts.values(), strict=True):
-        assert cost.trained == sum(prod(v.shape) for v in part.trainable_variables)
-        assert cost.parameters == sum(prod(v.shape) for v in part.variables)
-    assert found.total.parameters == sum(prod(v.shape) for v in network.variables)
 
 
 def test_resnet50_by_hand():
@@ -80,90 +100,169 @@ def test_resnet50_by_hand():
         expected += shortcut + first + (blocks - 1) * 4 * narrow * narrow * side**2
         expected += blocks * (9 * narrow * narrow + narrow * 4 * narrow) * side**2
         wide_in, side_in = 4 * narrow, side
-    found = summarize(lambda: Network(ResNet(50), ProjectionHead("none"), 1000), 224)
-    assert found.encoder.multiply_adds == expected
-    assert found.total.multiply_adds == expected + 2048 * 1000 == 4_089_184_256
-
-
-def traced(make_network, whole_head=True):
-    """The graph of a forward pass in training mode and of its gradient, the network, and the forward operations."""
-    network, graph = make_network(), tf.Graph()
-    with graph.as_default():
-        placeholder = tf.compat.v1.placeholder
-        images = placeholder(network.compute_dtype, [BATCH, SIZE, SIZE, 3])
-        trained = [placeholder(v.dtype, v.shape) for v in network.trainable_variables]
-        statistics = [placeholder(v.dtype, v.shape) for v in network.non_trainable_variables]
-        outputs, _ = network.stateless_call(trained, statistics, images, training=True, whole_head=whole_head)
-        ends = [outputs["logits_sup"], *([outputs["proj_head_output"]] if whole_head else [])]
-        forward = graph.get_operations()
-        tf.gradients(ends, trained, grad_ys=[tf.ones_like(end) for end in ends])
-    return graph, images, forward
-
-
-def multiply_adds(graph, forward):
-    """Of the forward operations, by TensorFlow's profiler, which counts each as two."""
-    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation() | {"output": "none"}
-    names, found = {op.name for op in forward if op.type in ("Conv2D", "MatMul")}, {}
-
-    def walk(node):
-        found[node.name] = node.float_ops
-        for child in node.children:
-            walk(child)
-
-    walk(tf.compat.v1.profiler.profile(graph, options=options))
-    return sum(found[name] for name in names) // 2
-
-
-VIEWS_OF_OTHERS = ("Reshape", "Identity", "IdentityN", "Pad", "StridedSlice", "Transpose", "Split", "Cast")
-
-
-def is_view(op):
-    """Of a tensor that is kept anyway; a pool of single pixels is a slice, too."""
-    return op.type in VIEWS_OF_OTHERS or (op.type == "AvgPool" and set(op.get_attr("ksize")) == {1})
-
-
-def numbers_read_by_the_gradient(graph, images, forward):
-    """Of the forward pass, each once, whatever is padded, cut or cast from it."""
-    of_images = {images.op}
-    for op in forward:
-        if any(tensor.op in of_images for tensor in op.inputs):
-            of_images.add(op)
-    read = {}
-    for op in graph.get_operations()[len(forward) :]:
-        for tensor in op.inputs if op.type not in ("Shape", "ShapeN", "Size") else ():
-            while is_view(tensor.op) and tensor.op in of_images:
-                data = {"IdentityN": tensor.value_index, "Split": 1}.get(tensor.op.type, 0)
-                tensor = tensor.op.inputs[data]
-            if tensor.op in of_images and tensor.shape[0] == BATCH:
-                read[tensor.ref()] = prod(tensor.shape)
-    return sum(read.values())
+    costs = summarize(lambda: Network(ResNet(50), ProjectionHead("none"), 1000), 224)
+    assert costs.encoder.multiply_adds == expected
+    assert costs.total.multiply_adds == expected + 2048 * 1000 == 4_089_184_256
 
 
 @pytest.mark.parametrize(
     ("kind", "fused"), [("basic", True), ("basic", False), ("sk", True), ("se", True), ("remat", True)]
 )
-def test_costs_are_those_of_the_graph(kind, fused):
-    make = tiny(kind, fused=fused)
-    graph, images, forward = traced(make)
-    found = summarize(make, SIZE).total
-    assert found.multiply_adds * BATCH == multiply_adds(graph, forward)
-    assert found.activations * BATCH == numbers_read_by_the_gradient(graph, images, forward)
+def test_costs_of_the_parts(kind, fused):
+    costs, network = summarize(tiny(kind, fused=fused), SIZE), tiny(kind)()
+    assert tuple(costs.parts) == PARTS
+    assert tuple(cost.multiply_adds for cost in costs.parts.values()) == MULTIPLY_ADDS[kind]
+    assert tuple(cost.activations // 4 for cost in costs.parts.values()) == ACTIVATIONS[kind]
+    layers = [network.encoder.stem, *network.encoder.groups, network.projection_head, network.classifier]
+    for layer, cost in zip(layers, costs.parts.values(), strict=True):
+        assert cost.trained == number_of(layer.trainable_variables)
+        assert cost.parameters == number_of(layer.variables)
+    assert costs.total.parameters == number_of(network.variables)
+
+
+def test_remat_keeps_the_block_inputs_and_recomputes_one_block_at_a_time():
+    plain, remat = summarize(tiny("basic"), SIZE), summarize(tiny("remat"), SIZE)
+    assert plain.total.activations < plain.peak < 1.2 * plain.total.activations
+    largest_block = 4 * 5 * 37**2 * 4  # bytes: of 4 channels, the input, and output of convolutions and ReLUs
+    assert remat.total.activations + largest_block / 2 < remat.peak < remat.total.activations + 1.2 * largest_block
 
 
 @pytest.mark.parametrize(
-    "how", [{"head_input": 2}, {"frozen": 1}, {"frozen": 4, "mode": "none"}, {"mode": "linear"}], ids=str
+    ("how", "expected"),
+    [
+        ({"head_input": 2}, (*ACTIVATIONS["basic"][:5], 5 * 32, 0)),
+        ({"frozen": 1}, (0, 0, 25992 + 37**2 * 4, 14400, 7200, 0, 32)),
+        ({"frozen": 4, "mode": "none"}, (0, 0, 0, 0, 0, 32)),
+        ({"mode": "linear"}, (*ACTIVATIONS["basic"][:5], 0, 32)),
+    ],
+    ids=str,
 )
-def test_costs_where_parts_are_frozen_or_do_not_run(how):
-    make = tiny("basic", **how)
-    found = summarize(make, SIZE, whole_head=False)
-    graph, images, forward = traced(make, whole_head=False)
-    assert found.total.multiply_adds * BATCH == multiply_adds(graph, forward)
-    assert found.total.activations * BATCH == numbers_read_by_the_gradient(graph, images, forward)
-    for index, name in enumerate(["stem", "block_group1", "block_group2"]):
-        assert (found.parts[name].activations == 0) == (index <= how.get("frozen", -1)), name
+def test_costs_where_parts_are_frozen_or_do_not_run(how, expected):
+    costs = summarize(tiny("basic", **how), SIZE, whole_head=False)
+    assert tuple(cost.activations // 4 for cost in costs.parts.values()) == expected
+    multiply_adds = [cost.multiply_adds for cost in costs.parts.values()]
+    assert multiply_adds[:5] == list(MULTIPLY_ADDS["basic"][:5]) and multiply_adds[-1] == 32 * CLASSES
+    assert sum(multiply_adds[5:-1]) == how.get("head_input", 0) * 32 * 32
 
 
 def test_half_precision_halves_the_bytes():
-    assert summarize(tiny("basic"), SIZE).itemsize == 4
     with_policy = lambda: (keras.config.set_dtype_policy("mixed_bfloat16"), tiny("basic")())[1]  # noqa: E731
-    assert summarize(with_policy, SIZE).itemsize == 2
+    full, half = (summarize(make, SIZE).encoder.activations for make in (tiny("basic"), with_policy))
+    assert half == full / 2
+
+
+class TestOtherEncoders:
+    def test_sequential_by_hand(self):
+        def make():
+            layers = keras.layers
+            return keras.Sequential(
+                [
+                    keras.Input((8, 8, 3)),
+                    layers.Conv2D(4, 3, padding="same", activation="relu"),
+                    layers.Conv2D(6, 3, strides=2, padding="same", use_bias=False),
+                    layers.BatchNormalization(),
+                    layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2, use_bias=False),
+                    layers.Dropout(0.5),
+                    layers.Flatten(),
+                    layers.Dense(5),
+                ]
+            )
+
+        costs = summarize(lambda: Network(make(), ProjectionHead("none"), CLASSES), 8)
+        assert list(costs.parts) == ["encoder", "classifier"]
+        encoder = costs.parts["encoder"]
+        conv0, conv1, depthwise, dense = 3 * 3 * 3 * 4, 3 * 3 * 4 * 6, 3 * 3 * 6 * 2, 4 * 4 * 12 * 5
+        assert encoder.trained == (conv0 + 4) + conv1 + 2 * 6 + depthwise + (dense + 5)
+        assert encoder.parameters == encoder.trained + 2 * 6
+        assert encoder.multiply_adds == 8 * 8 * conv0 + 4 * 4 * conv1 + 4 * 4 * depthwise + dense
+        read = [8 * 8 * 3, 8 * 8 * 4, 4 * 4 * 6, 4 * 4 * 6, 4 * 4 * 12, 5]  # inputs of what learns
+        assert encoder.activations == 4 * sum(read) + 4 * 4 * 12  # dropout's mask has one byte each
+        assert costs.parts["classifier"] == (18, 18, 15, 0)
+
+    def test_a_grouped_convolution_has_fewer_multiply_adds(self):
+        """Keras runs it as a compiled function."""
+        convolution = keras.layers.Conv2D(6, 3, padding="same", groups=3)
+        layers = [keras.Input((8, 8, 3)), convolution, keras.layers.GlobalAveragePooling2D()]
+        costs = summarize(lambda: Network(keras.Sequential(layers)), 8)
+        assert costs.encoder.multiply_adds == 8 * 8 * 3 * 3 * 6
+
+    def test_attention_by_hand(self):
+        def make():
+            images = keras.Input((8, 8, 3))
+            patches = keras.layers.Reshape((16, 12))(images)
+            attended = keras.layers.MultiHeadAttention(2, 5, use_bias=False)(patches, patches)
+            return keras.Model(images, keras.layers.GlobalAveragePooling1D()(attended))
+
+        encoder = summarize(lambda: Network(make()), 8).encoder
+        assert encoder.parameters == 4 * 12 * 10
+        assert encoder.multiply_adds == 4 * 16 * 12 * 10 + 2 * 16 * 16 * 10
+
+    def test_of_keras_applications(self):
+        """Multiply-adds by TensorFlow's profiler, which counts each as two."""
+
+        def make():
+            return keras.applications.MobileNetV2((64, 64, 3), weights=None, include_top=False, pooling="avg")
+
+        costs = summarize(lambda: Network(make(), num_classes=CLASSES), 64)
+        encoder = make()
+        assert list(costs.parts) == ["encoder", "projection_head", "classifier"]
+        assert costs.encoder.parameters == encoder.count_params() == 2_257_984
+        assert costs.encoder.trained == number_of(encoder.trainable_variables)
+        assert costs.encoder.multiply_adds == profiled_multiply_adds(encoder, 64)
+        assert 4 * 1e6 < costs.encoder.activations < costs.peak < 6 * 1e6
+
+
+def profiled_multiply_adds(encoder, size):
+    graph = tf.function(encoder).get_concrete_function(tf.TensorSpec([1, size, size, 3])).graph
+    profiler = tf.compat.v1.profiler
+    options = profiler.ProfileOptionBuilder.float_operation() | {"output": "none"}
+    kinds, total = {op.name: op.type for op in graph.get_operations()}, 0
+    nodes = [profiler.profile(graph, options=options)]
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
+        total += node.float_ops if kinds.get(node.name) in ("Conv2D", "DepthwiseConv2dNative") else 0
+    return total // 2
+
+
+class TestPeakBytes:
+    KIB = tf.TensorSpec([256])
+
+    def peak(self, function, *specs):
+        return peak_bytes(tf.function(function, autograph=False).get_concrete_function(*specs or (self.KIB,)).graph)
+
+    def test_a_tensor_is_in_memory_from_its_operation_to_its_last_reader(self):
+        chain = lambda x: tf.exp(tf.exp(tf.exp(x)))  # noqa: E731
+        assert self.peak(lambda x: tf.reduce_sum(chain(x))) == 2 * 1024  # one is read while the next is written
+        assert self.peak(lambda x: tf.reduce_sum(tf.exp(y := tf.exp(x)) + chain(y))) == 3 * 1024
+
+    def test_aliases_take_no_memory(self):
+        assert self.peak(lambda x: tf.reduce_sum((y := tf.exp(x)) * tf.reshape(tf.identity(y), [256]))) == 2 * 1024
+
+    def test_shapes_need_no_values(self):
+        late = lambda x, y: tf.cast(tf.raw_ops.Size(input=x), tf.float32) + tf.reduce_sum(y)  # noqa: E731
+        with_size = self.peak(lambda x: late(y := tf.exp(x), tf.exp(tf.exp(tf.exp(y)))))
+        assert with_size == pytest.approx(2 * 1024, abs=16)
+
+    def test_dtypes(self):
+        half = self.peak(lambda x: tf.reduce_sum(tf.exp(tf.exp(x))), tf.TensorSpec([256], tf.bfloat16))
+        assert half == 2 * 512
+
+    @pytest.mark.parametrize("xla", [False, True])
+    def test_inner_functions_add_their_peak(self, xla):
+        inner = tf.function(lambda x: tf.reduce_sum(tf.exp(tf.exp(x))), jit_compile=xla, autograph=False)
+
+        def outer(x):
+            y = tf.exp(x)
+            return tf.reduce_sum(y * inner(y))
+
+        assert self.peak(outer) == pytest.approx(3 * 1024, abs=8)
+
+    def test_a_loop_holds_one_turn_at_a_time(self):
+        turn = lambda x: tf.reduce_sum(tf.exp(tf.exp(x)))  # noqa: E731
+
+        def loop(x):
+            sums = tf.while_loop(lambda i, _: i < 100, lambda i, total: (i + 1, total + turn(x)), (0, 0.0))
+            return sums[1]
+
+        assert self.peak(loop) == pytest.approx(self.peak(turn), abs=64)

@@ -1,7 +1,6 @@
 """Every mode end to end, at toy size on the digits; resumed runs; runs that are refused."""
 
 import csv
-import importlib
 import json
 import re
 
@@ -11,13 +10,10 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf import cli, modes
-from simclrv2_tf.errors import SettingError
-from simclrv2_tf.modes import costs
-from simclrv2_tf.runs import loop
+from simclrv2_tf.errors import SettingError, explained_errors
+from simclrv2_tf.modes import preview, train
+from simclrv2_tf.runs import loop, memory
 from simclrv2_tf.runs.run_dir import RunDirectory
-
-# modes.preview and modes.train are the functions
-preview, train = (importlib.import_module(f"simclrv2_tf.modes.{name}") for name in ("preview", "train"))
 
 TOY = {
     "dataset": "digits",
@@ -108,7 +104,7 @@ class TestPreview:
         assert "before distill" in capsys.readouterr().out
 
     def test_a_large_step_is_timed_with_fewer_images_and_scaled_to_the_batch(self, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(preview, "TIMED_BYTES", 1e6)
+        monkeypatch.setattr(preview, "TIMED_BYTES", 1e5)
         monkeypatch.setattr(preview, "_seconds_per_step", lambda *_: 2.0)
         modes.run(TOY | {"mode": "preview", "model_dir": str(tmp_path)})
         seconds, timed = re.search(r"steps of ([\d.]+) s, by 3 steps of (\d+) images", capsys.readouterr().out).groups()
@@ -384,16 +380,20 @@ class TestSummary:
         monkeypatch.chdir(tmp_path)
         result = modes.run({"mode": "summary", "resnet_depth": 10, "image_size": 32, "memory_size": 4096})
         text = capsys.readouterr().out
-        assert "ResNet-10 x1, 32 px, cifar stem, 1,000 classes; pretrain, 512 x 2 views a step, float32" in text
+        assert "ResNet-10 x1, 32 px, cifar stem, 1,000 classes, float32" in text
         assert f"{result['parameters']:,}" in text and f"{result['multiply_adds'] / 1e9:.3g}" in text
-        assert "NT-Xent: 1,024 x 5,120 similarities, 409 rows at a time (--loss_tile): 8.38 MB in float32" in text
+        assert re.search(
+            r"A step \(pretrain, 512 images x 2 views, all replicas\) keeps [\d.]+ GB of activations", text
+        )
+        assert "NT-Xent: 1,024 x 5,120 similarities, 20.97 MB in float32" in text
         assert not list(tmp_path.iterdir())
 
     def test_of_a_run(self, whole_run, capsys):
         model_dir, _ = whole_run
         config = json.loads((model_dir / "pretrain/config.json").read_text())
         result = modes.run({"mode": "summary", "checkpoint": str(model_dir / "pretrain"), "train_batch_size": 7})
-        assert "10 classes; pretrain, 7 x 2 views" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "10 classes, float32" in out and "A step (pretrain, 7 images x 2 views" in out
         statistics = sum(v.size for name, v in weights(model_dir / "pretrain").items() if "moving_" in name)
         assert result["parameters"] == config["resolved"]["parameters"] + statistics
         modes.run({"mode": "summary", "checkpoint": str(model_dir / "linear_eval")})
@@ -410,18 +410,18 @@ class TestMemory:
     def test_the_estimate_is_printed_with_remedies_if_it_exceeds_the_memory(self, tmp_path, monkeypatch, capsys):
         modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "fits")})
         out = capsys.readouterr().out
-        assert re.search(r"memory +about [\d.]+ MB of [\d.,]+ GB, by .*activations [\d.]+ MB", out)
+        assert re.search(r"Memory: about [\d.]+ MB of [\d.,]+ GB: .*activations and gradients [\d.]+ MB", out)
         assert "--grad_cache_micro_batch" not in out
-        monkeypatch.setattr(costs, "device_memory", lambda: 500_000)
+        monkeypatch.setattr(memory, "device_memory", lambda: 500_000)
         modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "not")})
-        assert re.search(r"of 0.50 MB.* MORE THAN THERE IS; .*--remat", capsys.readouterr().out)
+        assert re.search(r"of 0.50 MB.* EXCEEDS AVAILABLE MEMORY; .*--remat", capsys.readouterr().out)
 
     def test_running_out_of_memory_names_the_flags_that_help(self, tmp_path):
         """The queue is larger than any address space."""
         settings = TOY | {"memory_size": 2**40, "model_dir": str(tmp_path / "run")}
-        with pytest.raises(SettingError, match=r"out of memory \(OOM .*--grad_cache_micro_batch.*--loss_tile.*--remat"):
+        with pytest.raises(SettingError, match=r"out of memory \(OOM .*--remat.*--grad_cache_micro_batch"):
             modes.run(settings | {"mode": "pretrain"})
 
     def test_a_full_disk_is_not_mistaken_for_a_full_memory(self):
-        with pytest.raises(tf.errors.ResourceExhaustedError, match="No space"), costs.explain_out_of_memory():
+        with pytest.raises(SettingError, match=r"^--model_dir=x: .*\(No space left"), explained_errors("x"):
             tf.io.write_file("/dev/full", "x" * 100_000)

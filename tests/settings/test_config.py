@@ -263,8 +263,7 @@ TAGS = {
     "not_inherited": "mode model_dir checkpoint recipe stage format method callbacks",
     "resume_ok": "model_dir recipe stage format compare checkpoint_epochs checkpoint_steps keep_checkpoint_max "
     "keep_best on_checkpoint_error override_config report callbacks data_dir cache_dataset max_corrupt_share on_nan "
-    "steps_per_execution resident_mb deterministic remat cpu_replicas worker_timeout data_service use_tpu tpu_name "
-    "tpu_zone gcp_project",
+    "steps_per_execution resident_mb deterministic remat cpu_replicas worker_timeout data_service use_tpu tpu_name",
 }
 
 

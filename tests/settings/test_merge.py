@@ -292,7 +292,8 @@ def test_rows_of_labels(recipe, flags, rows):
     finetune = config.stages[f"finetune_{rows[0]}"]
     labels = flags or {"labels_per_class": 3}
     assert all(getattr(finetune, name) == value for name, value in labels.items())
-    assert config.stages["linear_eval"].labels_per_class == 0 and config.stages["linear_eval"].label_fraction == 1
+    for name in ("pretrain", "linear_eval"):
+        assert (config.stages[name].labels_per_class, config.stages[name].label_fraction) == (0, 1)
 
 
 def test_a_bad_setting_of_a_late_stage_is_refused(recipe):

@@ -151,14 +151,14 @@ def test_the_batch_of_imagenette():
     [
         ("imagenet_1pct", "--recipe=imagenet --label_fraction=0.01"),
         ("imagenet_10pct", "--recipe=imagenet --label_fraction=0.1"),
-        ("fashion_mnist_1pct", "--recipe=fashion_mnist --labels_per_class=60"),
-        ("fashion_mnist_32px_100pct", "--recipe=fashion_mnist_32px --labels_per_class=0"),
+        ("fashion_mnist_1pct", "--recipe=fashion_mnist --label_fraction=0.01"),
+        ("fashion_mnist_32px_100pct", "--recipe=fashion_mnist_32px --label_fraction=1"),
     ],
 )
 def test_a_recipe_that_was_replaced_names_the_flags(name, flags):
     with pytest.raises(SettingError) as caught:
         find_recipe({"recipe": name})
-    assert str(caught.value) == f"--recipe={name}: was replaced by {flags}"
+    assert str(caught.value) == f"--recipe={name}: is now {flags}"
 
 
 def test_which_recipe_was_used_and_why():

@@ -17,20 +17,11 @@ __all__ = ["RECIPES", "Recipe", "RunInfo", "describe_recipe", "find_recipe", "fo
 
 FILES = (imagenet, cifar, stl10, imagenette, digits, fashion_mnist)
 RECIPES: dict[str, Recipe] = {name: recipe for file in FILES for name, recipe in file.RECIPES.items()}
-REPLACED = {
-    "imagenet_1pct": "imagenet --label_fraction=0.01",
-    "imagenet_10pct": "imagenet --label_fraction=0.1",
-    "fashion_mnist_1pct": "fashion_mnist --labels_per_class=60",
-    "fashion_mnist_10pct": "fashion_mnist --labels_per_class=600",
-    "fashion_mnist_100pct": "fashion_mnist --labels_per_class=0",
-    "fashion_mnist_32px_1pct": "fashion_mnist_32px --labels_per_class=60",
-    "fashion_mnist_32px_10pct": "fashion_mnist_32px --labels_per_class=600",
-    "fashion_mnist_32px_100pct": "fashion_mnist_32px --labels_per_class=0",
-}
+FRACTIONS = {"1pct": 0.01, "10pct": 0.1, "100pct": 1}  # of the labels, in the names of former recipes
 
 
 def is_named(flags: Mapping[str, Any]) -> bool:
-    """Whether ``--recipe`` names a recipe, instead of leaving the choice to the data set or taking none."""
+    """Returns whether ``--recipe`` names a recipe, instead of leaving the choice to the data set or taking none."""
     return flags.get("recipe", "auto") not in ("auto", "none")
 
 
@@ -43,8 +34,9 @@ def find_recipe(flags: Mapping[str, Any]) -> Recipe | None:
     if not is_named(flags):
         return RECIPES.get(flags.get("dataset", "")) if flags.get("recipe", "auto") == "auto" else None
     name = flags["recipe"]
-    if name in REPLACED:
-        raise SettingError(f"--recipe={name}: was replaced by --recipe={REPLACED[name]}")
+    base, _, labels = name.rpartition("_")
+    if base in RECIPES and labels in FRACTIONS:
+        raise SettingError(f"--recipe={name}: is now --recipe={base} --label_fraction={FRACTIONS[labels]}")
     if name not in RECIPES:
         raise SettingError(f"--recipe={name}: must be auto, none or one of {', '.join(RECIPES)} (see --recipe=help)")
     return RECIPES[name]

@@ -9,61 +9,56 @@ Published, top-1 in per cent: `cifar10` about 91 in linear evaluation (https://g
 
 import dataclasses
 
-from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo, Settings
+from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
 
 
-def pretrain(run: RunInfo) -> Settings:
+def pretrain(run: RunInfo) -> dict:
     return dict(
         train_batch_size=512, train_epochs=1000, checkpoint_epochs=10, learning_rate=1.0, warmup_epochs=10.0,
         weight_decay=1e-4, temperature=0.5, color_jitter_strength=0.5, use_blur=False,
     )  # fmt: skip
 
 
-def pretrain_sgd(run: RunInfo) -> Settings:
-    sgd = dict(train_epochs=100, optimizer="momentum", learning_rate=0.06, warmup_epochs=0.0, weight_decay=5e-4)
-    return pretrain(run) | sgd
-
-
-def linear_eval(run: RunInfo) -> Settings:
+def linear_eval(run: RunInfo) -> dict:
     return dict(
         optimizer="momentum", train_batch_size=512, train_epochs=100, checkpoint_epochs=10, learning_rate=0.1,
         warmup_epochs=0.0, weight_decay=0.0, zero_init_logits_layer=True,
     )  # fmt: skip
 
 
-def supervised(run: RunInfo) -> Settings:
+def supervised(run: RunInfo) -> dict:
     return dict(
         optimizer="momentum", train_batch_size=512, train_epochs=200, checkpoint_epochs=10, learning_rate=0.1,
         warmup_epochs=5.0, weight_decay=5e-4,
     )  # fmt: skip
 
 
-def finetune(run: RunInfo) -> Settings:
+def finetune(run: RunInfo) -> dict:
     return dict(
         train_batch_size=512, train_epochs=60, checkpoint_epochs=10, learning_rate=0.005, learning_rate_scaling="sqrt",
         warmup_epochs=0.0, weight_decay=0.0, zero_init_logits_layer=True, ft_proj_selector=1,
     )  # fmt: skip
 
 
-def distill(run: RunInfo) -> Settings:
+def distill(run: RunInfo) -> dict:
     return dict(
         train_batch_size=512, train_epochs=400, checkpoint_epochs=10, learning_rate=1.0, warmup_epochs=10.0,
         weight_decay=1e-4, temperature=0.1 if run.is_self_distillation else 1.0,
     )  # fmt: skip
 
 
-def distill_sgd(run: RunInfo) -> Settings:
-    return distill(run) | dict(train_epochs=100)
-
-
 CIFAR10 = Recipe(
     dict(dataset="cifar10", resnet_depth=18, image_size=32),
     pretrain, linear_eval, supervised, finetune, distill, label_counts=(4, 25, 400),
 )  # fmt: skip
+SGD = dict(train_epochs=100, optimizer="momentum", learning_rate=0.06, warmup_epochs=0.0, weight_decay=5e-4)
 RECIPES = {
     "cifar10": CIFAR10,
     "cifar10_sgd": dataclasses.replace(
-        CIFAR10, common={**CIFAR10.common, "crop_area_min": 0.2}, pretrain=pretrain_sgd, distill=distill_sgd
+        CIFAR10,
+        common={**CIFAR10.common, "crop_area_min": 0.2},
+        pretrain=lambda run: pretrain(run) | SGD,
+        distill=lambda run: distill(run) | dict(train_epochs=100),
     ),
     "cifar100": dataclasses.replace(
         CIFAR10, common={**CIFAR10.common, "dataset": "cifar100"}, label_counts=(4, 25, 100)

@@ -8,7 +8,7 @@ class; top-1 in per cent:
 | kNN 95.1 ± 1.2 | 94.4 ± 0.9 (all labels) | 89.1 ± 1.5 | 93.4 ± 1.9 | 94.4 ± 1.0 |
 """
 
-from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo, Settings
+from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
 
 # Few labels mean few images: the batch is capped to them, and the learning rate is not scaled up.
 LABELLED = dict(
@@ -16,29 +16,29 @@ LABELLED = dict(
 )
 
 
-def pretrain(run: RunInfo) -> Settings:
+def pretrain(run: RunInfo) -> dict:
     return dict(
         train_batch_size=128, train_epochs=60, checkpoint_epochs=6, learning_rate=1.0, warmup_epochs=5.0,
         weight_decay=1e-4, temperature=0.5, color_jitter_strength=0.5, use_blur=False,
     )  # fmt: skip
 
 
-def linear_eval(run: RunInfo) -> Settings:
+def linear_eval(run: RunInfo) -> dict:
     return dict(
         optimizer="momentum", learning_rate=0.3, weight_decay=0.0, warmup_epochs=0.0, train_batch_size=256,
         train_steps=100, checkpoint_steps=100,
     )  # fmt: skip
 
 
-def supervised(run: RunInfo) -> Settings:
+def supervised(run: RunInfo) -> dict:
     return dict(LABELLED, learning_rate=0.04, weight_decay=5e-4, train_steps=200)
 
 
-def finetune(run: RunInfo) -> Settings:
+def finetune(run: RunInfo) -> dict:
     return dict(LABELLED, learning_rate=0.0014, weight_decay=5e-4, train_steps=100, ft_proj_selector=1)
 
 
-def distill(run: RunInfo) -> Settings:
+def distill(run: RunInfo) -> dict:
     return dict(
         optimizer="momentum", learning_rate=0.1, weight_decay=5e-4, train_batch_size=128, train_steps=80,
         checkpoint_steps=80, warmup_epochs=0.5, temperature=1.0,

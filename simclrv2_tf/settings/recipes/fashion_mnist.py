@@ -18,30 +18,30 @@ kNN 85.5 ± 0.0 after pretraining, linear evaluation 86.6 ± 0.1 (all labels), a
 """
 
 from simclrv2_tf.settings.recipes import digits
-from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo, Settings
+from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
 
 MANY_LABELS = dict(train_batch_size=128, checkpoint_steps=5000, crop_area_min=0.6)
 ALL = 6000  # labels per class
 
 
-def pretrain(run: RunInfo) -> Settings:
+def pretrain(run: RunInfo) -> dict:
     return dict(
         optimizer="momentum", train_batch_size=128, train_epochs=15, checkpoint_epochs=3, learning_rate=0.25,
         warmup_epochs=1.0, weight_decay=1e-4, temperature=0.2, crop_area_min=0.2, use_blur=False,
     )  # fmt: skip
 
 
-def pretrain_32px(run: RunInfo) -> Settings:
+def pretrain_32px(run: RunInfo) -> dict:
     longer = dict(train_batch_size=512, train_epochs=100, checkpoint_epochs=20, warmup_epochs=5.0, weight_decay=5e-4)
     return pretrain(run) | longer
 
 
-def linear_eval(run: RunInfo) -> Settings:
+def linear_eval(run: RunInfo) -> dict:
     steps = dict(train_steps=2350, checkpoint_steps=2350)
     return digits.linear_eval(run) | dict(steps, learning_rate=1.0, crop_area_min=1.0)
 
 
-def supervised(run: RunInfo, steps_600: int = 1200, steps_all: int = 3000) -> Settings:
+def supervised(run: RunInfo, steps_600: int = 1200, steps_all: int = 3000) -> dict:
     settings = digits.supervised(run) | dict(train_steps=800, crop_area_min=0.9)
     if _labels_per_class(run) >= 600:
         settings |= dict(MANY_LABELS, learning_rate=0.013, train_steps=steps_600)
@@ -50,7 +50,7 @@ def supervised(run: RunInfo, steps_600: int = 1200, steps_all: int = 3000) -> Se
     return settings
 
 
-def finetune(run: RunInfo, steps_all: int = 3000) -> Settings:
+def finetune(run: RunInfo, steps_all: int = 3000) -> dict:
     settings = digits.finetune(run) | dict(train_steps=400)
     if _labels_per_class(run) >= 60:
         settings |= dict(learning_rate=0.0378)
@@ -61,7 +61,7 @@ def finetune(run: RunInfo, steps_all: int = 3000) -> Settings:
     return settings
 
 
-def distill(run: RunInfo) -> Settings:
+def distill(run: RunInfo) -> dict:
     epochs = dict(train_steps=0, train_epochs=10, checkpoint_steps=0, checkpoint_epochs=5, warmup_epochs=0.2)
     return digits.distill(run) | dict(epochs, temperature=0.1 if run.is_self_distillation else 1.0)
 

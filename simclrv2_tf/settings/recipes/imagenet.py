@@ -32,7 +32,7 @@ The linear 71.7 of the ResNet-50 used the memory (`--memory_size`); without it, 
 with 1 % and 77.5 with 10 % of the labels (paper).
 """
 
-from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo, Settings
+from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
 
 SUBSETS = {0.01: "imagenet2012_subset/1pct", 0.1: "imagenet2012_subset/10pct"}  # by label_fraction
 
@@ -41,22 +41,22 @@ SUBSETS = {0.01: "imagenet2012_subset/1pct", 0.1: "imagenet2012_subset/10pct"}  
 LIKE_PRETRAINING = dict(train_batch_size=4096, learning_rate=0.1, learning_rate_scaling="sqrt", weight_decay=1e-4)
 
 
-def pretrain(run: RunInfo) -> Settings:
+def pretrain(run: RunInfo) -> dict:
     return dict(LIKE_PRETRAINING, train_epochs=800, warmup_epochs=40.0, temperature=0.1)
 
 
-def linear_eval(run: RunInfo) -> Settings:
+def linear_eval(run: RunInfo) -> dict:
     return dict(
         optimizer="momentum", train_batch_size=4096, train_epochs=90, learning_rate=0.1, warmup_epochs=0.0,
         weight_decay=1e-6, zero_init_logits_layer=True,
     )  # fmt: skip
 
 
-def supervised(run: RunInfo) -> Settings:
+def supervised(run: RunInfo) -> dict:
     return dict(LIKE_PRETRAINING, train_epochs=90, warmup_epochs=4.5) | _few_labels(run)
 
 
-def finetune(run: RunInfo) -> Settings:
+def finetune(run: RunInfo) -> dict:
     settings = dict(
         train_batch_size=1024, train_epochs=30, learning_rate=0.002 if run.is_large else 0.005,
         learning_rate_scaling="sqrt", warmup_epochs=0.0, weight_decay=0.0, zero_init_logits_layer=True,
@@ -68,12 +68,12 @@ def finetune(run: RunInfo) -> Settings:
     return settings | _few_labels(run)
 
 
-def distill(run: RunInfo) -> Settings:
+def distill(run: RunInfo) -> dict:
     temperature = 0.1 if run.is_self_distillation else 1.0
     return dict(LIKE_PRETRAINING, train_epochs=400, warmup_epochs=20.0, temperature=temperature)
 
 
-def _few_labels(run: RunInfo) -> Settings:
+def _few_labels(run: RunInfo) -> dict:
     if run.label_fraction not in SUBSETS:
         return {}
     settings = dict(train_batch_size=1024, checkpoint_epochs=10)  # to evaluate takes longer than an epoch

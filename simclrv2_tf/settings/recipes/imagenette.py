@@ -5,10 +5,10 @@ Not measured here.
 """
 
 from simclrv2_tf.settings.recipes import cifar
-from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo, Settings, Stage
+from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo, Stage
 
 
-def pretrain(run: RunInfo) -> Settings:
+def pretrain(run: RunInfo) -> dict:
     # Lightly uses learning rate 0.06 and weight decay 5e-4 for a loss that is the sum over both views, not their mean.
     return dict(
         optimizer="momentum", train_batch_size=256, train_epochs=800, checkpoint_epochs=10, learning_rate=0.03,

@@ -6,8 +6,6 @@ from typing import Any
 
 from simclrv2_tf.settings.config import STAGES, Config, tagged
 
-Settings = Mapping[str, Any]
-
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
@@ -37,12 +35,11 @@ class RunInfo:
 
     @property
     def is_self_distillation(self) -> bool:
-        """Whether student and teacher have the same encoder; their heads do not matter."""
-        same = (getattr(self.parent, name, None) == getattr(self, name) for name in tagged("encoder"))
-        return self.mode == "distill" and all(same)
+        """Whether a student has the encoder of its teacher; their heads do not matter."""
+        return all(getattr(self.parent, name, None) == getattr(self, name) for name in tagged("encoder"))
 
 
-Stage = Callable[[RunInfo], Settings]
+Stage = Callable[[RunInfo], dict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Recipe:
         label_counts: labels per class that ``semi_supervised`` compares; none: all labels.
     """
 
-    common: Settings
+    common: Mapping[str, Any]
     pretrain: Stage
     linear_eval: Stage
     supervised: Stage

@@ -8,17 +8,17 @@ epochs of Adam).
 """
 
 from simclrv2_tf.settings.recipes import cifar
-from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo, Settings
+from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
 
 
-def pretrain(run: RunInfo) -> Settings:
+def pretrain(run: RunInfo) -> dict:
     return dict(
         train_split="unlabelled", train_batch_size=512, train_epochs=100, checkpoint_epochs=10, learning_rate=1.0,
         warmup_epochs=10.0, weight_decay=1e-4, temperature=0.5,
     )  # fmt: skip
 
 
-def distill(run: RunInfo) -> Settings:
+def distill(run: RunInfo) -> dict:
     return cifar.distill(run) | dict(train_split="unlabelled", train_epochs=100)
 
 

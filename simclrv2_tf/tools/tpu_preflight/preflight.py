@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -18,13 +18,12 @@ from simclrv2_tf.data.augment import NUM_DRAWS
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.schedules import Plan
-from simclrv2_tf.modes.costs import format_bytes
 from simclrv2_tf.modes.resolve import Result, resolve_config
 from simclrv2_tf.modes.setup import build_network, build_views, compile_method, load_method
 from simclrv2_tf.modes.summary import IMAGENET_CLASSES
 from simclrv2_tf.report.console import box
+from simclrv2_tf.runs.memory import format_bytes
 from simclrv2_tf.settings.config import Config
-from simclrv2_tf.settings.merge import Flags
 from simclrv2_tf.tools.tpu_preflight import compiler
 
 NUM_IMAGES = 1_281_167  # of the training split, which is not opened; only the learning-rate schedule depends on it
@@ -55,7 +54,7 @@ CHIPS = {
 }
 
 
-def tpu_preflight(topology: str, flags: Flags) -> Result:
+def tpu_preflight(topology: str, flags: Mapping[str, Any]) -> Result:
     """Compiles the step that ``--mode=pretrain`` would run on each replica of a TPU slice, and prints what it needs.
 
     The program holds the whole step: augmentation, network, loss, gradients, optimizer and collectives. It does not
