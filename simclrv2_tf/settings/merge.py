@@ -89,7 +89,8 @@ def _inherited(parent: Config | None, mode: str) -> Mapping[str, Any]:
 
 def _check_trusted(parent: Config, flags: Mapping[str, Any], flag: str) -> None:
     """Raises SettingError if the parent's network is built by code that the user has not named or allowed."""
-    if ":" in parent.encoder and flags.get("encoder") != parent.encoder and not flags.get("trust_run_code"):
+    named = "encoder" in flags if flag == "checkpoint" else flags.get("encoder") == parent.encoder
+    if ":" in parent.encoder and not (named or flags.get("trust_run_code")):
         raise SettingError(
             f"--{flag}={flags.get(flag, '')}: its network is built by {parent.encoder}; pass --trust_run_code to "
             "import that code"

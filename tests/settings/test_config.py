@@ -260,10 +260,11 @@ TAGS = {
     "proj_out_dim",
     "encoder": "encoder resnet_depth width_multiplier sk_ratio se_ratio",
     "images": "dataset data_dir image_size crop_area_min use_flip resize_method jpeg_scaling eval_resize",
-    "not_inherited": "mode model_dir checkpoint recipe stage format method callbacks",
+    "not_inherited": "mode model_dir checkpoint recipe stage format method callbacks trust_run_code",
     "resume_ok": "model_dir recipe stage format compare checkpoint_epochs checkpoint_steps keep_checkpoint_max "
     "keep_best on_checkpoint_error override_config report callbacks data_dir cache_dataset max_corrupt_share on_nan "
-    "steps_per_execution resident_mb deterministic remat cpu_replicas worker_timeout data_service use_tpu tpu_name",
+    "steps_per_execution resident_mb deterministic remat cpu_replicas worker_timeout data_service use_tpu tpu_name "
+    "trust_run_code",
 }
 
 

@@ -168,17 +168,22 @@ def test_the_stem_of_the_parent_may_be_given_either_way(stem):
         resolve({"checkpoint": "run", "stem": "imagenet"}, "finetune", small)
 
 
-def test_code_that_only_a_checkpoint_names_is_not_trusted():
-    """A checkpoint may come from a stranger; its encoder would be imported."""
-    parent = PARENT.replace(encoder="some.module:build")
-    with pytest.raises(SettingError, match=r"^--encoder=: .*allow it by --encoder=some.module:build$"):
-        resolve({"checkpoint": "run"}, "finetune", parent)
-    assert resolve({"checkpoint": "run", "encoder": "some.module:build"}, "finetune", parent).encoder == parent.encoder
+@pytest.mark.parametrize(("mode", "flag"), [("finetune", "checkpoint"), ("distill", "teacher")])
+def test_code_that_only_a_run_names_is_not_trusted(mode, flag):
+    parent, start = PARENT.replace(encoder="some.module:build"), {flag: "run"}
+    with pytest.raises(SettingError, match=rf"^--{flag}=run: .* built by some.module:build; pass --trust_run_code to"):
+        resolve(start, mode, parent)
+    allowed = {"encoder": "resnet"} if mode == "distill" else {}  # a student chooses its own
+    assert resolve(start | allowed | {"trust_run_code": True}, mode, parent)
+    assert resolve(start | {"encoder": "some.module:build"}, mode, parent).encoder == "some.module:build"
+
+
+def test_a_run_inherits_no_code_but_its_encoder():
+    parent = PARENT.replace(encoder="some.module:build", method="some.module:Method", callbacks="some.module:callback")
     with pytest.raises(SettingError, match=r"^--encoder=resnet: the checkpoint's network has some.module:build"):
         resolve({"checkpoint": "run", "encoder": "resnet"}, "finetune", parent)
-    looking = parent.replace(encoder="resnet", method="some.module:Method", callbacks="some.module:callback")
-    config = resolve({"checkpoint": "run", "mode": "evaluate"}, parent=looking)
-    assert (config.method, config.callbacks) == ("simclr", "")
+    config = resolve({"checkpoint": "run", "mode": "evaluate", "trust_run_code": True}, parent=parent)
+    assert (config.encoder, config.method, config.callbacks) == ("some.module:build", "simclr", "")
 
 
 def test_a_student_chooses_its_own_network():
