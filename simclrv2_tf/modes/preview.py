@@ -1,4 +1,4 @@
-"""Mode preview: the images a run will see, and the time and memory it will need, before it starts."""
+"""Preview of a run before it starts: the images that it will see, the time and the memory that it will need."""
 
 import dataclasses
 import pathlib
@@ -22,8 +22,8 @@ from simclrv2_tf.runs.memory import format_memory_estimate, step_memory, trace_s
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
 
-SHOWN = 48  # images of the batch
-CLASSES, IMAGES_PER_CLASS = 10, 6  # of the labelled images
+NUM_IMAGES = 48  # of the first batch
+NUM_CLASSES, IMAGES_PER_CLASS = 10, 6  # of the labelled images
 TIMED_STEPS = 3
 TIMED_BYTES = 2e9  # activations and gradients of a timed step at most: it must fit wherever the run is previewed
 
@@ -60,7 +60,7 @@ def _estimate(config: Config, strategy: Strategy, run: Run) -> dict[str, str]:
 
 
 def _timed_batch_size(config: Config, step_bytes: int, replicas: int) -> int:
-    """The batch size of the timed steps: smaller than the run's if a step might not fit in memory here."""
+    """Returns the batch size of the timed steps: smaller than the run's if a step might not fit in memory here."""
     batch_size = config.train_batch_size
     if config.grad_cache_micro_batch or step_bytes <= TIMED_BYTES:
         return batch_size
@@ -68,7 +68,7 @@ def _timed_batch_size(config: Config, step_bytes: int, replicas: int) -> int:
 
 
 class _Clock(keras.callbacks.Callback):
-    """Notes when each step ends."""
+    """Records when each step ends."""
 
     def __init__(self):
         super().__init__()
@@ -88,13 +88,13 @@ def _seconds_per_step(model: Method, data: TrainingInput) -> float:
 def _images(config: Config, data: TrainingInput) -> dict[str, charts.Spec]:
     """Builds figures of the first batch and, if there are labels, of some images of each class."""
     source = data.source
-    views, labels = pictures.first_batch(data, SHOWN)
+    views, labels = pictures.first_batch(data, NUM_IMAGES)
     figures = {"batch": pictures.batch_figure(views[:, 0], labels, data.batch_size, source.class_names)}
     if source.class_names and (config.labels_per_class or config.label_fraction < 1):
         source = open_labelled(config)
     if not source.class_names or source.labels is None:  # the labels of records are known only when all are read
         return figures
     counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
-    rows = [np.flatnonzero(source.labels == label)[:IMAGES_PER_CLASS] for label in range(min(len(counts), CLASSES))]
+    rows = [np.flatnonzero(source.labels == label)[:IMAGES_PER_CLASS] for label in range(min(len(counts), NUM_CLASSES))]
     images = [pictures.images_at(source, row, config.image_size) for row in rows]
     return figures | {"labels": pictures.labelled_figure(images, IMAGES_PER_CLASS, counts, source.class_names)}

@@ -1,15 +1,13 @@
 """``--mode=benchmark``: three rates of a run, and what limits it."""
 
-import importlib
 import types
 
 import pytest
 
 from simclrv2_tf import modes
 from simclrv2_tf.data.sources import FileSource
+from simclrv2_tf.modes import benchmark
 from simclrv2_tf.settings.config import Config
-
-benchmark = importlib.import_module("simclrv2_tf.modes.benchmark")  # modes.benchmark is the function
 
 TOY = {"dataset": "digits", "image_size": 16, "resnet_depth": 10, "width_multiplier": 0.0625, "train_batch_size": 32}
 

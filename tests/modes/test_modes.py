@@ -94,7 +94,7 @@ class TestPreview:
         assert files == {"preview.html"} | {f"preview/{name}.png" for name in ("views", "batch", "labels")}
         page = (tmp_path / "preview.html").read_text()
         assert "50 labelled images: 5 per class, 10 classes" in page and result["memory"].split(":")[0] in page
-        modes.run(TOY | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory is still the run's
+        modes.run(TOY | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory can still be used
 
     def test_of_fine_tuning_and_distillation(self, whole_run, tmp_path, capsys):
         start = {"mode": "preview", "model_dir": str(tmp_path), "train_batch_size": 20, "train_steps": 3}

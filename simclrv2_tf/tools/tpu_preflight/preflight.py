@@ -163,16 +163,8 @@ class Replica(tf.distribute.ReplicaContext):
             size, key = tf.raw_ops.CollectiveAssignGroupV2(
                 group_assignment=[list(range(self.count))], device_index=0, base_key=1
             )
-            total = tf.raw_ops.CollectiveReduceV2(
-                input=x,
-                group_size=size,
-                group_key=key,
-                instance_key=1,
-                ordering_token=[],
-                merge_op="Add",
-                final_op="Id",
-            )
-            return total, all_sum
+            keys = dict(group_size=size, group_key=key, instance_key=1, ordering_token=[])
+            return tf.raw_ops.CollectiveReduceV2(input=x, merge_op="Add", final_op="Id", **keys), all_sum
 
         return tf.nest.map_structure(lambda x: all_sum(tf.convert_to_tensor(x)), value)
 
