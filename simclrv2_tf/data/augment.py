@@ -52,6 +52,10 @@ class ViewSettings:
 
     Raises:
         ValueError: a resize method of another name, an empty range, or a probability outside [0, 1].
+
+    Example:
+        >>> pretraining = ViewSettings(32, color_jitter_strength=0.5, blur_probability=0.0)  # CIFAR-10
+        >>> fine_tuning = ViewSettings.crop_and_flip(32)
     """
 
     image_size: int

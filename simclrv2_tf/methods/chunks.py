@@ -1,4 +1,4 @@
-"""A batch in equal parts, one after another, so that the intermediate results of only one part are in memory."""
+"""Processes a batch in equal parts, one after another, so that intermediate results of one part fit into memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,19 +11,19 @@ Nest = Any  # tensors in dicts, lists or tuples
 
 
 def split(tensors: Nest, size: int) -> Nest:
-    """Tensors ``[n, ...]`` as ``[⌈n / size⌉, size, ...]``, filled up with zeros; n is known."""
+    """Splits tensors ``[n, ...]`` into ``[⌈n / size⌉, size, ...]``, padded with zeros; n must be static."""
 
-    def one(tensor: tf.Tensor) -> tf.Tensor:
+    def split_tensor(tensor: tf.Tensor) -> tf.Tensor:
         parts = -(-tensor.shape[0] // size)
-        if missing := parts * size - tensor.shape[0]:
-            tensor = tf.pad(tensor, [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1))
+        if padding := parts * size - tensor.shape[0]:
+            tensor = tf.pad(tensor, [[0, padding]] + [[0, 0]] * (tensor.shape.rank - 1))
         return tf.reshape(tensor, tf.concat([[parts, size], tf.shape(tensor)[1:]], axis=0))
 
-    return tf.nest.map_structure(one, tensors)
+    return tf.nest.map_structure(split_tensor, tensors)
 
 
 def join(tensors: Nest, rows: int) -> Nest:
-    """The first ``rows`` rows of tensors that ``split`` has split."""
+    """Inverts ``split``: joins tensors ``[parts, size, ...]`` and returns their first ``rows`` rows."""
     return tf.nest.map_structure(
         lambda tensor: tf.reshape(tensor, tf.concat([[-1], tf.shape(tensor)[2:]], axis=0))[:rows], tensors
     )
@@ -32,14 +32,14 @@ def join(tensors: Nest, rows: int) -> Nest:
 def map_rows(
     function: Callable[[Nest], Nest], tensors: Nest, size: int, dtypes: Nest, communicates: bool = False
 ) -> Nest:
-    """``function(tensors)``, computed from at most ``size`` rows at a time; 0 or unknown n: from all at once.
+    """Computes ``function(tensors)`` from at most ``size`` rows at a time.
 
     Args:
-        function: from tensors ``[rows, ...]`` to tensors ``[rows, ...]``, each row's from its own.
+        function: maps tensors ``[rows, ...]`` to tensors ``[rows, ...]``, row by row.
         tensors: ``[n, ...]`` each.
-        size: of a part; it gets smaller if that makes the parts more equal.
-        dtypes: of the results, in their structure.
-        communicates: whether the function talks to other replicas.
+        size: rows per part, less if that makes the parts more equal; 0, or n unknown while tracing: all rows at once.
+        dtypes: of the results, in the same structure.
+        communicates: set if the function uses collectives.
     """
     rows = tf.nest.flatten(tensors)[0].shape[0]
     if not size or rows is None or rows <= size:
@@ -49,11 +49,14 @@ def map_rows(
 
 
 def map_parts(function: Callable[[Nest], Nest], parts: Nest, dtypes: Nest, communicates: bool = False) -> Nest:
-    """``function`` of each part of what ``split`` returns, stacked: ``[parts, ...]``; else as ``map_rows``."""
+    """Applies ``function`` to each part of the result of ``split`` and stacks the results, ``[parts, ...]``.
+
+    The other arguments are those of ``map_rows``.
+    """
     count = tf.nest.flatten(parts)[0].shape[0]
     if not communicates or can_communicate_in_loops():
-        part = lambda index: function(_part(parts, index))  # noqa: E731
-        return tf.map_fn(part, tf.range(count), fn_output_signature=dtypes, parallel_iterations=1)
+        apply = lambda index: function(_part(parts, index))  # noqa: E731
+        return tf.map_fn(apply, tf.range(count), fn_output_signature=dtypes, parallel_iterations=1)
     results: list[Nest] = []
     for index in range(count):
         with tf.control_dependencies(tf.nest.flatten(results[-1:])):
@@ -62,10 +65,10 @@ def map_parts(function: Callable[[Nest], Nest], parts: Nest, dtypes: Nest, commu
 
 
 def fold_parts(function: Callable[[Nest, Nest], Nest], start: Nest, parts: Nest) -> Nest:
-    """``function(… function(function(start, part 0), part 1) …)``; it may talk to other replicas."""
+    """Computes ``function(… function(function(start, part 0), part 1) …)``; the function may use collectives."""
     count = tf.nest.flatten(parts)[0].shape[0]
     if can_communicate_in_loops():
-        step = lambda found, index: function(found, _part(parts, index))  # noqa: E731
+        step = lambda result, index: function(result, _part(parts, index))  # noqa: E731
         return tf.foldl(step, tf.range(count), start, parallel_iterations=1)
     for index in range(count):
         with tf.control_dependencies(tf.nest.flatten(start)):

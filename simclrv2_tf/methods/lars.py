@@ -32,6 +32,11 @@ class LARS(keras.optimizers.Optimizer):
 
     Raises:
         ValueError: for a momentum or a weight decay out of bounds.
+
+    Example:
+        >>> optimizer = LARS(WarmUpCosine(peak=1.0, total_steps=100, warmup_steps=10), weight_decay=1e-4)
+        >>> weight = keras.Variable(np.ones((2, 2), "float32"))
+        >>> optimizer.apply([tf.ones((2, 2))], [weight])
     """
 
     def __init__(

@@ -57,6 +57,12 @@ def nt_xent(
     Returns:
         Scalars in float32 (float64 for float64 views): the loss, and the top-1 accuracy and entropy in nats of the
         similarities from view 1 to view 2, further negatives left out.
+
+    Example:
+        >>> view1, view2 = np.random.normal(size=(2, 8, 16))
+        >>> result = nt_xent(view1, view2, temperature=0.1)
+        >>> float(result.loss) > 0, float(result.entropy) < np.log(8)
+        (True, True)
     """
     per_image = _nt_xent_per_image(view1, view2, temperature, normalize, negatives, tile)
     return ContrastiveResult(*map(tf.reduce_mean, per_image))
@@ -114,10 +120,11 @@ class NTXent(keras.losses.Loss):
     Raises:
         ValueError: if the temperature is not above 0.
 
-    Example::
-
-        model.compile("sgd", loss=simclrv2_tf.NTXent(temperature=0.1))
-        model.fit(images, np.zeros(len(images)), batch_size=256)  # each batch: 128 first views, then their second views
+    Example:
+        >>> model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(16)])
+        >>> model.compile("sgd", loss=NTXent(temperature=0.1))
+        >>> views = np.ones((8, 32, 32, 3), "float32")  # four first views, then the second views of the same images
+        >>> history = model.fit(views, np.zeros(8), batch_size=8, verbose=0)
     """
 
     def __init__(

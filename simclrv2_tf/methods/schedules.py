@@ -24,6 +24,11 @@ class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     Raises:
         ValueError: for numbers of steps out of these bounds.
+
+    Example:
+        >>> schedule = WarmUpCosine(peak=1.0, total_steps=100, warmup_steps=10)
+        >>> [round(float(schedule(step)), 3) for step in (0, 5, 10, 55, 100)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
     """
 
     def __init__(self, peak: float, total_steps: int, warmup_steps: int = 0):
