@@ -88,7 +88,7 @@ def pool_program(views: int, ours: bool) -> str:
     """The ReLU and the max-pool of the stem at 224 px, forward and backward, in StableHLO."""
     import tensorflow as tf
 
-    from simclrv2_tf.models.pooling import max_pool
+    from simclrv2_tf.models.layers import max_pool
 
     pool = max_pool if ours else lambda x: tf.nn.max_pool2d(x, 3, 2, "SAME")
 

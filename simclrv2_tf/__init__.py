@@ -1,6 +1,6 @@
-"""SimCLRv2 in Keras 3 / TensorFlow: the public names.
+"""SimCLRv2 in Keras 3 / TensorFlow: public names.
 
-Each is imported when it is first asked for, so that ``import simclrv2_tf`` and ``--help`` need not wait for TensorFlow.
+Each name is imported on first use, so ``import simclrv2_tf`` and ``--help`` do not wait for TensorFlow.
 """
 
 import importlib
@@ -8,25 +8,25 @@ from typing import Any
 
 __version__ = "1.0.0"
 
-_HOMES = {
+_NAMES = {
     "data.augment": ("ViewSettings", "augment_views", "center_crop_and_resize"),
     "data.datasets": ("view_batches",),
     "data.input": ("make_views",),
-    "metrics": ("knn_accuracy", "linear_probe"),
-    "runs.export": ("save_saved_model",),
-    "models": ("BatchNorm", "BatchNormSettings", "Classifier", "Network", "ProjectionHead", "ResNet", "summarize"),
-    "runs.checkpoints": ("load_network",),
+    "methods.base": ("Method",),
     "methods.classifier": ("ClassificationModel",),
     "methods.distiller": ("Distiller",),
     "methods.lars": ("LARS",),
     "methods.losses": ("NTXent", "distillation_loss", "nt_xent"),
-    "methods.schedules": ("WarmUpCosine",),
-    "methods.simclr": ("SimCLR",),
-    "methods.base": ("Method",),
     "methods.momentum": ("MovingAverage",),
     "methods.pretraining": ("Pretraining",),
+    "methods.schedules": ("WarmUpCosine",),
+    "methods.simclr": ("SimCLR",),
+    "metrics": ("knn_accuracy", "linear_probe"),
+    "models": ("BatchNorm", "BatchNormSettings", "Classifier", "Network", "ProjectionHead", "ResNet", "summarize"),
+    "runs.checkpoints": ("load_network",),
+    "runs.export": ("save_saved_model",),
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = sorted(_MODULE_OF)
 

@@ -41,6 +41,11 @@ def knn_accuracy(
 
     Each of the ``k`` nearest training rows votes for its class with weight exp(cosine / temperature); the lower class
     wins a tie. ``k`` is capped at the number of rows. Labels must be below ``num_classes`` if that is given.
+
+    Example:
+        >>> features, labels = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
+        >>> knn_accuracy(features, labels, test_features=features + 0.1, test_labels=labels, k=1)
+        1.0
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -64,6 +69,11 @@ def linear_probe(
 
     Features are standardised by the training mean and deviation. The L2 strength is the best of ``PROBE_STRENGTHS`` on
     every fifth training example of each class; then the regression is fitted to all of them.
+
+    Example:
+        >>> features, labels = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])
+        >>> linear_probe(features, labels, test_features=features + 0.1, test_labels=labels)
+        1.0
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV

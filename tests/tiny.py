@@ -1,6 +1,6 @@
-"""Small models and batches that the tests of this folder share."""
+"""Small models and batches shared by the tests of methods, runs and devices."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
@@ -16,21 +16,30 @@ VIEWS = ViewSettings(SIZE)
 
 
 def use_float64() -> None:
-    """For comparisons of several steps: batch norm over a few rows amplifies the rounding of float32 at each."""
+    """For comparisons over several steps: batch norm over a few rows amplifies float32 rounding at each step."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
 
 
 def encoder() -> keras.Sequential:
-    """Two convolutions with batch norm: traced and run in a moment."""
-    layers = []
-    for index in range(2):
-        layers += [
-            keras.layers.Conv2D(6, 3, strides=2, use_bias=False, name=f"conv{index}"),
-            BatchNorm(name=f"batch_norm{index}"),
-            keras.layers.ReLU(name=f"relu{index}"),
-        ]
-    layers.append(keras.layers.GlobalAveragePooling2D(name="pool"))
+    """A convolution with batch norm, which is traced and run quickly."""
+    layers = [
+        keras.layers.Conv2D(6, 3, strides=2, use_bias=False, name="conv"),
+        BatchNorm(name="batch_norm"),
+        keras.layers.ReLU(name="relu"),
+        keras.layers.GlobalAveragePooling2D(name="pool"),
+    ]
+    return keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers], name="encoder")
+
+
+def keras_encoder() -> keras.Sequential:
+    """The same of Keras's layers alone."""
+    layers = [
+        keras.layers.Conv2D(6, 3, strides=2, use_bias=False, name="conv"),
+        keras.layers.BatchNormalization(momentum=0.9, name="batch_norm"),
+        keras.layers.ReLU(name="relu"),
+        keras.layers.GlobalAveragePooling2D(name="pool"),
+    ]
     return keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers], name="encoder")
 
 
@@ -39,30 +48,35 @@ def resnet() -> ResNet:
 
 
 def network(
-    classes: int = CLASSES, tap: int = 0, make_encoder=encoder, zero_init: bool = False, seed: int = 0, **head
+    classes: int = CLASSES,
+    tap: int = 0,
+    make_encoder: Callable[[], keras.Model] = encoder,
+    zero_init: bool = False,
+    seed: int = 0,
+    **head,
 ) -> Network:
-    """A built network with seeded weights and a head of 3 layers and 5 outputs.
+    """Builds a network with seeded weights and a head of 2 layers and 5 outputs.
 
-    Every gamma is 1: at 0, as the last ones of a residual block start, no gradient would reach the block.
+    Every gamma is 1: the last ones of residual blocks start at 0, and no gradient would reach the blocks.
     """
     keras.utils.set_random_seed(seed)
-    projection_head = ProjectionHead(name="projection_head", **{"out_dim": 5, **head})
-    made = Network(make_encoder(), projection_head, classes, tap, zero_init, name="network")
-    made.build()
-    for variable in made.trainable_variables:
+    projection_head = ProjectionHead(name="projection_head", **{"num_layers": 2, "out_dim": 5, **head})
+    network = Network(make_encoder(), projection_head, classes, tap, zero_init, name="network")
+    network.build()
+    for variable in network.trainable_variables:
         if variable.name == "gamma":
             variable.assign(tf.ones_like(variable))
-    return made
+    return network
 
 
-def compiled(model: Method, optimizer: str = "lars", rate: float = 0.1, decay: float = 1e-3, **how):
-    """The model as ``setup.compile_method`` leaves it."""
-    model.compile(optimizer=build_optimizer(optimizer, rate, 0.9, decay), **{"jit_compile": False, **how})
+def compiled(model: Method, optimizer: str = "lars", rate: float = 0.1, decay: float = 1e-3, **settings) -> Method:
+    """Compiles a model as ``setup.compile_method`` does."""
+    model.compile(optimizer=build_optimizer(optimizer, rate, 0.9, decay), **{"jit_compile": False, **settings})
     return model
 
 
 def batch(step: int, num_views: int = 2, size: int = BATCH, unlabelled: Iterable[int] = ()) -> dict[str, np.ndarray]:
-    """The batch of a step: views that are already made, and labels, −1 in the rows ``unlabelled``."""
+    """Returns the batch of a step: finished views, and labels, −1 in the rows ``unlabelled``."""
     rng = np.random.default_rng(step)
     labels = rng.integers(0, CLASSES, size).astype("int32")
     labels[list(unlabelled)] = -1
@@ -71,16 +85,16 @@ def batch(step: int, num_views: int = 2, size: int = BATCH, unlabelled: Iterable
 
 
 def dataset(first: int, count: int, **kwargs) -> tf.data.Dataset:
-    """The batches of steps ``first … first + count − 1``."""
+    """Returns the batches of steps ``first … first + count − 1``."""
     batches = [batch(step, **kwargs) for step in range(first, first + count)]
-    stacked = {name: np.stack([one[name] for one in batches]) for name in batches[0]}
+    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return tf.data.Dataset.from_tensor_slices(stacked).with_options(options)
 
 
-class Logs(keras.callbacks.Callback):
-    """Keeps the logs of every call of the train function."""
+class LogRecorder(keras.callbacks.Callback):
+    """Records the logs of every call of the train function."""
 
     def __init__(self):
         super().__init__()
@@ -91,30 +105,35 @@ class Logs(keras.callbacks.Callback):
 
 
 def fit(model: Method, batches: tf.data.Dataset) -> list[dict[str, float]]:
-    """Trains on the batches once; returns the logs of every call."""
-    logs = Logs()
-    model.fit(batches, verbose=0, shuffle=False, callbacks=[logs])
-    return logs.calls
+    """Trains on the batches once by Keras's ``fit``; returns the logs of every call."""
+    recorder = LogRecorder()
+    model.fit(batches, verbose=0, shuffle=False, callbacks=[recorder])
+    return recorder.calls
+
+
+def run_eagerly(model: Method, batches: tf.data.Dataset) -> list[dict[str, float]]:
+    """Trains on the batches once, on one replica, without tracing a graph; returns the logs of every step."""
+    return [{name: float(value) for name, value in model.train_step(batch).items()} for batch in batches]
 
 
 def numbers(variables: Iterable[keras.Variable]) -> dict[str, np.ndarray]:
-    """Values by path."""
+    """Returns values by path."""
     return {variable.path: np.array(variable) for variable in variables}
 
 
 def assign(variables: Iterable[keras.Variable], values: dict[str, np.ndarray]) -> None:
-    """Gives variables the values of their paths."""
+    """Assigns values by path."""
     for variable in variables:
         variable.assign(values[variable.path])
 
 
 def moved(before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> set[str]:
-    """Paths of what differs."""
+    """Returns the paths of values that differ."""
     return {path for path, value in before.items() if not np.array_equal(value, after[path])}
 
 
 def assert_close(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray], rtol: float) -> None:
-    """Every variable, relative to its greatest number."""
+    """Compares every variable, relative to its largest absolute value."""
     assert actual.keys() == expected.keys()
     for path, value in expected.items():
         np.testing.assert_allclose(

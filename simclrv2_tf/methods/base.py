@@ -1,7 +1,7 @@
-"""The base class of every training method: one step on every replica, several steps per call of the device.
+"""Base class of all training methods: one training step, run on every replica, several steps per device call.
 
-A method is a subclass of ``Method`` that writes ``forward`` and ``objective``; the step itself, the replicas, the
-NaN guard and micro-batches are here. ``simclr.py`` and ``classifier.py`` are examples.
+A method is a subclass of ``Method`` that defines ``forward`` and ``objective``. The base class handles the step itself,
+replicas, the NaN guard and micro-batches. For examples, see ``simclr.py`` and ``classifier.py``.
 """
 
 import inspect
@@ -29,24 +29,41 @@ Logs = dict[str, tf.Tensor]
 
 
 class Method(keras.Model):
-    """A network and how it is trained.
+    """A network together with its training step.
 
-    A subclass writes ``forward`` and ``objective``, and where it needs them ``after_step``, ``parts`` and
-    ``trained_variables``. Keras's ``fit`` and the command line's loop both call ``run_steps``.
+    A subclass defines ``forward`` and ``objective``, and if needed ``after_step``, ``parts`` and ``trained_variables``.
+    Keras's ``fit`` and the loop of the command line both call ``run_steps``.
+
+    A batch is a dict with the inputs of ``input.make_views`` and int32 ``labels [b]``, −1 where unknown.
 
     Args:
         network: a ``Network``, or any Keras model from images to features ``[n, d]``, which gets a projection head of
             three layers.
-        views: how views are made from the images of a batch.
-        weight_decay: factor of the L2 terms that are part of the loss.
-        micro_batch: images of a replica in memory at a time (``grad_cache.py``); 0 for all of them.
+        views: augmentation settings.
+        weight_decay: factor of the L2 terms in the loss.
+        micro_batch: images per replica whose activations are in memory at a time (``grad_cache.py``); 0 for all.
 
     Attributes:
-        num_views: views of each image in a batch.
-        strong_augmentation: color distortion and blur beside crop and flip, as for pretraining.
+        num_views: number of views of each image in a batch.
+        strong_augmentation: distort colors and blur in addition to crop and flip, as for pretraining.
         train_metrics: names of the scalars that a step returns, the loss first.
 
-    A batch is a dict of what ``input.make_views`` takes and int32 ``labels [b]``, −1 where unknown.
+    Example:
+        >>> class BarlowTwins(Method):  # arXiv 2103.03230 with λ = 1
+        ...     num_views = 2
+        ...
+        ...     def forward(self, batch):
+        ...         views = self.make_views(batch)  # [b, 2, size, size, 3]
+        ...         outputs = [self(views[:, i], training=True)["proj_head_output"] for i in (0, 1)]
+        ...         return {"projections": tf.stack(outputs, axis=1)}  # [b, 2, d]
+        ...
+        ...     def objective(self, outputs, batch):
+        ...         first, second = tf.unstack(outputs["projections"], axis=1)  # [b, d] each
+        ...         correlation = tf.matmul(first, second, transpose_a=True) / first.shape[0]  # [d, d]
+        ...         return tf.reduce_sum((correlation - tf.eye(first.shape[1])) ** 2), {}
+        >>> model = BarlowTwins(ResNet(10, 0.0625, stem="cifar"), ViewSettings(32))
+        >>> model.compile("adam", jit_compile=False)  # True on a GPU
+        >>> history = model.fit(view_batches(images, 4, ViewSettings(32)), verbose=0)
     """
 
     num_views = 1
@@ -72,33 +89,33 @@ class Method(keras.Model):
 
     @classmethod
     def from_settings(cls, network: Network, views: ViewSettings, config: Config) -> "Method":
-        """Builds the method that the command line's settings describe. Call it in the strategy's scope."""
+        """Builds the method from the settings of a run. Call it in the strategy's scope."""
         return cls(network, views, weight_decay=config.weight_decay, micro_batch=config.grad_cache_micro_batch)
 
-    # What a subclass writes
+    # Defined by subclasses
 
     def forward(self, batch: Batch) -> Outputs:
         """Runs the network on a replica's part of the batch.
 
         Returns:
-            What ``objective`` reads: float tensors ``[b, ...]``, a row for each image.
+            The inputs of ``objective``: float tensors ``[b, ...]``, one row per image.
         """
         raise NotImplementedError
 
     def objective(self, outputs: Outputs, batch: Batch) -> tuple[tf.Tensor, Logs]:
-        """Computes the replica's loss, a scalar, and the other ``train_metrics``, each a mean over the replica."""
+        """Computes the replica's scalar loss and the other ``train_metrics``, each a mean over the replica's images."""
         raise NotImplementedError
 
     def after_step(self, batch: Batch) -> None:
-        """Runs after the update, for example to move an average. A no-op by default."""
+        """Runs after the update, for example to update a moving average. A no-op by default."""
 
     def parts(self) -> dict[str, keras.layers.Layer]:
-        """Layers by name: what is saved, restored, and rolled back after a bad step."""
+        """Returns, by name, the layers that are saved, restored, and rolled back after a bad step."""
         return self.network.parts()
 
     @property
     def trained_variables(self) -> list[keras.Variable]:
-        """Variables that ``train_step`` updates."""
+        """Returns the variables that ``train_step`` updates."""
         network = self.network
         return network.encoder_variables + network.head_variables() + network.classifier_variables
 
@@ -109,14 +126,14 @@ class Method(keras.Model):
     # The step
 
     def train_step(self, batch: Batch) -> Logs:
-        """Makes one update on one replica.
+        """Makes one update, on one replica.
 
-        The loss is divided by the number of replicas, since Keras's optimizers sum the gradients over replicas.
+        The loss is divided by the number of replicas, because Keras's optimizers sum gradients over replicas.
 
         Returns:
             The replica's ``train_metrics``, scalars.
         """
-        if self.micro_batch:  # each micro-batch makes its own views
+        if self.micro_batch:  # views are made per micro-batch
             loss, logs, gradients = cached_gradients(self, batch, self.micro_batch)
         else:
             batch = batch | {"views": self.make_views(batch)}
@@ -133,22 +150,21 @@ class Method(keras.Model):
         return make_views(batch, self.views)
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        """Scales a replica's loss for the gradient: by the number of replicas, and in float16 by the loss scale."""
+        """Divides a replica's loss by the number of replicas, and multiplies it by the loss scale in float16."""
         return self.optimizer.scale_loss(loss / replica_count())
 
     def weight_decay_loss(self) -> tf.Tensor | float:
-        """Computes the L2 terms that the optimizer does not apply itself."""
+        """Computes the L2 penalty of the variables that the optimizer does not decay itself."""
         return l2_penalty(penalised_variables(self), self.weight_decay)
 
     # Several steps on every replica
 
     def run_steps(self, iterator: Any, steps: int) -> Logs:
-        """Trains on the next batches of a distributed iterator, in one call of the device.
+        """Trains on the next batches of a distributed iterator, in one device call.
 
         Returns:
-            The mean ``train_metrics`` over steps and replicas (over the good steps if bad ones are skipped);
-            ``bad_steps``, the number of steps whose loss or gradient was not finite; and ``first_bad_step``, counted
-            from 0, −1 for none.
+            The mean ``train_metrics`` over steps and replicas (over good steps if bad ones are skipped); ``bad_steps``,
+            the number of steps whose loss or gradient was not finite; ``first_bad_step``, counted from 0, −1 if none.
         """
         if self._run_steps is None:
             self._run_steps = self._make_run_steps()
@@ -161,25 +177,28 @@ class Method(keras.Model):
         return self._run_steps.get_concrete_function(iterator, tf.constant(1)).graph
 
     def _make_run_steps(self) -> Any:
-        # Nothing here needs AutoGraph, whose conversion takes longer than the tracing, and room for temporary files.
+        # Without AutoGraph: nothing here needs it, and it takes longer than tracing and writes temporary files.
         replica_step = self.guarded_step
         if self.jit_compile and not isinstance(self.distribute_strategy, tf.distribute.TPUStrategy):
             replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
         @tf.function(reduce_retracing=True, autograph=False)
         def run_steps(iterator: Any, steps: tf.Tensor) -> Logs:
-            def run_step(step: tf.Tensor, total: tf.Tensor, bad: tf.Tensor, first: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            def run_step(
+                step: tf.Tensor, total: tf.Tensor, num_bad: tf.Tensor, first_bad: tf.Tensor
+            ) -> tuple[tf.Tensor, ...]:
                 logs = self.distribute_strategy.run(replica_step, args=(next(iterator),))
-                logs = self.distribute_strategy.experimental_local_results(logs)[0]
+                logs = self.distribute_strategy.experimental_local_results(logs)[0]  # equal on all replicas
                 good = logs[-1] > 0
                 total += tf.where(good, logs[:-1], tf.zeros_like(total)) if self.skip_bad_steps else logs[:-1]
-                return step + 1, total, bad + tf.cast(~good, tf.int32), tf.where(good | (first >= 0), first, step)
+                num_bad += tf.cast(~good, tf.int32)
+                return step + 1, total, num_bad, tf.where(good | (first_bad >= 0), first_bad, step)
 
             start = tf.constant(0), tf.zeros([len(self.train_metrics)]), tf.constant(0), tf.constant(-1)
-            _, total, bad, first = tf.while_loop(lambda step, *_: step < steps, run_step, start)
-            counted = tf.maximum(steps - bad, 1) if self.skip_bad_steps else steps
-            means = dict(zip(self.train_metrics, tf.unstack(total / tf.cast(counted, tf.float32)), strict=True))
-            return {**means, "bad_steps": bad, "first_bad_step": first}
+            _, total, num_bad, first_bad = tf.while_loop(lambda step, *_: step < steps, run_step, start)
+            count = tf.maximum(steps - num_bad, 1) if self.skip_bad_steps else steps
+            means = dict(zip(self.train_metrics, tf.unstack(total / tf.cast(count, tf.float32)), strict=True))
+            return {**means, "bad_steps": num_bad, "first_bad_step": first_bad}
 
         return run_steps
 
@@ -187,7 +206,8 @@ class Method(keras.Model):
         """Runs ``train_step``, and rolls it back if it is bad and bad steps are skipped.
 
         Returns:
-            The ``train_metrics`` averaged over replicas, then 1 if loss and gradients were finite, else 0.
+            ``[metrics + 1]``, float32: the ``train_metrics`` averaged over replicas, then 1 for a good step, 0 for a
+            bad one, whose loss or gradient was not finite.
         """
         snapshot = self._snapshot() if self.skip_bad_steps else None
         logs = self.train_step(self.complete_batch(batch))
@@ -199,7 +219,7 @@ class Method(keras.Model):
         return tf.concat([metrics, [tf.cast(good, tf.float32)]], axis=0)
 
     def _snapshot(self) -> Snapshot:
-        """Copies all that a step changes, except the count of steps, which the learning rate depends on."""
+        """Copies everything that a step changes, except the step count, which the learning rate depends on."""
         counters = ("iteration", "step_counter")
         slots = [variable for variable in self.optimizer.variables if variable.name not in counters]
         trained = {id(variable) for variable in self.trained_variables}
@@ -207,11 +227,11 @@ class Method(keras.Model):
         return Snapshot([*self.trained_variables, *slots], state)
 
     def complete_batch(self, batch: Batch) -> Batch:
-        """Adds what the input leaves out, see ``TrainingInput.complete_batch``, which replaces this no-op."""
+        """Adds images that reside on the device to a batch. A no-op, unless replaced by ``TrainingInput``'s method."""
         return batch
 
     def average_local_statistics(self) -> None:
-        """Averages the moving statistics of local batch norms, which every replica has its own of, over replicas."""
+        """Averages the moving statistics of unsynchronized batch norms over replicas, each of which has its own."""
         layers = [layer for layer in self._flatten_layers() if isinstance(layer, BatchNorm) and not layer.synchronized]
 
         def average() -> None:
@@ -224,14 +244,14 @@ class Method(keras.Model):
     # Keras
 
     def compile(self, *args: Any, skip_bad_steps: bool = False, **kwargs: Any) -> None:
-        """Compiles as Keras does, and builds the optimizer: its variables belong to the strategy and to checkpoints.
+        """Compiles as Keras does, and builds the optimizer, whose variables belong to the strategy and to checkpoints.
 
-        LARS neither decays nor adapts the classifier.
+        The classifier is excluded from LARS's weight decay and adaptation.
 
         Args:
-            *args: as Keras's.
-            skip_bad_steps: roll back a step whose loss or gradient is not finite.
-            **kwargs: as Keras's.
+            *args: as in Keras.
+            skip_bad_steps: roll back steps whose loss or gradient is not finite.
+            **kwargs: as in Keras.
 
         Raises:
             SettingError: for float16 on several replicas, where Keras's loss scaling fails.
@@ -245,15 +265,15 @@ class Method(keras.Model):
             inner.exclude(self.network.classifier_variables)
         self.optimizer.build(self.trained_variables)
         if self.distribute_strategy.num_replicas_in_sync > 1:
-            # Each replica counts the steps. Keras would broadcast the first one's count, which XLA cannot compile.
+            # Each replica counts steps itself. Keras would broadcast the first one's count, which XLA cannot compile.
             self.optimizer.iterations.value._aggregation = tf.VariableAggregation.NONE
         self.skip_bad_steps = skip_bad_steps
 
     def make_train_function(self, force: bool = False) -> Any:
         """Returns the function that ``fit`` calls.
 
-        Keras 3's own fails under distribution with ``steps_per_execution`` above 1, with ``jit_compile``, and on
-        several workers.
+        Keras's own fails on several replicas with ``steps_per_execution`` above 1 or ``jit_compile``, and on several
+        workers.
         """
         if self.train_function is None or force:
             self._run_steps = None
@@ -265,19 +285,19 @@ class Method(keras.Model):
         return {name: logs[name] for name in self.train_metrics}
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Does nothing, as methods are built by their constructor. Keras would take a batch and average integers."""
+        """Does nothing: methods are built by their constructor. Keras's would take a batch and average integers."""
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Returns what a saved model is compiled with when it is loaded."""
+        """Returns the arguments with which a loaded model is compiled."""
         names = ("optimizer", "jit_compile", "steps_per_execution", "skip_bad_steps")
         return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names if self.compiled}
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a loaded model as it was."""
+        """Compiles a loaded model as it was compiled when saved."""
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, which are attributes of the same names."""
+        """Returns the constructor's arguments, from the attributes of the same names."""
         classes = [cls for cls in type(self).__mro__ if issubclass(cls, Method)]
         parameters = [p for cls in classes for p in list(inspect.signature(cls.__init__).parameters.values())[1:]]
         names = dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
@@ -285,5 +305,5 @@ class Method(keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "Method":
-        """Builds a method from what ``get_config`` returned."""
+        """Builds a method from its config."""
         return cls(**{k: keras.saving.deserialize_keras_object(v, custom_objects) for k, v in config.items()})

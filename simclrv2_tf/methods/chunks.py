@@ -15,8 +15,8 @@ def split(tensors: Nest, size: int) -> Nest:
 
     def split_one(tensor: tf.Tensor) -> tf.Tensor:
         parts = -(-tensor.shape[0] // size)
-        if missing := parts * size - tensor.shape[0]:
-            tensor = tf.pad(tensor, [[0, missing]] + [[0, 0]] * (tensor.shape.rank - 1))
+        if padding := parts * size - tensor.shape[0]:
+            tensor = tf.pad(tensor, [[0, padding]] + [[0, 0]] * (tensor.shape.rank - 1))
         return tf.reshape(tensor, tf.concat([[parts, size], tf.shape(tensor)[1:]], axis=0))
 
     return tf.nest.map_structure(split_one, tensors)

@@ -1,4 +1,4 @@
-"""Training with labels: fine-tuning, linear evaluation, training from scratch (paper §2, step 2)."""
+"""Supervised training: fine-tuning, linear evaluation, training from scratch (paper §2, step 2)."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from simclrv2_tf.models.network import Network
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class ClassificationModel(Method):
-    """Softmax classification by a network with a classifier.
+    """Softmax classification.
 
-    It trains what is trainable: call ``freeze`` before ``compile``.
+    All trainable variables that the classifier depends on are trained: call ``freeze`` before ``compile``.
 
     Args:
         network: with a classifier, on any tap of the projection head.
-        views: how views are made from the images of a batch.
-        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, as of ``Method``.
+        views: augmentation settings.
+        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, see ``Method``.
 
     Example:
-        >>> network = Network(ResNet(18, 0.25, stem="cifar"), num_classes=10)
+        >>> network = Network(ResNet(10, 0.0625, stem="cifar"), num_classes=10)
         >>> model = ClassificationModel(network, ViewSettings(32))
         >>> model.compile("adam")
     """
@@ -35,28 +35,28 @@ class ClassificationModel(Method):
         super().__init__(network, views, **{"name": "classification", **kwargs})
 
     def freeze(self, after_block: int, keep_head: bool = False) -> None:
-        """Freezes the encoder up to a block group, and the head if asked or if all of the encoder is frozen.
+        """Freezes the encoder up to a block group; the projection head too if asked or if the whole encoder is frozen.
 
-        Frozen batch norms use their moving statistics and do not move them (the official tf2 code moved them).
+        Frozen batch norms use their moving statistics and do not update them (the official tf2 code does).
 
         Args:
-            after_block: −1 nothing, 0 the stem, k the stem and block groups 1 to k; 4 is linear evaluation.
-            keep_head: leave the projection head as it is.
+            after_block: −1 freezes nothing, 0 the stem, k the stem and block groups 1 to k; 4 is linear evaluation.
+            keep_head: freeze the projection head.
 
         Raises:
-            ValueError: for 0 to 3 with an encoder that is not a ``ResNet``.
+            ValueError: for 0 to 3 if the encoder has no block groups.
         """
         self.network.freeze_encoder(after_block)
         self.network.projection_head.trainable = not (keep_head or after_block == 4)
 
     @property
     def trained_variables(self) -> list[keras.Variable]:
-        """Variables that the classifier's gradient reaches and that are not frozen."""
+        """Returns the variables that the classifier depends on and that are not frozen."""
         network = self.network
         return network.encoder_variables + network.head_variables(network.head_input) + network.classifier_variables
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Returns the network's endpoints, up to the tap that the classifier reads."""
+        """Returns the network's endpoints up to the classifier's tap, and the logits."""
         return self.network(images, training=training)
 
     def forward(self, batch: Batch) -> Outputs:

@@ -1,4 +1,4 @@
-"""Distillation: a fine-tuned teacher labels the unlabelled images softly for a student (paper §2, step 3)."""
+"""Distillation: a student learns from the soft labels of a fine-tuned teacher (paper §2, step 3)."""
 
 from typing import Any
 
@@ -18,16 +18,14 @@ class Distiller(ClassificationModel):
 
     Args:
         network: the student, with a classifier.
-        teacher: any network with a classifier of the same classes; it is neither changed nor saved.
-        views: how views are made; teacher and student see the same view.
+        teacher: any network with a classifier of the same classes; it is not trained, and not part of checkpoints.
+        views: augmentation settings; teacher and student see the same view.
         temperature: of both softmaxes.
-        alpha: weight of the distillation; below 1, images with a label ≥ 0 also train with it.
-        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, as of ``Method``.
-
-    A batch has int ``labels [b]``, −1 for the unlabelled images.
+        alpha: weight of the distillation term; below 1, labels ≥ 0 are used too.
+        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, see ``Method``.
 
     Example:
-        >>> teacher, student = (Network(ResNet(18, width, stem="cifar"), num_classes=10) for width in (1, 0.25))
+        >>> teacher, student = (Network(ResNet(10, width, stem="cifar"), num_classes=10) for width in (0.125, 0.0625))
         >>> model = Distiller(student, teacher, ViewSettings(32), temperature=0.1)
         >>> model.compile("adam")
     """

@@ -1,4 +1,4 @@
-"""Cached gradients (GradCache, arXiv 2101.06983): a contrastive batch whose activations do not fit into memory."""
+"""GradCache (arXiv 2101.06983): gradients of a contrastive batch whose activations do not fit into memory."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +13,26 @@ if TYPE_CHECKING:
 
 
 def cached_gradients(method: "Method", batch: "Batch", micro_batch: int) -> tuple[tf.Tensor, "Logs", list[tf.Tensor]]:
-    """Computes the plain step's loss and gradients, with the activations of one micro-batch in memory at a time.
+    """Computes the loss and gradients of a step, with the activations of one micro-batch in memory at a time.
 
-    1. ``forward`` of every micro-batch; only the outputs are kept.
-    2. ``objective`` of all outputs; its gradient with respect to the outputs.
-    3. ``forward`` of every micro-batch again, which passes its part of that gradient on to the variables.
+    1. Run ``forward`` on every micro-batch; keep only the outputs.
+    2. Compute ``objective`` of all outputs, and its gradient with respect to them.
+    3. Run ``forward`` on every micro-batch again and propagate its part of that gradient to the variables.
 
-    These are the gradients of the plain step if the outputs of an image do not depend on its micro-batch. Batch norm
-    makes them depend: it normalises by its micro-batch, over all replicas if it is synchronized. Moving statistics
-    move once per step, as without micro-batches, towards the mean of the micro-batches' statistics.
+    The gradients equal those of the plain step if the outputs of an image do not depend on its micro-batch. With batch
+    norm they do: it normalises over its micro-batch (of all replicas, if it is synchronized). Moving statistics are
+    updated once per step, as in the plain step, with the mean of the micro-batches' statistics.
 
     Args:
-        method: what is trained.
-        batch: of this replica, tensors ``[b, ...]``.
-        micro_batch: images at a time; divides b.
+        method: the method to train.
+        batch: the replica's, tensors ``[b, ...]``.
+        micro_batch: images per micro-batch; divides b.
 
     Returns:
         The replica's loss, its other metrics, and the gradients of the trained variables.
 
     Raises:
-        ValueError: if the micro-batches would not be equal.
+        ValueError: if ``micro_batch`` does not divide b.
     """
     num_images = tf.nest.flatten(batch)[0].shape[0]
     if num_images is None or num_images % micro_batch:
@@ -41,17 +41,17 @@ def cached_gradients(method: "Method", batch: "Batch", micro_batch: int) -> tupl
     weights = [variable.value for variable in method.trained_variables]
     state = [variable for part in method.parts().values() for variable in part.non_trainable_variables]
 
-    moved: list[keras.Variable] = []  # the state that forward assigns, known after its first trace
+    updated: list[keras.Variable] = []  # the state that forward updates; known once it is traced
 
     def run_once(part: "Batch") -> tuple["Outputs", list[tf.Tensor]]:
         with keras.StatelessScope() as scope:
             outputs = method.forward(part)
-        moved[:] = [variable for variable in state if scope.get_current_value(variable) is not None]
-        return outputs, [tf.convert_to_tensor(scope.get_current_value(variable)) for variable in moved]
+        updated[:] = [variable for variable in state if scope.get_current_value(variable) is not None]
+        return outputs, [tf.convert_to_tensor(scope.get_current_value(variable)) for variable in updated]
 
     signature = _dtypes(run_once, micro_batches) if can_communicate_in_loops() else None
     outputs, states = map_parts(run_once, micro_batches, signature, communicates=True)
-    for variable, values in zip(moved, states, strict=True):
+    for variable, values in zip(updated, states, strict=True):  # values [micro-batches, ...]
         _assign_mean(variable, values)
 
     outputs = join(outputs, num_images)  # [b, ...]
@@ -62,26 +62,26 @@ def cached_gradients(method: "Method", batch: "Batch", micro_batch: int) -> tupl
     output_gradients, gradients = tape.gradient(scaled, (outputs, weights), unconnected_gradients="zero")
 
     def run_again(total: list[tf.Tensor], part: tuple["Batch", "Outputs"]) -> list[tf.Tensor]:
-        images, upstream = part
+        inputs, upstream = part
         with keras.StatelessScope(), tf.GradientTape() as tape:
-            outputs = method.forward(images)
-        more = tape.gradient(outputs, weights, upstream, unconnected_gradients="zero")
-        return [one + other for one, other in zip(total, more, strict=True)]
+            outputs = method.forward(inputs)
+        gradients = tape.gradient(outputs, weights, upstream, unconnected_gradients="zero")
+        return [one + other for one, other in zip(total, gradients, strict=True)]
 
     return loss, logs, fold_parts(run_again, gradients, (micro_batches, split(output_gradients, micro_batch)))
 
 
 def _dtypes(function: Any, parts: Any) -> Any:
-    """Returns the dtypes of a function's results for the first part, from a trace that is thrown away."""
+    """Returns the dtypes of a function's results, from a trace of the first part that is discarded."""
     with tf.__internal__.FuncGraph("micro_batch").as_default():
         results = function(tf.nest.map_structure(lambda tensor: tensor[0], parts))
     return tf.nest.map_structure(lambda tensor: tensor.dtype, results)
 
 
 def _assign_mean(variable: keras.Variable, values: tf.Tensor) -> None:
-    """Assigns the mean of ``values [micro-batches, ...]``; to a counter or a seed the last of them."""
+    """Assigns the mean of ``values [micro-batches, ...]``, or the last one to an integer, such as a seed."""
     if values.dtype.is_floating:
-        # A mean of changes, so that what has not changed keeps every bit.
+        # Adds the mean change, so that an unchanged value stays the same to the bit.
         variable.assign(variable.value + tf.reduce_mean(values - variable.value, axis=0))
     else:
         variable.assign(values[-1])

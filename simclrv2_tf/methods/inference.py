@@ -1,4 +1,4 @@
-"""Batches for every replica, and outputs of a model for a whole data set."""
+"""Distributes batches over replicas, and collects a model's outputs for a whole data set."""
 
 from collections.abc import Callable
 
@@ -17,16 +17,16 @@ MakeBatches = Callable[[Part], tf.data.Dataset]
 def distribute(
     strategy: tf.distribute.Strategy, batch_size: int, make_batches: MakeBatches, prefetch_to: str = ""
 ) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-    """Builds a data set of global batches, of which each worker makes its own rows and each replica gets its share.
+    """Builds a data set of global batches; each worker makes its own rows, and each replica gets its share of them.
 
-    TensorFlow's ``experimental_distribute_dataset`` gives every worker the same rows if files cannot be sharded.
+    TensorFlow's ``experimental_distribute_dataset`` would give every worker the same rows.
 
     Args:
-        strategy: whose replicas are fed, in their order.
-        batch_size: images of a global batch; a multiple of the number of replicas.
-        make_batches: from a part to the batches of its rows, of one static shape and equally many for each part.
-        prefetch_to: device to which two batches are copied ahead of their step, if there is one replica and no other
-            worker (TensorFlow does so itself if there are several).
+        strategy: its replicas get the rows in replica order.
+        batch_size: images per global batch; a multiple of the number of replicas.
+        make_batches: returns the batches of a part's rows, of one static shape and the same number for every part.
+        prefetch_to: device to which two batches are copied ahead if there is only one replica (with several, TensorFlow
+            does so itself).
     """
 
     def for_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
@@ -43,22 +43,22 @@ def distribute(
 def collect(
     method: Method, make_batches: MakeBatches, batch_size: int, names: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
-    """Runs ``input.evaluation_batches`` through a model and returns its endpoints on every worker.
+    """Runs ``method.call`` on a whole data set and returns its outputs, on every worker.
 
     Args:
-        method: whose ``call`` is run.
-        make_batches: from a part to its batches, with ``images``, ``labels`` and ``weights``; images of weight 0 are
-            left out.
-        batch_size: images of a batch, over all parts.
+        method: the model.
+        make_batches: returns the batches of a part (``input.evaluation_batches``) with ``images``, ``labels`` and
+            ``weights``; images of weight 0 are padding.
+        batch_size: images per global batch.
         names: endpoints of ``call``.
 
     Returns:
-        The endpoints and ``labels``, ``[n, ...]`` in the order of the images, for any number of replicas.
+        The endpoints and ``labels``, ``[n, ...]`` in the order of the images for any number of replicas.
 
     Raises:
         SettingError: if there are no images.
     """
-    # The names are not an argument, which a TPU would be sent; and each function is traced once.
+    # Names are bound, not passed: arguments are sent to a TPU. The function is cached, so it is traced once.
     forward = tf.function(lambda batch: _endpoints(method, batch, names), autograph=False)
     forward = vars(method).setdefault(f"_forward{names}", forward)
     method.average_local_statistics()
@@ -76,7 +76,7 @@ def collect(
 
 
 def _endpoints(method: Method, batch: Batch, names: tuple[str, ...]) -> dict[str, tf.Tensor]:
-    """Returns the named endpoints, in a dtype that NumPy has; from all replicas if this worker does not have them."""
+    """Returns the named endpoints in a dtype that NumPy has, gathered over replicas if there are several workers."""
     endpoints = method(batch["images"], training=False)
     half = (tf.bfloat16, tf.float16)
     outputs = {n: tf.cast(endpoints[n], tf.float32) if endpoints[n].dtype in half else endpoints[n] for n in names}

@@ -57,6 +57,12 @@ def nt_xent(
     Returns:
         Scalars in float32 (float64 for float64 views): the loss, and the top-1 accuracy and entropy in nats of the
         similarities from view 1 to view 2, further negatives left out.
+
+    Example:
+        >>> view1, view2 = np.random.normal(size=(2, 8, 16))
+        >>> result = nt_xent(view1, view2, temperature=0.1)
+        >>> float(result.loss) > 0, float(result.entropy) < np.log(8)
+        (True, True)
     """
     per_image = _nt_xent_per_image(view1, view2, temperature, normalize, negatives, tile)
     return ContrastiveResult(*map(tf.reduce_mean, per_image))

@@ -1,4 +1,4 @@
-"""Moving-average encoder, and MoCo's queue of its outputs as further negatives (paper §2; arXiv 1911.05722)."""
+"""Moving-average network, and MoCo's queue of its outputs as further negatives (paper §2; arXiv 1911.05722)."""
 
 import keras
 import tensorflow as tf
@@ -12,15 +12,22 @@ class MovingAverage(keras.layers.Layer):
     """Exponential moving average of a network's trainable weights, ``a ← decay · a + (1 − decay) · w``.
 
     Args:
-        network: the network that is trained, built; the average starts from its weights.
+        network: the trained network, built; the average starts from its weights.
         decay: per step.
+
+    Example:
+        >>> network = Network(ResNet(10, 0.0625, stem="cifar"))
+        >>> network.build()
+        >>> target = MovingAverage(network, decay=0.99)
+        >>> target.update(network)  # after each training step
+        >>> projections = target.project(network, np.ones((2, 32, 32, 3), "float32"))
     """
 
     def __init__(self, network: Network, decay: float, name: str = "average"):
         super().__init__(name=name, dtype=statistics_dtype(network.variable_dtype).name)
         self.decay = decay
         self.averages = [
-            # Every replica computes the same new values, so that nothing is aggregated.
+            # No aggregation: every replica computes the same new values.
             self.add_weight(shape=weight.shape, name=f"average_{i}", trainable=False, aggregation="none")
             for i, weight in enumerate(network.trainable_variables)
         ]
@@ -28,17 +35,17 @@ class MovingAverage(keras.layers.Layer):
             average.assign(weight)
 
     def update(self, network: Network) -> None:
-        """Moves the average by one step."""
+        """Updates the average after a step."""
         for average, weight in zip(self.averages, network.trainable_variables, strict=True):
             average.assign(self.decay * average.value + (1 - self.decay) * tf.cast(weight.value, average.dtype))
 
     def project(self, network: Network, images: tf.Tensor) -> tf.Tensor:
-        """Computes the head's output for images with the averaged weights.
+        """Computes the projection head's output with the averaged weights.
 
-        Batch norm uses the batch's statistics, and moves none.
+        Batch norms use batch statistics and do not update their moving ones.
 
         Args:
-            network: the network that was passed to the constructor.
+            network: the one passed to the constructor.
             images: ``[n, h, w, 3]`` in [0, 1].
 
         Returns:
@@ -54,7 +61,7 @@ class Memory(MovingAverage):
     """A moving average with a queue of its outputs.
 
     Args:
-        network: as of ``MovingAverage``, with a projection head.
+        network: the trained network, built, with a projection head.
         size: rows of the queue.
         decay: per step.
     """
@@ -67,6 +74,6 @@ class Memory(MovingAverage):
         )
 
     def push(self, keys: tf.Tensor) -> None:
-        """Puts the outputs ``[n, d]`` of all replicas at the front of the queue and drops the oldest rows."""
-        queue = tf.concat([all_gather(keys), self.queue.value], axis=0)
+        """Adds the outputs ``[n, d]`` of all replicas at the front of the queue and drops the oldest rows."""
+        queue = tf.concat([all_gather(keys), self.queue.value], axis=0)  # [N + size, d]
         self.queue.assign(queue[: self.queue.shape[0]])

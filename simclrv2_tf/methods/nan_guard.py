@@ -1,4 +1,4 @@
-"""NaN/Inf guard: detects bad steps on the device and rolls them back there, without asking the host."""
+"""NaN/Inf guard: detects bad steps and rolls them back on the device."""
 
 from collections.abc import Sequence
 
@@ -9,24 +9,24 @@ import tensorflow as tf
 def all_finite(loss: tf.Tensor, updated: Sequence[keras.Variable]) -> tf.Tensor:
     """Checks that neither the loss nor a gradient was NaN or infinite; returns a bool scalar.
 
-    A gradient that was not finite leaves its variable not finite, whatever the optimizer. Float16's loss scaling skips
-    such an update itself, and then nothing is wrong. All replicas have the same weights, so all agree if the loss is
-    the one averaged over them.
+    With every optimizer, a gradient that is not finite leaves its variable not finite, so the variables are checked. An
+    update that float16's loss scaling has skipped is not an error. All replicas return the same, as they have the same
+    weights.
 
     Args:
         loss: of the step, averaged over replicas.
-        updated: the trained variables, after the step.
+        updated: the trained variables after the step.
     """
     finite = [tf.reduce_all(tf.math.is_finite(value)) for value in (loss, *(variable.value for variable in updated))]
     return tf.reduce_all(tf.stack(finite))
 
 
 class Snapshot:
-    """The values of variables before a step, on a replica.
+    """Values of variables before a step, on one replica.
 
     Args:
-        by_optimizer: variables that an optimizer changes on all replicas at once.
-        by_replica: variables that each replica assigns itself.
+        by_optimizer: variables that the optimizer updates on all replicas at once.
+        by_replica: variables that each replica assigns by itself.
     """
 
     def __init__(self, by_optimizer: Sequence[keras.Variable], by_replica: Sequence[keras.Variable]):
@@ -39,7 +39,7 @@ class Snapshot:
         values = [tf.where(good, v.value, old) for v, old in zip(variables, self.before, strict=True)]
         count = len(self.by_optimizer)
         strategy = tf.distribute.get_strategy()
-        # As Keras's optimizers do: on GPUs under XLA each replica updates its copy, and must not merge with the others.
+        # As in Keras's optimizers: on GPUs under XLA each replica updates its own copy; merging is not possible.
         tf.__internal__.distribute.interim.maybe_merge_call(self._assign, strategy, *values[:count])
         for variable, value in zip(self.by_replica, values[count:], strict=True):
             variable.assign(value)

@@ -1,4 +1,4 @@
-"""Base of the methods that learn from two views of each image, without labels."""
+"""Base class of methods that learn from two views of each image, without labels."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ from simclrv2_tf.models.network import Network
 
 
 class Pretraining(Method):
-    """Runs the network on two views of each image, and trains a linear classifier beside it if there are labels.
+    """Method that runs the network on two views of each image, and trains a linear classifier if there are labels.
 
-    The classifier reads the features behind a stopped gradient, so that it does not move the encoder (online linear
-    evaluation). A subclass writes ``objective`` and adds ``online_evaluation`` to its loss.
+    The classifier reads features whose gradient is stopped, so it does not move the encoder (online linear evaluation).
+    A subclass defines ``objective`` and adds ``online_evaluation`` to its loss.
 
     Args:
-        network: with a projection head; with a classifier if there are labels.
-        views: as of ``Method``.
-        **kwargs: as of ``Method``.
+        network: with a projection head, and a classifier if there are labels.
+        views: augmentation settings.
+        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, see ``Method``.
     """
 
     num_views = 2
@@ -32,7 +32,7 @@ class Pretraining(Method):
             self.train_metrics = (*self.train_metrics, "online_loss", "online_train_top1")
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Returns the network's endpoints; the classifier does not train what is below it."""
+        """Returns the network's endpoints; no gradient flows from the classifier into the encoder."""
         return self.network(images, training=training, whole_head=True, stop_gradient_to_classifier=True)
 
     def forward(self, batch: Batch) -> Outputs:
@@ -48,7 +48,7 @@ class Pretraining(Method):
         return {name: tf.stack(tf.split(tf.cast(endpoints[name], dtype), 2), axis=1) for name in names}
 
     def online_evaluation(self, outputs: Outputs, batch: Batch) -> tuple[tf.Tensor | float, Logs]:
-        """Computes the loss and top-1 of the classifier, over the images whose label is known; 0 without one."""
+        """Computes the classifier's loss and top-1 accuracy over the labelled images; 0 without a classifier."""
         if "logits_sup" not in outputs:
             return 0.0, {}
         logits = tf.concat(tf.unstack(outputs["logits_sup"], axis=1), axis=0)  # [2b, classes]

@@ -1,4 +1,4 @@
-"""SimCLR: each view has to find the other view of its image among all other images (paper §2, step 1)."""
+"""SimCLR: contrastive pretraining with NT-Xent (paper §2, step 1)."""
 
 from typing import Any
 
@@ -17,22 +17,22 @@ from simclrv2_tf.settings.config import Config
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class SimCLR(Pretraining):
-    """Pretraining with NT-Xent.
+    """Pretraining with NT-Xent: each view is to identify the other view of its image among all other images.
 
     Args:
-        network: with a projection head; a classifier, if there is one, is trained beside the encoder. Any other Keras
-            model from images to features ``[n, d]`` gets a head of three layers.
-        views: how views are made from the images of a batch.
+        network: with a projection head; its classifier, if any, is trained beside the encoder. Any other Keras model
+            from images to features ``[n, d]`` gets a head of three layers.
+        views: augmentation settings.
         temperature: of NT-Xent.
         hidden_norm: L2-normalise the projections.
         memory_size: rows of the queue of further negatives; 0 for no memory.
         ema_decay: decay per step of the memory's moving average.
         loss_tile: rows of NT-Xent's similarity matrix in memory at a time, see ``losses.nt_xent``.
-        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, as of ``Method``.
+        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, see ``Method``.
 
     Example:
-        >>> model = SimCLR(ResNet(18, 0.25, stem="cifar"), ViewSettings(32), temperature=0.5)
-        >>> model.compile(LARS(0.1))
+        >>> model = SimCLR(ResNet(10, 0.0625, stem="cifar"), ViewSettings(32), temperature=0.5)
+        >>> model.compile(LARS(0.1), jit_compile=False)  # True on a GPU
         >>> history = model.fit(view_batches(images, 4, ViewSettings(32)), verbose=0)
     """
 
@@ -76,7 +76,7 @@ class SimCLR(Pretraining):
         return contrast.loss + self.weight_decay_loss() + online_loss, logs | online_logs
 
     def after_step(self, batch: Batch) -> None:
-        """Moves the memory's average, and puts its outputs for the first views into the queue."""
+        """Updates the memory's moving average and adds its outputs for the first views to the queue."""
         if self.memory is None:
             return
         self.memory.update(self.network)

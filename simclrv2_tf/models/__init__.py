@@ -1,4 +1,4 @@
-"""Networks: encoders, heads and the two together."""
+"""Networks: encoders, heads, and both as one network."""
 
 from simclrv2_tf.models.batch_norm import BatchNorm, BatchNormSettings
 from simclrv2_tf.models.cost import Cost, Summary, summarize

@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of the global batch (SimCLR, arXiv 2002.05709, section 2.2)."""
+"""Batch normalisation with statistics of the global batch (SimCLR, arXiv 2002.05709, section 2.2)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from simclrv2_tf.distributed.collectives import all_sum, replica_count
 
 @dataclass(frozen=True)
 class BatchNormSettings:
-    """How every batch norm of a network works.
+    """Settings of all batch norms of a network.
 
     Attributes:
         momentum: of the moving statistics, in [0, 1).
-        synchronized: statistics of all replicas' batches together; False: of each replica's own.
-        fused: use TensorFlow's fused kernels where they can serve. Without XLA they are much the fastest; in a step
-            compiled by XLA, set False: the one-pass path is faster there (as is ``pooling.max_pool`` in the stem).
+        synchronized: compute the statistics over the batches of all replicas; False: over each replica's own batch.
+        fused: use TensorFlow's fused kernels where possible. They are the fastest without XLA. Set False for a step
+            compiled by XLA, where the one-pass form (and ``layers.max_pool`` in the stem) is faster.
     """
 
     momentum: float = 0.9
@@ -26,14 +26,14 @@ class BatchNormSettings:
 
     @classmethod
     def of(cls, settings: "BatchNormSettings | dict | None") -> "BatchNormSettings":
-        """The settings themselves, or those a configuration's dict names, or the defaults."""
+        """Returns the settings of an instance or of a dict of its attributes; the defaults for None."""
         if isinstance(settings, cls):
             return settings
         return cls(**(settings or {}))
 
 
 def statistics_dtype(dtype: str | tf.DType) -> tf.DType:
-    """The dtype in which to sum many values of ``dtype``: float64 for itself, float32 for all others."""
+    """Returns the dtype in which to sum values of ``dtype``: float64 for float64, else float32."""
     return tf.float64 if tf.as_dtype(dtype) == tf.float64 else tf.float32
 
 
@@ -44,10 +44,10 @@ def one_pass_batch_norm(
     epsilon: float,
     sum_over_replicas: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Batch norm that reads its input once for E[x] and E[x²], with a hand-written gradient.
+    """Batch norm that computes E[x] and E[x²] in one pass over x, with a hand-written gradient.
 
-    The gradient keeps x in its own dtype and two vectors, and recomputes the rest; automatic differentiation would
-    keep float32 copies of x. Each direction talks to the other replicas once.
+    For the gradient it keeps x in its own dtype and two vectors, and recomputes the rest; automatic differentiation
+    would keep float32 copies of x. There is one all-reduce in each direction.
 
     Args:
         x: ``[..., channels]``, any float dtype.
@@ -57,8 +57,7 @@ def one_pass_batch_norm(
         sum_over_replicas: sums a vector over the replicas that share their statistics.
 
     Returns:
-        The normalised x in its dtype, the mean and the biased variance ``[channels]``; no gradient flows through the
-        last two.
+        The normalised x in its dtype, then the mean and the biased variance ``[channels]``, which pass no gradient.
     """
     axes = list(range(x.shape.rank - 1))
 
@@ -77,7 +76,7 @@ def one_pass_batch_norm(
             dbeta, dgamma = tf.reduce_sum(dy, axes), tf.reduce_sum(dy * x_hat, axes)
             all_dbeta, all_dgamma = tf.split(sum_over_replicas(tf.concat([dbeta, dgamma], 0)), 2)
             dx = scale * (dy - all_dbeta / count - x_hat * (all_dgamma / count))
-            # gamma's and beta's gradients stay this replica's share: the optimizer sums them like all others.
+            # The gradients of gamma and beta are this replica's share: the optimizer sums them over replicas.
             return tf.cast(dx, x.dtype), dgamma, dbeta
 
         return (y, mean, variance), gradient
@@ -88,12 +87,12 @@ def one_pass_batch_norm(
 def fused_batch_norm(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Batch norm of this replica's batch by TensorFlow's fused kernel; as ``one_pass_batch_norm`` but for float64."""
-    nothing = tf.zeros([0], gamma.dtype)
+    """``one_pass_batch_norm`` over this replica's batch by TensorFlow's fused kernel; not for float64."""
+    empty = tf.zeros([0], gamma.dtype)
     y, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-        x=_as_images(x), scale=gamma, offset=beta, mean=nothing, variance=nothing, epsilon=epsilon, is_training=True
+        x=_as_images(x), scale=gamma, offset=beta, mean=empty, variance=empty, epsilon=epsilon, is_training=True
     )
-    # The kernel reports the sample variance Σ(x−x̄)²/(n−1); n = 1 must not turn it into NaN.
+    # The kernel returns the sample variance Σ(x − x̄)² / (n − 1); the biased one of n = 1 is 0, not NaN.
     count = _count(x, variance.dtype)
     variance = tf.math.multiply_no_nan(variance, (count - 1) / count)
     return tf.reshape(y, tf.shape(x)), tf.stop_gradient(mean), tf.stop_gradient(variance)
@@ -106,11 +105,12 @@ def fused_synchronized_batch_norm(
     epsilon: float,
     sum_over_replicas: Callable[[tf.Tensor], tf.Tensor],
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """``one_pass_batch_norm`` for several replicas without XLA, made of fused kernels; not for float64.
+    """``one_pass_batch_norm`` from fused kernels, for several replicas without XLA; not for float64.
 
-    Op by op, the one-pass formula is a dozen passes over wide copies of x. Here the training kernel gives this
-    replica's statistics, and the inference kernel normalises with everyone's. Its gradient takes the statistics for
-    constants, ``dx = scale · dy``; what they add, ``−scale · (Σdβ + x̂ · Σdγ) / N``, has the form of a batch norm of x.
+    Without XLA the one-pass formula takes a dozen passes over float32 copies of x. Here the training kernel computes
+    this replica's statistics and the inference kernel normalises with the global ones. The inference kernel's gradient,
+    ``dx = scale · dy``, treats the statistics as constants; their part, ``−scale · (Σdβ + x̂ · Σdγ) / N``, is itself a
+    batch norm of x.
     """
 
     @tf.custom_gradient
@@ -154,44 +154,53 @@ def fused_synchronized_batch_norm(
 
 
 def _count(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """How many values of x a channel has, scalar."""
+    """Returns the number of values per channel of x, a scalar."""
     return tf.cast(tf.size(x, out_type=tf.int64) // x.shape[-1], dtype)
 
 
 def _as_images(x: tf.Tensor) -> tf.Tensor:
+    """Returns ``[n, h, w, channels]``, the only rank that the fused kernels take."""
     return x if x.shape.rank == 4 else x[:, None, None, :]
 
 
 def _global_moments(
     total: tf.Tensor, total_squares: tf.Tensor, count: tf.Tensor, sum_over_replicas: Callable[[tf.Tensor], tf.Tensor]
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Mean, biased variance and count over all replicas, from this replica's sums; one message."""
+    """Computes mean, biased variance and count over all replicas from this replica's sums, by one all-reduce."""
     channels = total.shape[0]
     sums = sum_over_replicas(tf.concat([total, total_squares, count[None]], 0))
     total, total_squares, count = tf.split(sums, [channels, channels, 1])
     mean = total / count
-    # The difference of two rounded numbers may fall below zero where the variance is small.
+    # Rounding may make the difference negative where the variance is small.
     return mean, tf.maximum(total_squares / count - tf.square(mean), 0), count
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class BatchNorm(keras.layers.Layer):
-    """Batch normalisation over all axes but the last (arXiv 1502.03167), across replicas if asked.
+    """Batch normalisation over all axes but the last (arXiv 1502.03167), optionally across replicas.
 
-    As Keras's own: ``training=False`` or ``layer.trainable = False`` normalises with the moving statistics and leaves
-    them alone. Variables and statistics are float32 whatever the policy (float64 where the policy's variables are);
-    the output has the compute dtype. The moving variance is the biased one.
+    As in Keras's own layer, ``training=False`` or ``layer.trainable = False`` normalises with the moving statistics and
+    does not update them. Variables and statistics are float32 under every policy (float64 if the policy's variables
+    are); the output has the compute dtype. The moving variance is the biased one.
 
     Args:
         momentum: of the moving statistics: ``moving ← momentum · moving + (1 − momentum) · batch``.
         epsilon: added to the variance.
-        center: whether there is a beta.
+        center: add beta.
         gamma_initializer: ``"zeros"`` for the last batch norm of a residual block.
-        synchronized: statistics over the batches of all replicas, which may differ in size.
+        synchronized: compute the statistics over the batches of all replicas, which may differ in size.
         fused: see ``BatchNormSettings``.
 
-    Input: ``[batch, channels]`` or ``[batch, height, width, channels]``; the output has its shape. Raises
-    ``ValueError`` for another rank or an unknown number of channels.
+    Call: ``[batch, channels]`` or ``[batch, height, width, channels]`` to the same shape.
+
+    Raises:
+        ValueError: when built for another rank or an unknown number of channels.
+
+    Example:
+        >>> layer = BatchNorm(momentum=0.9)
+        >>> y = layer(np.random.normal(3, 2, (8, 4)).astype("float32"), training=True)
+        >>> np.allclose(np.mean(y, axis=0), 0, atol=1e-6)
+        True
     """
 
     def __init__(
@@ -220,26 +229,26 @@ class BatchNorm(keras.layers.Layer):
         weight = {"shape": shape, "dtype": dtype, "autocast": False}
         self.gamma = self.add_weight(name="gamma", initializer=self.gamma_initializer, **weight)
         self.beta = self.add_weight(name="beta", initializer="zeros", **weight) if self.center else None
-        # Every replica keeps its own copy of the moving statistics, so that updating and reading them costs no
-        # communication. `add_weight` does not pass `synchronization` on.
+        # Each replica has its own copy of the moving statistics, so updating and reading them needs no communication.
+        # `add_weight` does not take `synchronization`.
         weight |= {"trainable": False, "synchronization": "on_read", "aggregation": "only_first_replica"}
         self.moving_mean = keras.Variable(keras.initializers.Zeros(), name="moving_mean", **weight)
         self.moving_variance = keras.Variable(keras.initializers.Ones(), name="moving_variance", **weight)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        # `tf.custom_gradient` refuses functions that touch variables, and a Keras variable converts to its tf.Variable.
+        # `tf.custom_gradient` refuses functions that read variables, and a Keras variable converts to its tf.Variable.
         gamma = tf.identity(self.gamma.value)
         beta = tf.identity(self.beta.value) if self.center else tf.zeros_like(gamma)
         if not (training and self.trainable):
             return self._normalize_by_moving_statistics(inputs, gamma, beta)
-        alone = not self.synchronized or replica_count() == 1
+        local = not self.synchronized or replica_count() == 1
         fused = self.fused and inputs.dtype != tf.float64
-        if fused and alone:
+        if fused and local:
             y, mean, variance = fused_batch_norm(inputs, gamma, beta, self.epsilon)
         else:
             normalize = fused_synchronized_batch_norm if fused else one_pass_batch_norm
-            reduce = tf.identity if alone else all_sum
-            y, mean, variance = normalize(inputs, gamma, beta, self.epsilon, reduce)
+            sum_over_replicas = tf.identity if local else all_sum
+            y, mean, variance = normalize(inputs, gamma, beta, self.epsilon, sum_over_replicas)
         for moving, batch in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving.value * self.momentum + batch * (1 - self.momentum))
         return y

@@ -1,5 +1,6 @@
-"""Encoders by name: our ResNet, or a function of the user's that builds any Keras model."""
+"""Builds the encoder that the settings name: our ResNet, or any Keras model built by a function of the user."""
 
+import logging
 from collections.abc import Callable
 
 import keras
@@ -9,6 +10,8 @@ from simclrv2_tf.models.batch_norm import BatchNormSettings
 from simclrv2_tf.models.resnet import ResNet
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.settings.plugins import load_plugin
+
+log = logging.getLogger(__name__)
 
 
 def build_resnet(config: Config, batch_norm: BatchNormSettings) -> ResNet:
@@ -35,7 +38,7 @@ def build_encoder(config: Config, batch_norm: BatchNormSettings) -> keras.Model:
     to features ``[n, d]``.
 
     Raises:
-        SettingError: if there is no such function or it does not return a Keras model.
+        SettingError: if there is no such function, or it does not return a Keras model.
     """
     if config.encoder in ENCODERS:
         return ENCODERS[config.encoder](config, batch_norm)
@@ -51,8 +54,24 @@ def build_encoder(config: Config, batch_norm: BatchNormSettings) -> keras.Model:
     return encoder
 
 
+def warn_about_local_batch_norm(encoder: keras.Model, config: Config, num_replicas: int) -> None:
+    """Warns if Keras's batch norms would use the statistics of each replica although ``--global_bn`` is set."""
+    if num_replicas == 1 or not config.global_bn:
+        return
+    norms = [layer for layer in encoder._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    num_local = sum(not norm.synchronized for norm in norms)
+    if num_local:
+        log.warning(
+            "--encoder=%s: %d BatchNormalization layers use the statistics of one replica each, not of all %d; build "
+            "them with synchronized=True, or use simclrv2_tf.BatchNorm (or set --global_bn=false)",
+            config.encoder,
+            num_local,
+            num_replicas,
+        )
+
+
 def describe_encoder(config: Config) -> str:
-    """Returns the encoder in a few words, such as ``ResNet-50 x2, SK 0.0625``."""
+    """Returns a short description, such as ``ResNet-50 x2, SK 0.0625``."""
     if config.encoder != "resnet":
         return config.encoder
     ratios = {"SK": config.sk_ratio, "SE": config.se_ratio}

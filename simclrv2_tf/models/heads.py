@@ -1,4 +1,4 @@
-"""What stands on the encoder: the projection head of the contrastive loss and the classifier."""
+"""Projection head and linear classifier."""
 
 from dataclasses import asdict
 
@@ -12,7 +12,7 @@ HEAD_MODES = ("none", "linear", "nonlinear")
 
 
 class DenseBatchNorm(keras.layers.Layer):
-    """Dense layer without bias, then batch norm, then for a hidden layer ReLU; an output layer has no beta either."""
+    """Dense layer without bias, batch norm, and ReLU if it is a hidden layer; an output layer has no beta either."""
 
     def __init__(self, units: int, hidden: bool, batch_norm: BatchNormSettings, **kwargs):
         super().__init__(**kwargs)
@@ -37,19 +37,28 @@ class DenseBatchNorm(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class ProjectionHead(keras.layers.Layer):
-    """The projection head of SimCLRv2 (arXiv 2006.10029, section 2), any layer of which can be tapped.
+    """Projection head of SimCLRv2 (arXiv 2006.10029, section 2); the output of each layer is available as a tap.
 
     Args:
-        mode: "nonlinear"; "linear": one layer, whatever ``num_layers``; "none": no layer, the features are the output.
-        num_layers: 3 in SimCLRv2. The hidden layers are as wide as the input.
+        mode: "nonlinear"; "linear": one layer, and ``num_layers`` is ignored; "none": no layers, an identity.
+        num_layers: 3 in SimCLRv2. Hidden layers are as wide as the input.
         out_dim: width of the last layer.
         batch_norm: settings of the batch norm of every layer.
 
-    Call: ``features [n, d]`` to the list of taps ``[features, layer 1, …, layer N]``, hidden layers after their ReLU,
-    the last ``[n, out_dim]``; ``depth`` runs the first layers only.
+    Call: ``features [n, d]`` to the list of taps ``[features, layer 1, …, layer N]``, hidden layers ``[n, d]`` after
+    their ReLU, the last ``[n, out_dim]``; ``depth`` limits the call to the first layers.
+
+    Attributes:
+        depth: number of layers under this mode.
 
     Raises:
-        ValueError: an unknown mode, a number of layers or a width below 1.
+        ValueError: for an unknown mode, or a number of layers or a width below 1.
+
+    Example:
+        >>> head = ProjectionHead(num_layers=3, out_dim=128)
+        >>> taps = head(np.ones((2, 64), "float32"))
+        >>> [tap.shape[-1] for tap in taps]
+        [64, 64, 64, 128]
     """
 
     def __init__(
@@ -71,12 +80,11 @@ class ProjectionHead(keras.layers.Layer):
             "out_dim": out_dim,
             "batch_norm": asdict(BatchNormSettings.of(batch_norm)),
         }
-        #: Number of layers that the head really has.
         self.depth = {"none": 0, "linear": 1, "nonlinear": num_layers}[mode]
         self.layers = []
 
     def tap_dim(self, tap: int, feature_dim: int) -> int:
-        """Width of tap 0 (the input) to ``depth`` (the output) over features of width ``feature_dim``."""
+        """Returns the width of tap 0 (the input) to ``depth`` (the output) for features of width ``feature_dim``."""
         return self.settings["out_dim"] if 0 < tap == self.depth else feature_dim
 
     def build(self, input_shape: tuple[int | None, int]) -> None:
@@ -104,11 +112,22 @@ class ProjectionHead(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class Classifier(keras.layers.Layer):
-    """One dense layer with bias whose logits ``[n, num_classes]`` are float32 whatever the policy (float64 if it is).
+    """Linear classifier with bias; its logits are float32 under every policy (float64 under float64).
 
     Args:
-        num_classes: 1 or more, else ``ValueError``.
-        zero_init: start from zero weights instead of normal ones of standard deviation 0.01.
+        num_classes: at least 1.
+        zero_init: start from zero weights, not from normal ones of standard deviation 0.01.
+
+    Call: ``features [n, d]`` to logits ``[n, num_classes]``.
+
+    Raises:
+        ValueError: if ``num_classes`` is below 1.
+
+    Example:
+        >>> classifier = Classifier(num_classes=10)
+        >>> logits = classifier(np.ones((2, 64), "float32"))
+        >>> tuple(logits.shape), logits.dtype.name
+        ((2, 10), 'float32')
     """
 
     def __init__(self, num_classes: int, zero_init: bool = False, **kwargs):

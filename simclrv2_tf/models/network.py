@@ -8,20 +8,26 @@ from simclrv2_tf.models.heads import Classifier, ProjectionHead
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class Network(keras.Model):
-    """The whole network of pretraining, fine-tuning and distillation.
+    """Network for pretraining, fine-tuning and distillation.
 
     ``build((None, None, None, 3))`` creates all variables without running the network.
 
     Args:
-        encoder: a ``ResNet`` or any Keras model that maps images to features ``[n, d]``, alone or under the name
-            ``final_avg_pool`` of a dict.
-        projection_head: a three-layer head where None.
+        encoder: a ``ResNet``, or any Keras model from images to features ``[n, d]`` or to a dict with features
+            ``final_avg_pool``.
+        projection_head: by default a head of three layers.
         num_classes: 0 for no classifier.
-        head_input: the head's tap that the classifier reads (``ft_proj_selector``): 0 the features, k the k-th layer.
+        head_input: tap of the head that the classifier reads (``ft_proj_selector``): 0 the features, k the k-th layer.
         zero_init_classifier: start the classifier from zeros.
 
     Raises:
-        ValueError: ``head_input`` beyond the head's layers.
+        ValueError: if the head has no tap ``head_input``.
+
+    Example:
+        >>> network = Network(ResNet(10, 0.0625, stem="cifar"), ProjectionHead(out_dim=16), num_classes=10)
+        >>> endpoints = network(np.ones((2, 32, 32, 3), "float32"), whole_head=True)
+        >>> [tuple(endpoints[name].shape) for name in ("final_avg_pool", "proj_head_output", "logits_sup")]
+        [(2, 32), (2, 16), (2, 10)]
     """
 
     def __init__(
@@ -69,16 +75,16 @@ class Network(keras.Model):
 
         Args:
             images: ``[n, h, w, 3]`` floats in [0, 1].
-            training: batch statistics, except in frozen parts.
-            head_input: the tap that the classifier reads, in place of the network's own; it must be as wide.
-            whole_head: run all of the head although there is a classifier. Otherwise the layers above its tap do not
-                run: they cost nothing and their statistics do not move. Without a classifier the whole head runs.
-            stop_gradient_to_classifier: the classifier learns without moving what is below it (online evaluation).
+            training: normalise with batch statistics, except in frozen parts.
+            head_input: tap that the classifier reads in place of the network's own; it must be of the same width.
+            whole_head: run the whole head even if there is a classifier. By default, layers above the classifier's tap
+                do not run: they cost nothing and keep their moving statistics. Without a classifier all layers run.
+            stop_gradient_to_classifier: train the classifier without moving what is below it (online evaluation).
 
         Returns:
-            The encoder's endpoints, ``proj_head_input``, ``proj_head_1`` … ``proj_head_N`` as far as the head runs,
-            ``proj_head_output`` (the last of them) if all of it does, and ``logits_sup [n, num_classes]`` (float32)
-            if there is a classifier.
+            The encoder's endpoints; ``proj_head_input`` and ``proj_head_1`` … ``proj_head_N``, as far as the head runs;
+            ``proj_head_output``, the last of them, if the whole head runs; and with a classifier
+            ``logits_sup [n, num_classes]``, float32.
         """
         outputs = self.encoder(images, training=training)
         endpoints = dict(outputs) if isinstance(outputs, dict) else {"final_avg_pool": outputs}
@@ -96,11 +102,11 @@ class Network(keras.Model):
 
     @property
     def projection_dim(self) -> int:
-        """Width of ``proj_head_output``."""
+        """Returns the width of ``proj_head_output``."""
         return self.projection_head.tap_dim(self.projection_head.depth, self.feature_dim)
 
     def parts(self) -> dict[str, keras.layers.Layer]:
-        """Encoder, projection head and, if there is one, classifier, by name."""
+        """Returns the encoder, the projection head and, if there is one, the classifier, by name."""
         parts = {"encoder": self.encoder, "projection_head": self.projection_head}
         return parts | ({} if self.classifier is None else {"classifier": self.classifier})
 
@@ -108,10 +114,10 @@ class Network(keras.Model):
         """Freezes the encoder up to a block group; frozen batch norms keep their statistics.
 
         Args:
-            after_block: −1 nothing, 0 the stem, k the stem and block groups 1 to k; 4 everything.
+            after_block: −1 freezes nothing, 0 the stem, k the stem and block groups 1 to k; 4 freezes everything.
 
         Raises:
-            ValueError: for 0 to 3 with an encoder that has no block groups.
+            ValueError: for 0 to 3 if the encoder has no block groups.
         """
         if hasattr(self.encoder, "freeze_after_block"):
             self.encoder.freeze_after_block(after_block)
@@ -122,20 +128,24 @@ class Network(keras.Model):
 
     @property
     def encoder_variables(self) -> list[keras.Variable]:
-        """The encoder's trainable variables, without those of frozen parts."""
+        """Returns the encoder's trainable variables, without those of frozen parts."""
         return self.encoder.trainable_variables
 
     def head_variables(self, selector: int | None = None) -> list[keras.Variable]:
-        """Trainable variables of the head's layers 1 to ``selector``: what ``head_input=selector`` trains.
+        """Returns the trainable variables of the head's layers 1 to ``selector``, which ``head_input=selector`` trains.
 
-        All layers where None. Raises ``ValueError`` for a selector beyond the head's layers.
+        Args:
+            selector: None for all layers.
+
+        Raises:
+            ValueError: if the head has no such layer.
         """
         depth = self.projection_head.depth if selector is None else self._checked_tap(selector)
         return [v for layer in self.projection_head.layers[:depth] for v in layer.trainable_variables]
 
     @property
     def classifier_variables(self) -> list[keras.Variable]:
-        """The classifier's trainable variables; none without a classifier."""
+        """Returns the classifier's trainable variables; none without a classifier."""
         return [] if self.classifier is None else self.classifier.trainable_variables
 
     def get_config(self) -> dict:
@@ -157,7 +167,7 @@ class Network(keras.Model):
 
 
 def built_network(model: keras.Model, image_size: int) -> Network:
-    """The network itself, built for square images; any other Keras model under a projection head of three layers."""
+    """Returns a network built for square images; gives any other Keras model a projection head of three layers."""
     network = model if isinstance(model, Network) else Network(model, name="network")
     if not network.built:
         network.build((None, image_size, image_size, 3))
@@ -165,7 +175,11 @@ def built_network(model: keras.Model, image_size: int) -> Network:
 
 
 def _feature_dim(encoder: keras.Model, input_shape: tuple[int | None, ...]) -> int:
-    """Builds the encoder and tells how wide its features are."""
+    """Builds the encoder and returns the width of its features.
+
+    Raises:
+        ValueError: if they are not ``[n, d]`` with a known d.
+    """
     if not encoder.built:
         encoder.build(input_shape)
     if hasattr(encoder, "feature_dim"):

@@ -1,6 +1,6 @@
-"""ResNets (arXiv 1512.03385), plain, with selective kernels (1903.06586) or squeeze-and-excite (1709.01507).
+"""ResNet (arXiv 1512.03385), plain or with selective kernels (1903.06586) or squeeze-and-excite (1709.01507).
 
-The layers are created in the order in which the official code numbers its variables, which `official_names` relies on.
+Layers are created in the order in which the official code numbers its variables; ``official_names`` relies on it.
 """
 
 from dataclasses import asdict
@@ -9,9 +9,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from simclrv2_tf.models.batch_norm import BatchNorm, BatchNormSettings, statistics_dtype
-from simclrv2_tf.models.pooling import max_pool
-from simclrv2_tf.models.remat import call_with_remat
+from simclrv2_tf.models.batch_norm import BatchNorm, BatchNormSettings
+from simclrv2_tf.models.layers import Conv, ConvBatchNorm, Shape, call_with_remat, image_shape, max_pool, spatial_mean
 
 BLOCKS_PER_GROUP = {
     10: (1, 1, 1, 1),
@@ -25,132 +24,58 @@ BLOCKS_PER_GROUP = {
 STEMS = ("imagenet", "cifar")
 GROUPS = 4
 
-Shape = tuple[int | None, ...]
-
-
-def _images(channels: int) -> Shape:
-    """The shape that a layer is built for: only the number of channels matters."""
-    return (None, None, None, channels)
-
-
-def _spatial_mean(x: tf.Tensor, keepdims: bool = False) -> tf.Tensor:
-    return tf.cast(tf.reduce_mean(tf.cast(x, statistics_dtype(x.dtype)), [1, 2], keepdims), x.dtype)
-
-
-class Conv(keras.layers.Conv2D):
-    """Convolution, by default without bias, whose padding does not depend on the size of the image.
-
-    "SAME" puts the odd pixel of a strided convolution before or after the image depending on its size; this pads k−1
-    pixels, the smaller half before. A strided 1×1 convolution is an ordinary one of every strides-th pixel: the same
-    numbers, and oneDNN's gradient of the strided one writes out of bounds (TensorFlow 2.21, 8 channels, 48 pixels).
-    """
-
-    def __init__(self, filters: int, kernel_size: int, strides: int = 1, use_bias: bool = False, **kwargs):
-        self.skip = strides if kernel_size == 1 else 1
-        strides //= self.skip
-        super().__init__(
-            filters,
-            kernel_size,
-            strides,
-            padding="valid" if strides > 1 else "same",
-            use_bias=use_bias,
-            kernel_initializer=keras.initializers.VarianceScaling(scale=1.0, mode="fan_in"),
-            **kwargs,
-        )
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        if self.skip > 1:
-            # A pool of single pixels: TensorFlow's strided slice and its gradient are ten times slower on CPUs.
-            inputs = tf.nn.avg_pool2d(inputs, 1, self.skip, "VALID")
-        if self.padding == "valid":
-            before = (self.kernel_size[0] - 1) // 2
-            after = self.kernel_size[0] - 1 - before
-            inputs = ops.pad(inputs, [[0, 0], [before, after], [before, after], [0, 0]])
-        return super().call(inputs)
-
-
-class ConvBatchNorm(keras.layers.Layer):
-    """Convolution, batch norm and, if asked, ReLU. ``[n, h, w, c] → [n, ⌈h/strides⌉, ⌈w/strides⌉, filters]``."""
-
-    def __init__(
-        self,
-        filters: int,
-        kernel_size: int,
-        batch_norm: BatchNormSettings,
-        strides: int = 1,
-        relu: bool = True,
-        gamma_initializer: str = "ones",
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.filters = filters
-        self.relu = relu
-        self.conv = Conv(filters, kernel_size, strides, dtype=self.dtype_policy, name="conv")
-        self.batch_norm = BatchNorm(
-            gamma_initializer=gamma_initializer, dtype=self.dtype_policy, name="batch_norm", **asdict(batch_norm)
-        )
-
-    def build(self, input_shape: Shape) -> None:
-        self.conv.build(input_shape)
-        self.batch_norm.build(_images(self.filters))
-
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        x = self.batch_norm(self.conv(inputs), training=training)
-        return ops.relu(x) if self.relu else x
-
 
 class SelectiveKernelConv(keras.layers.Layer):
-    """Two 3×3 convolutions mixed by a softmax over the two, per channel and image (SK net, arXiv 1903.06586).
+    """Two 3×3 convolutions, mixed by a softmax over the two per channel and image (SK net, arXiv 1903.06586).
 
-    Both streams come from one convolution of 2·filters channels. The narrow layer that decides the mixture has
-    max(⌊filters · ratio⌋, 32) channels.
+    One convolution of 2·filters channels computes both streams. The squeeze layer, from which the mixture is computed,
+    has max(⌊filters · ratio⌋, 32) channels.
     """
 
     def __init__(self, filters: int, batch_norm: BatchNormSettings, strides: int, ratio: float, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
-        narrow = max(int(filters * ratio), 32)
         policy = self.dtype_policy
         self.streams = ConvBatchNorm(2 * filters, 3, batch_norm, strides, dtype=policy, name="streams")
-        self.squeeze = ConvBatchNorm(narrow, 1, batch_norm, dtype=policy, name="squeeze")
+        self.squeeze = ConvBatchNorm(max(int(filters * ratio), 32), 1, batch_norm, dtype=policy, name="squeeze")
         self.expand = Conv(2 * filters, 1, dtype=policy, name="expand")
 
     def build(self, input_shape: Shape) -> None:
         self.streams.build(input_shape)
-        self.squeeze.build(_images(self.filters))
-        self.expand.build(_images(self.squeeze.filters))
+        self.squeeze.build(image_shape(self.filters))
+        self.expand.build(image_shape(self.squeeze.filters))
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         first, second = ops.split(self.streams(inputs, training=training), 2, axis=-1)
-        pooled = _spatial_mean(first + second, keepdims=True)
-        scores = self.expand(self.squeeze(pooled, training=training))
+        pooled = spatial_mean(first + second, keepdims=True)  # [n, 1, 1, filters]
+        scores = self.expand(self.squeeze(pooled, training=training))  # [n, 1, 1, 2 · filters]
         mixture = ops.softmax(ops.reshape(scores, (-1, 1, 1, 2, self.filters)), axis=3)
         return first * mixture[..., 0, :] + second * mixture[..., 1, :]
 
 
 class SqueezeExcite(keras.layers.Layer):
-    """Scales every channel by a sigmoid of two dense layers over the channels' means (arXiv 1709.01507)."""
+    """Scales each channel by a sigmoid gate, computed from the channel means by two dense layers (arXiv 1709.01507)."""
 
     def __init__(self, filters: int, ratio: float, **kwargs):
         super().__init__(**kwargs)
-        narrow = max(int(filters * ratio), 1)
-        self.reduce = Conv(narrow, 1, use_bias=True, dtype=self.dtype_policy, name="reduce")
+        squeezed_filters = max(int(filters * ratio), 1)
+        self.reduce = Conv(squeezed_filters, 1, use_bias=True, dtype=self.dtype_policy, name="reduce")
         self.expand = Conv(filters, 1, use_bias=True, dtype=self.dtype_policy, name="expand")
 
     def build(self, input_shape: Shape) -> None:
         self.reduce.build(input_shape)
-        self.expand.build(_images(self.reduce.filters))
+        self.expand.build(image_shape(self.reduce.filters))
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        squeezed = ops.relu(self.reduce(_spatial_mean(inputs, keepdims=True)))
+        squeezed = ops.relu(self.reduce(spatial_mean(inputs, keepdims=True)))
         return inputs * ops.sigmoid(self.expand(squeezed))
 
 
 class Shortcut(keras.layers.Layer):
     """1×1 convolution and batch norm that bring a block's input to the shape of its output.
 
-    ResNet-D (arXiv 1812.01187) averages 2×2 pixels instead of skipping three of four; the released SK networks do so
-    in a group without stride too.
+    With ResNet-D (arXiv 1812.01187), 2×2 average pooling replaces the convolution's stride. The released SK networks
+    also pool in the first group, which has no stride.
     """
 
     def __init__(self, filters: int, batch_norm: BatchNormSettings, strides: int, resnet_d: bool, **kwargs):
@@ -168,7 +93,7 @@ class Shortcut(keras.layers.Layer):
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         x = inputs
         if self.resnet_d and self.strides > 1:
-            # The released networks average a border of zeros in where the side is odd.
+            # The released networks include a border of zeros in the average where the side is odd.
             x = ops.average_pool(ops.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]]), 2, self.strides, padding="valid")
         elif self.resnet_d:
             x = ops.average_pool(x, 2, 1, padding="same")
@@ -178,7 +103,7 @@ class Shortcut(keras.layers.Layer):
 class ResidualBlock(keras.layers.Layer):
     """``relu(shortcut(x) + convolutions(x))``: two 3×3 convolutions, or a bottleneck of 1×1, 3×3 and 1×1.
 
-    The last batch norm starts with gamma 0, so that the block starts as its shortcut.
+    The last batch norm starts with gamma 0, so the block starts as its shortcut.
     """
 
     def __init__(
@@ -194,22 +119,23 @@ class ResidualBlock(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.out_channels = 4 * filters if bottleneck else filters
-        made = {"batch_norm": batch_norm, "dtype": self.dtype_policy}
+        shared = {"batch_norm": batch_norm, "dtype": self.dtype_policy}
+        last = {"relu": False, "gamma_initializer": "zeros"} | shared
         self.shortcut = None
         if project:
-            self.shortcut = Shortcut(self.out_channels, strides=strides, resnet_d=sk_ratio > 0, name="shortcut", **made)
-        last = {"relu": False, "gamma_initializer": "zeros"} | made
+            resnet_d = sk_ratio > 0
+            self.shortcut = Shortcut(self.out_channels, strides=strides, resnet_d=resnet_d, name="shortcut", **shared)
         if not bottleneck:
             self.convs = [
-                ConvBatchNorm(filters, 3, strides=strides, name="conv0", **made),
+                ConvBatchNorm(filters, 3, strides=strides, name="conv0", **shared),
                 ConvBatchNorm(filters, 3, name="conv1", **last),
             ]
         else:
             self.convs = [
-                ConvBatchNorm(filters, 1, name="conv0", **made),
-                SelectiveKernelConv(filters, strides=strides, ratio=sk_ratio, name="sk_conv", **made)
+                ConvBatchNorm(filters, 1, name="conv0", **shared),
+                SelectiveKernelConv(filters, strides=strides, ratio=sk_ratio, name="sk_conv", **shared)
                 if sk_ratio > 0
-                else ConvBatchNorm(filters, 3, strides=strides, name="conv1", **made),
+                else ConvBatchNorm(filters, 3, strides=strides, name="conv1", **shared),
                 ConvBatchNorm(self.out_channels, 1, name="conv2", **last),
             ]
         self.squeeze_excite = None
@@ -221,7 +147,7 @@ class ResidualBlock(keras.layers.Layer):
             self.shortcut.build(input_shape)
         for conv in self.convs:
             conv.build(input_shape)
-            input_shape = _images(conv.filters)
+            input_shape = image_shape(conv.filters)
         if self.squeeze_excite is not None:
             self.squeeze_excite.build(input_shape)
 
@@ -236,7 +162,7 @@ class ResidualBlock(keras.layers.Layer):
 
 
 class BlockGroup(keras.layers.Layer):
-    """Residual blocks of one resolution; the first strides and projects its shortcut."""
+    """Residual blocks of one resolution; the first one has the stride and the projection shortcut."""
 
     def __init__(self, filters: int, blocks: int, strides: int, block: dict, remat: bool = False, **kwargs):
         super().__init__(**kwargs)
@@ -257,7 +183,7 @@ class BlockGroup(keras.layers.Layer):
     def build(self, input_shape: Shape) -> None:
         for block in self.blocks:
             block.build(input_shape)
-            input_shape = _images(block.out_channels)
+            input_shape = image_shape(block.out_channels)
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         for block in self.blocks:
@@ -266,10 +192,12 @@ class BlockGroup(keras.layers.Layer):
 
 
 class Stem(keras.layers.Layer):
-    """The layers before the first group; returns the last convolution's output and the input of the first group.
+    """Layers before the first group.
 
-    "imagenet": 7×7 stride 2, batch norm, ReLU, 3×3 max-pool stride 2; with ResNet-D three 3×3 convolutions of 32, 32
-    and 64 channels in place of the 7×7 one. "cifar": 3×3 stride 1 and no pool.
+    "imagenet": 7×7 convolution with stride 2, batch norm, ReLU, 3×3 max-pool with stride 2; with ResNet-D three 3×3
+    convolutions of 32, 32 and 64 channels replace the 7×7 one. "cifar": 3×3 with stride 1 and no pool.
+
+    Call: images to the output of the last convolution, before its batch norm, and the input of the first group.
     """
 
     def __init__(self, kind: str, channels: int, batch_norm: BatchNormSettings, resnet_d: bool, **kwargs):
@@ -295,9 +223,9 @@ class Stem(keras.layers.Layer):
     def build(self, input_shape: Shape) -> None:
         for conv in self.convs:
             conv.build(input_shape)
-            input_shape = _images(conv.filters)
+            input_shape = image_shape(conv.filters)
         self.conv.build(input_shape)
-        self.batch_norm.build(_images(self.out_channels))
+        self.batch_norm.build(image_shape(self.out_channels))
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         for conv in self.convs:
@@ -311,26 +239,32 @@ class Stem(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class ResNet(keras.Model):
-    """ResNet that returns its intermediate results by name.
+    """ResNet that returns its intermediate outputs by name.
 
     ``build((None, None, None, 3))`` creates the variables without running the network.
 
     Args:
-        depth: 18 or 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks, whose stride is on the 3×3 convolution).
-        width_multiplier: multiplies every number of channels; fractions round, to at least one.
+        depth: 10, 18 or 34 (basic blocks), 50, 101, 152 or 200 (bottlenecks, whose stride is on the 3×3 convolution).
+        width_multiplier: multiplies every number of channels, rounded, at least 1.
         sk_ratio: above 0, selective kernels of this ratio (0.0625 in SimCLRv2) replace the 3×3 convolutions. As in the
-            released networks it also brings ResNet-D's stem of three convolutions and averaging shortcuts.
+            released networks, this also selects ResNet-D's stem of three convolutions and average-pooling shortcuts.
         se_ratio: above 0, squeeze-and-excite of this ratio at the end of every block.
-        stem: "imagenet" or "cifar" (3×3 stride 1 and no pool, for images of 32 pixels).
+        stem: "imagenet", or "cifar" for images of 32 px: 3×3 with stride 1 and no pool.
         batch_norm: settings of all batch norms.
-        remat: for the gradient keep only what goes from block to block, and run the blocks a second time.
+        remat: keep only the inputs of residual blocks for the gradient and recompute the rest in the backward pass.
 
     Call: ``images [n, h, w, 3]`` in [0, 1] to a dict of ``initial_conv`` (before its batch norm), ``initial_max_pool``,
     ``block_group1`` to ``block_group4`` and ``final_avg_pool [n, feature_dim]``, all in the compute dtype.
 
     Raises:
-        ValueError: an unknown depth or stem, a width or ratio out of range, or selective kernels below depth 50, whose
-            blocks have no bottleneck to put them in.
+        ValueError: for an unknown depth or stem, a width or ratio out of range, or selective kernels below depth 50,
+            where blocks have no bottleneck.
+
+    Example:
+        >>> encoder = ResNet(10, width_multiplier=0.0625, stem="cifar")
+        >>> features = encoder(np.ones((2, 32, 32, 3), "float32"))["final_avg_pool"]
+        >>> features.shape == (2, encoder.feature_dim)
+        True
     """
 
     def __init__(
@@ -346,16 +280,16 @@ class ResNet(keras.Model):
     ):
         _check_settings(depth, width_multiplier, sk_ratio, se_ratio, stem)
         super().__init__(**kwargs)
+        batch_norm = BatchNormSettings.of(batch_norm)
         self.settings = {
             "depth": depth,
             "width_multiplier": width_multiplier,
             "sk_ratio": sk_ratio,
             "se_ratio": se_ratio,
             "stem": stem,
-            "batch_norm": asdict(BatchNormSettings.of(batch_norm)),
+            "batch_norm": asdict(batch_norm),
             "remat": remat,
         }
-        batch_norm = BatchNormSettings.of(batch_norm)
         policy = self.dtype_policy
         widths = [max(round(base * width_multiplier), 1) for base in (64, 64, 128, 256, 512)]
         self.stem = Stem(stem, widths[0], batch_norm, resnet_d=sk_ratio > 0, dtype=policy, name="stem")
@@ -378,7 +312,7 @@ class ResNet(keras.Model):
         self.stem.build(input_shape)
         channels = self.stem.out_channels
         for group in self.groups:
-            group.build(_images(channels))
+            group.build(image_shape(channels))
             channels = group.out_channels
 
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
@@ -387,22 +321,21 @@ class ResNet(keras.Model):
         endpoints["initial_max_pool"] = x
         for group in self.groups:
             x = endpoints[group.name] = group(x, training=training)
-        endpoints["final_avg_pool"] = _spatial_mean(x)
+        endpoints["final_avg_pool"] = spatial_mean(x)
         return endpoints
 
     def freeze_after_block(self, block: int) -> None:
         """Freezes the lower part of the network and unfreezes the rest; frozen batch norms keep their statistics.
 
         Args:
-            block: −1 freezes nothing, 0 the stem, k the stem and block groups 1 to k; 4 is everything.
+            block: −1 freezes nothing, 0 the stem, k the stem and block groups 1 to k; 4 freezes everything.
 
         Raises:
-            ValueError: another number.
+            ValueError: for any other number.
         """
         if not -1 <= block <= GROUPS:
             raise ValueError(f"freeze_after_block takes -1 to {GROUPS}, not {block}")
-        # Each part in turn: under TensorFlow, Keras ignores `x.trainable = True` where x itself is trainable already,
-        # though parts of x may not be.
+        # Set on each part: Keras ignores `x.trainable = True` if x is already trainable, even if parts of x are not.
         self.trainable = True
         for index, part in enumerate([self.stem, *self.groups]):
             part.trainable = index > block
@@ -418,7 +351,7 @@ def _check_settings(depth: int, width_multiplier: float, sk_ratio: float, se_rat
         raise ValueError(f"width_multiplier must be above 0, not {width_multiplier}")
     for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
         if not 0 <= ratio <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], not {ratio}")
+            raise ValueError(f"{name} must be in [0, 1], not {ratio}")
     if sk_ratio > 0 and depth < 50:
         raise ValueError(
             f"sk_ratio={sk_ratio} needs bottleneck blocks: resnet_depth must be 50 or more, not {depth} "

@@ -24,7 +24,7 @@ from simclrv2_tf.methods.distiller import Distiller
 from simclrv2_tf.methods.optimizers import build_optimizer
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.models import BatchNormSettings, Network, ProjectionHead
-from simclrv2_tf.models.encoders import build_encoder, describe_encoder
+from simclrv2_tf.models.encoders import build_encoder, describe_encoder, warn_about_local_batch_norm
 from simclrv2_tf.modes.measure import check_classes, evaluation_source
 from simclrv2_tf.runs.checkpoints import load_network, read_run_config
 from simclrv2_tf.runs.loop import Run
@@ -151,6 +151,7 @@ def build_network(config: Config, strategy: Strategy, num_classes: int, head_inp
         momentum=config.batch_norm_decay, synchronized=config.global_bn, fused=not use_xla(config, strategy)
     )
     encoder = build_encoder(config, batch_norm)
+    warn_about_local_batch_norm(encoder, config, strategy.num_replicas_in_sync)
     head = ProjectionHead(
         config.proj_head_mode, config.num_proj_layers, config.proj_out_dim, batch_norm, name="projection_head"
     )

@@ -115,8 +115,15 @@ def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None
         network: built.
         step: number of training steps.
         path: the directory.
+
+    Raises:
+        SettingError: if the encoder is not a ``ResNet``.
     """
-    tensors = {name: tf.convert_to_tensor(variable.value) for name, variable in official_names(network).items()}
+    try:
+        variables = official_names(network)
+    except ValueError as error:
+        raise SettingError(f"--format=tf1_checkpoint: {error}; use saved_model or onnx") from None
+    tensors = {name: tf.convert_to_tensor(variable.value) for name, variable in variables.items()}
     tensors["global_step"] = tf.constant(step, tf.int64)
     name = f"model.ckpt-{step}"
     with _replacing_directory(path) as unfinished:

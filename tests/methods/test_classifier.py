@@ -1,4 +1,4 @@
-"""Training with labels: what moves and what does not, the taps of the head, the loss."""
+"""ClassificationModel: which variables a step updates, the taps of the head, the loss."""
 
 import keras
 import numpy as np
@@ -14,7 +14,8 @@ BLOCKS = 4
 def classification(
     freeze: int = -1, keep_head: bool = False, optimizer: str = "momentum", decay: float = 0.0, **kwargs
 ) -> ClassificationModel:
-    model = ClassificationModel(tiny.network(**{"make_encoder": tiny.resnet, **kwargs}), tiny.VIEWS, weight_decay=decay)
+    network = tiny.network(**{"make_encoder": tiny.resnet, "num_layers": 3, **kwargs})
+    model = ClassificationModel(network, tiny.VIEWS, weight_decay=decay)
     if freeze != -1 or keep_head:
         model.freeze(freeze, keep_head)
     return tiny.compiled(model, optimizer, decay=decay)
@@ -36,8 +37,8 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("after_block", range(-1, BLOCKS))
-def test_freeze_moves_exactly_what_is_above(after_block):
-    """Weights and moving statistics alike."""
+def test_freeze_trains_exactly_the_blocks_above(after_block):
+    """Neither weights nor moving statistics of frozen blocks change."""
     model = classification(after_block, tap=2)
     network = model.network
     above = [network.encoder.stem, *network.encoder.groups][after_block + 1 :]
@@ -45,15 +46,15 @@ def test_freeze_moves_exactly_what_is_above(after_block):
 
 
 @pytest.mark.parametrize("tap", [0, 1, 3])
-def test_linear_evaluation_moves_the_classifier_alone(tap):
-    """After block 4, on any tap; the logits it learns from are those of evaluation."""
+def test_linear_evaluation_trains_only_the_classifier(tap):
+    """On any tap; the training logits are those of evaluation."""
     model, batch = classification(4, tap=tap), tiny.batch(0, num_views=1)
-    for variable in model.network.non_trainable_variables:  # as if trained: far from every batch's statistics
+    for variable in model.network.non_trainable_variables:  # as if trained: far from the batch's statistics
         variable.assign(variable + 0.5)
     logits = model(batch["views"][:, 0], training=False)["logits_sup"].numpy()
     np.testing.assert_array_equal(model(batch["views"][:, 0], training=True)["logits_sup"], logits)
     before = tiny.numbers(model.network.variables)
-    first, *_ = tiny.fit(model, tiny.dataset(0, 3, num_views=1))
+    first, *_ = tiny.run_eagerly(model, tiny.dataset(0, 3, num_views=1))
     assert first["loss"] == pytest.approx(cross_entropy(logits, batch["labels"]), rel=1e-5)
     assert first["train_top1"] == pytest.approx(np.mean(logits.argmax(axis=1) == batch["labels"]))
     assert tiny.moved(before, tiny.numbers(model.network.variables)) == paths(model.network.classifier)
@@ -71,7 +72,7 @@ def test_freezing_can_be_undone():
 
 
 @pytest.mark.parametrize("after_block", [-1, 4])
-def test_keep_head(after_block):
+def test_keep_head_freezes_the_projection_head(after_block):
     model = classification(after_block, keep_head=True, tap=2)
     network = model.network
     expected = paths(network.classifier) if after_block == 4 else paths(network.encoder, network.classifier)
@@ -79,8 +80,8 @@ def test_keep_head(after_block):
 
 
 @pytest.mark.parametrize("tap", range(4))
-def test_every_tap(tap):
-    """The head's layers up to the tap learn; those above do not even run."""
+def test_head_is_trained_up_to_the_tap(tap):
+    """The layers above the tap do not even run."""
     model = classification(tap=tap)
     network = model.network
     assert network.classifier.dense.kernel.shape[0] == (5 if tap == 3 else network.encoder.feature_dim)
@@ -90,7 +91,7 @@ def test_every_tap(tap):
     assert (f"proj_head_{tap + 1}" in endpoints, "proj_head_output" in endpoints) == (False, tap == 3)
 
 
-def test_zero_initialised_classifier_starts_undecided():
+def test_zero_initialised_classifier_starts_at_uniform_probabilities():
     model = classification(zero_init=True)
     assert not np.any(model.network.classifier.dense.kernel)
     logs = model.train_step(tiny.batch(0, num_views=1))
@@ -100,7 +101,7 @@ def test_zero_initialised_classifier_starts_undecided():
 
 @pytest.mark.parametrize(("optimizer", "after_block"), [("lars", -1), ("momentum", -1), ("adam", -1), ("momentum", 4)])
 def test_weight_decay_in_the_loss(optimizer, after_block):
-    """LARS decays by itself all but the classifier; the others leave it to the loss, of what is trained and no norm."""
+    """LARS decays all but the classifier by itself; for the others, the loss decays all trained weights but norms'."""
     encoder = tiny.encoder if after_block == -1 else tiny.resnet
     model = classification(after_block, tap=1, optimizer=optimizer, decay=0.1, make_encoder=encoder)
     network, batch = model.network, tiny.batch(0, num_views=1)
@@ -116,22 +117,22 @@ def test_weight_decay_in_the_loss(optimizer, after_block):
     assert float(logs["loss"]) == pytest.approx(cross_entropy(logits, batch["labels"]) + penalty, rel=1e-5)
 
 
-def test_it_learns():
+def test_loss_falls():
     model = classification(make_encoder=tiny.encoder)
     losses = [logs["loss"] for logs in tiny.fit(model, tiny.dataset(0, 1, num_views=1).repeat(60))]
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.slow  # the faster ones of SimCLR and the distiller run the same machinery
+@pytest.mark.slow  # the faster tests of SimCLR and the distiller run the same code
 def test_two_replicas_equal_one(replicas):
     tiny.use_float64()
-    found = []
+    results = []
     for strategy in (tf.distribute.get_strategy(), replicas(2)):
         with strategy.scope():
             model = classification(tap=1, make_encoder=tiny.encoder, optimizer="lars", decay=1e-3)
         logs = tiny.fit(model, tiny.dataset(0, 3, num_views=1))
-        found.append((logs, tiny.numbers(model.network.variables)))
-    (one_logs, one), (two_logs, two) = found
+        results.append((logs, tiny.numbers(model.network.variables)))
+    (one_logs, one), (two_logs, two) = results
     for ours, expected in zip(two_logs, one_logs, strict=True):
         assert ours == pytest.approx(expected, rel=1e-6)
     tiny.assert_close(two, one, rtol=1e-9)

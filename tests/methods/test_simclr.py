@@ -1,4 +1,4 @@
-"""Pretraining: the loss, the classifier beside the encoder, the memory, the modes of the head."""
+"""SimCLR: the loss, the online classifier, the memory, the modes of the projection head."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def simclr(classes: int = tiny.CLASSES, memory: int = 0, optimizer: str = "lars"
 
 
 def endpoints(model: SimCLR, batch: dict[str, np.ndarray], training: bool = True) -> dict[str, np.ndarray]:
-    """What the training forward pass gives for all first views, then all second ones; statistics stay as they are."""
+    """Returns the endpoints of all first views, then of all second views, without updating moving statistics."""
     network = model.network
     values = [[variable.value for variable in network.trainable_variables]]
     values += [[variable.value for variable in network.non_trainable_variables]]
@@ -30,7 +30,7 @@ def normalized(rows: np.ndarray) -> np.ndarray:
 
 
 def contrastive_loss(hidden: np.ndarray, temperature: float, negatives: np.ndarray) -> float:
-    """The formula row by row, of normalised rows: −log of the positive's share among all but the row itself."""
+    """Computes the formula row by row from normalised rows: −log of the positive's share among all other rows."""
     count = len(hidden) // 2
     losses = []
     for row in range(2 * count):
@@ -47,7 +47,7 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
 
 
-def test_it_learns():
+def test_loss_falls():
     model = simclr()
     batches = tiny.dataset(0, 1).repeat(40)
     losses = [logs["contrastive_loss"] for logs in tiny.fit(model, batches)]
@@ -57,22 +57,22 @@ def test_it_learns():
 
 class TestOnlineClassifier:
     @pytest.mark.parametrize("optimizer", ["lars", "momentum"])
-    def test_does_not_move_encoder_or_head(self, optimizer):
+    def test_does_not_train_encoder_or_head(self, optimizer):
         tiny.use_float64()
-        with_it, without = simclr(optimizer=optimizer), simclr(classes=0, optimizer=optimizer)
-        kernel = with_it.network.classifier.dense.kernel.numpy()
+        model, without = simclr(optimizer=optimizer), simclr(classes=0, optimizer=optimizer)
+        kernel = model.network.classifier.dense.kernel.numpy()
         start = tiny.numbers(without.network.variables)
-        tiny.assign([v for v in with_it.network.variables if v.path in start], start)
-        for model in (with_it, without):
-            logs = tiny.fit(model, tiny.dataset(0, 3))
+        tiny.assign([v for v in model.network.variables if v.path in start], start)
+        tiny.run_eagerly(model, tiny.dataset(0, 3))
+        logs = tiny.run_eagerly(without, tiny.dataset(0, 3))
         expected = tiny.numbers(without.network.variables)
-        actual = tiny.numbers(with_it.network.variables)
+        actual = tiny.numbers(model.network.variables)
         tiny.assert_close({path: actual[path] for path in expected}, expected, rtol=1e-10)
         assert tiny.moved(start, expected) == set(start)
-        assert not np.array_equal(kernel, with_it.network.classifier.dense.kernel)
+        assert not np.array_equal(kernel, model.network.classifier.dense.kernel)
         assert "online_loss" not in logs[0]
 
-    def test_unlabelled_rows_are_ignored(self):
+    def test_ignores_unlabelled_rows(self):
         model, batch = simclr(), tiny.batch(0, unlabelled=[0, 3, 4])
         known = np.tile(batch["labels"], 2) >= 0
         logits = endpoints(model, batch)["logits_sup"][known]
@@ -81,7 +81,7 @@ class TestOnlineClassifier:
         assert float(logs["online_loss"]) == pytest.approx(cross_entropy(logits, labels), rel=1e-5)
         assert float(logs["online_train_top1"]) == pytest.approx(np.mean(logits.argmax(axis=1) == labels))
 
-    def test_no_labels_at_all(self):
+    def test_does_not_learn_without_labels(self):
         model, batch = simclr(decay=0.0), tiny.batch(0, unlabelled=range(tiny.BATCH))
         classifier = tiny.numbers(model.network.classifier_variables)
         logs = model.train_step(batch)
@@ -90,8 +90,8 @@ class TestOnlineClassifier:
 
 
 class TestMemory:
-    def test_average_and_queue_step_by_step(self):
-        """The average follows its formula exactly; its outputs come in at the front of the queue, the oldest go."""
+    def test_average_and_queue_follow_their_formulas(self):
+        """The outputs of the averaged network enter at the front of the queue, and the oldest rows are dropped."""
         model, twin = simclr(memory=20), tiny.network(seed=1)
         memory = model.memory
         for average, weight in zip(memory.averages, model.network.trainable_variables, strict=True):
@@ -110,32 +110,32 @@ class TestMemory:
 
     def test_queue_shorter_than_a_batch(self):
         model = simclr(memory=3)
-        tiny.fit(model, tiny.dataset(0, 1))
+        model.train_step(tiny.batch(0))
         assert model.memory.queue.shape == (3, 5)
 
     @pytest.mark.parametrize("size", [0, 20])
-    def test_queue_is_further_negatives(self, size):
+    def test_queue_holds_further_negatives(self, size):
         model, batch = simclr(memory=size), tiny.batch(0)
         hidden = normalized(endpoints(model, batch)["proj_head_output"])
         queue = normalized(model.memory.queue.numpy()) if size else np.zeros((0, 5))
         logs = model.train_step(batch)
         assert float(logs["contrastive_loss"]) == pytest.approx(contrastive_loss(hidden, 0.5, queue), rel=1e-5)
 
-    def test_leaves_the_networks_statistics_alone(self):
-        """The average runs in training mode, on the batch's own statistics, and moves none."""
-        with_it, without = simclr(memory=20), simclr()
-        for model in (with_it, without):
-            tiny.fit(model, tiny.dataset(0, 1))
+    def test_does_not_change_the_networks_statistics(self):
+        """The averaged network runs in training mode, with batch statistics, and updates no moving ones."""
+        model, without = simclr(memory=20), simclr()
+        for each in (model, without):
+            each.train_step(tiny.batch(0))
         expected = tiny.numbers(without.network.non_trainable_variables)
-        tiny.assert_close(tiny.numbers(with_it.network.non_trainable_variables), expected, rtol=1e-6)
+        tiny.assert_close(tiny.numbers(model.network.non_trainable_variables), expected, rtol=1e-6)
 
     def test_two_replicas_equal_one(self, replicas):
         tiny.use_float64()
         models = []
-        for strategy in (tf.distribute.get_strategy(), replicas(2)):
+        for strategy, train in ((tf.distribute.get_strategy(), tiny.run_eagerly), (replicas(2), tiny.fit)):
             with strategy.scope():
                 model = simclr(memory=20)
-            tiny.fit(model, tiny.dataset(0, 3))
+            train(model, tiny.dataset(0, 3))
             models.append(model)
         one, two = (tiny.numbers(model.memory.variables) for model in models)
         tiny.assert_close(two, one, rtol=1e-9)
@@ -143,7 +143,7 @@ class TestMemory:
 
 @pytest.mark.parametrize("memory", [0, 20])
 @pytest.mark.parametrize(("mode", "width"), [("none", 32), ("linear", 5)])
-def test_heads_of_other_modes(mode, width, memory):
+def test_other_modes_of_the_projection_head(mode, width, memory):
     model, batch = simclr(mode=mode, make_encoder=tiny.resnet, memory=memory), tiny.batch(0)
     outputs = endpoints(model, batch)
     assert outputs["proj_head_output"].shape == (2 * tiny.BATCH, width)
