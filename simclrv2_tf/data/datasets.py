@@ -37,11 +37,6 @@ def view_batches(
     Raises:
         ValueError: if there are fewer images than a batch needs, or the elements are not images and integer labels.
         tf.errors.InvalidArgumentError: while iterating, for floats outside [0, 1].
-
-    Example:
-        >>> batches = view_batches(images, batch_size=4, settings=ViewSettings(32))
-        >>> next(iter(batches))["images"].shape
-        TensorShape([4, 2, 32, 32, 3])
     """
     if _image_and_label(dataset.element_spec)[0].shape.rank == 4:
         dataset = dataset.unbatch()
