@@ -57,6 +57,8 @@ MODES_OF_FLAG = {  # where they are not those of the group
     "compare": ("report",),
     "override_config": (*RUNS, "import_checkpoint"),
     "method": PRETRAINS,
+    "encoder": (*TRAINS, *LOOKS, "summary"),
+    "trust_run_code": (*TRAINS, *LOOKS, "summary"),
     "image_size": (*TRAINS, *LOOKS, "summary"),
     "global_bn": TRAINS,
     "batch_norm_decay": TRAINS,

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 DRAWS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grayscale", "blur", "sigma")
 NUM_DRAWS = len(DRAWS)
+NUM_BASE_DRAWS = 10  # these share a stream with the crops; draws that are appended leave their numbers as they are
 
 CROP_ATTEMPTS = 100
 CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # one aspect per attempt, one height per attempt, then y and x

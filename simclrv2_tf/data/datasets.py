@@ -4,9 +4,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from simclrv2_tf.data import augment
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.decoding import views_of_image
+from simclrv2_tf.data.sampling import uniform_draws
 
 
 def view_batches(
@@ -49,9 +49,7 @@ def view_batches(
 
     def example(element: tuple, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         image, label = _image_and_label(element)
-        sizes = [augment.CROP_DRAWS, augment.NUM_DRAWS]
-        uniforms = tf.random.stateless_uniform([num_views, sum(sizes)], seed, alg="philox")
-        crops, draws = tf.split(uniforms, sizes, axis=-1)
+        crops, draws = uniform_draws([num_views], seed)
         views = views_of_image(_as_uint8_rgb(image), crops, settings)
         views = tf.ensure_shape(views, [num_views, settings.image_size, settings.image_size, 3])
         return {"images": views, "labels": tf.cast(label, tf.int32), "draws": draws}

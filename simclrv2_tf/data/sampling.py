@@ -10,7 +10,7 @@ import dataclasses
 
 import tensorflow as tf
 
-from simclrv2_tf.data.augment import CROP_DRAWS, NUM_DRAWS
+from simclrv2_tf.data.augment import CROP_DRAWS, NUM_BASE_DRAWS, NUM_DRAWS
 from simclrv2_tf.data.decoding import graph_code
 
 
@@ -83,9 +83,21 @@ class Sampler:
 
     def draws(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns a step's uniform numbers in [0, 1): float32 ``[b, v, CROP_DRAWS]`` and ``[b, v, NUM_DRAWS]``."""
-        sizes = [CROP_DRAWS, NUM_DRAWS]
         seed = tf.stack([tf.constant(self.seed, tf.int64), step])
-        shape = [self.batch_size, self.num_views, sum(sizes)]
-        draws = tf.random.stateless_uniform(shape, seed, alg="philox")  # of every part: a row depends on those before
+        crops, draws = uniform_draws([self.batch_size, self.num_views], seed)  # of all parts, as rows depend on others
         first, end = self.part.rows(self.batch_size)
-        return tf.split(draws[first:end], sizes, axis=-1)
+        return crops[first:end], draws[first:end]
+
+
+def uniform_draws(shape: list[int], seed: tf.Tensor, num_draws: int = NUM_DRAWS) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns uniform numbers in [0, 1): float32 ``[*shape, CROP_DRAWS]`` and ``[*shape, num_draws]``.
+
+    Draws after the first ``NUM_BASE_DRAWS`` have a stream of their own, so that a new one changes no other.
+    """
+    numbers = tf.random.stateless_uniform([*shape, CROP_DRAWS + NUM_BASE_DRAWS], seed, alg="philox")
+    crops, draws = tf.split(numbers, [CROP_DRAWS, NUM_BASE_DRAWS], axis=-1)
+    if num_draws > NUM_BASE_DRAWS:
+        seed = tf.random.experimental.stateless_fold_in(seed, 1, alg="philox")
+        appended = tf.random.stateless_uniform([*shape, num_draws - NUM_BASE_DRAWS], seed, alg="philox")
+        draws = tf.concat([draws, appended], axis=-1)
+    return crops, draws

@@ -1,5 +1,6 @@
 """Builds the encoder that the settings name: our ResNet, or any Keras model built by a function of the user."""
 
+import inspect
 import logging
 from collections.abc import Callable
 
@@ -46,9 +47,10 @@ def build_encoder(config: Config, batch_norm: BatchNormSettings) -> keras.Model:
     if config.remat:
         raise SettingError("--remat=true: works with --encoder=resnet only")
     try:
-        encoder = function(image_size=config.image_size)
+        inspect.signature(function).bind(image_size=config.image_size)
     except TypeError as error:
-        raise SettingError(f"--encoder={config.encoder}: {error}") from None
+        raise SettingError(f"--encoder={config.encoder}: cannot be called with image_size ({error})") from None
+    encoder = function(image_size=config.image_size)
     if not isinstance(encoder, keras.Model):
         raise SettingError(f"--encoder={config.encoder}: returned {type(encoder).__name__}, not a Keras model")
     return encoder

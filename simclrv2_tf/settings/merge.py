@@ -92,8 +92,8 @@ def _check_trusted(parent: Config, flags: Mapping[str, Any], flag: str) -> None:
     named = "encoder" in flags if flag == "checkpoint" else flags.get("encoder") == parent.encoder
     if ":" in parent.encoder and not (named or flags.get("trust_run_code")):
         raise SettingError(
-            f"--{flag}={flags.get(flag, '')}: its network is built by {parent.encoder}; pass --trust_run_code to "
-            "import that code"
+            f"--{flag}={flags.get(flag, '')}: its network is built by {parent.encoder}; pass --trust_run_code, "
+            f"or --encoder={parent.encoder}, to import that code"
         )
 
 

@@ -20,8 +20,11 @@ def load_plugin(flag: str, reference: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module_name), name)
+        module = importlib.import_module(module_name)
     except ImportError as error:
-        raise SettingError(f"--{flag}={reference}: cannot be imported ({error})") from None
-    except AttributeError:
-        raise SettingError(f"--{flag}={reference}: {module_name} has no {name}") from None
+        raise SettingError(
+            f"--{flag}={reference}: cannot be imported ({error}); run from the directory that {module_name} is in"
+        ) from None
+    if not hasattr(module, name):
+        raise SettingError(f"--{flag}={reference}: {module_name} has no {name}")
+    return getattr(module, name)

@@ -19,6 +19,7 @@ from simclrv2_tf.data import input as input_module
 from simclrv2_tf.data.augment import NUM_DRAWS, ViewSettings, center_crop_and_resize
 from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.data.input import Part, TrainingInput, evaluation_batches, make_views
+from simclrv2_tf.data.sampling import uniform_draws
 from simclrv2_tf.data.sources import SUBSTITUTES, ArraySource, FileSource
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
@@ -560,3 +561,14 @@ def test_an_evaluation_without_corrupt_records_can_be_indexed(records):
 def test_examples_of_the_docstrings_run(module):
     examples = doctest.testmod(module, extraglobs={"np": np, "ArraySource": ArraySource})
     assert examples.attempted and not examples.failed
+
+
+def test_an_appended_draw_changes_no_other():
+    seed = tf.constant([3, 7], tf.int64)
+    crops, draws = uniform_draws([4, 2], seed)
+    more_crops, more_draws = uniform_draws([4, 2], seed, NUM_DRAWS + 2)
+    np.testing.assert_array_equal(more_crops, crops)
+    np.testing.assert_array_equal(more_draws[..., :NUM_DRAWS], draws)
+    appended = more_draws[..., NUM_DRAWS:].numpy()
+    assert appended.shape == (4, 2, 2) and len(np.unique(appended)) == appended.size
+    assert not np.isin(appended, np.concatenate([crops.numpy().ravel(), draws.numpy().ravel()])).any()

@@ -201,7 +201,7 @@ class TestUserDefinedEncoder:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"encoder": "plugins:not_a_callback"}, "unexpected keyword argument 'image_size'"),
+            ({"encoder": "plugins:not_a_callback"}, "cannot be called with image_size"),
             ({"encoder": "plugins:encoder_without_pooling"}, r"features must be \[n, d\]"),
             ({"encoder": "plugins:small_encoder", "remat": True}, "--remat=true: works with --encoder=resnet only"),
             ({"encoder": "plugins:small_encoder", "fine_tune_after_block": 2}, "fine_tune_after_block=2: this encoder"),

@@ -171,7 +171,9 @@ def test_the_stem_of_the_parent_may_be_given_either_way(stem):
 @pytest.mark.parametrize(("mode", "flag"), [("finetune", "checkpoint"), ("distill", "teacher")])
 def test_code_that_only_a_run_names_is_not_trusted(mode, flag):
     parent, start = PARENT.replace(encoder="some.module:build"), {flag: "run"}
-    with pytest.raises(SettingError, match=rf"^--{flag}=run: .* built by some.module:build; pass --trust_run_code to"):
+    with pytest.raises(
+        SettingError, match=rf"^--{flag}=run: .* built by some.module:build; pass --trust_run_code, or "
+    ):
         resolve(start, mode, parent)
     allowed = {"encoder": "resnet"} if mode == "distill" else {}  # a student chooses its own
     assert resolve(start | allowed | {"trust_run_code": True}, mode, parent)
