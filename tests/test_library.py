@@ -1,6 +1,8 @@
-"""The package as a library: its public names, a few lines to pretrain any backbone, models saved and loaded."""
+"""The package as a library: public names, docstring examples, pretraining of any backbone, saving and loading."""
 
+import doctest
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,8 +15,10 @@ from simclrv2_tf import (
     ClassificationModel,
     Distiller,
     Method,
+    MovingAverage,
     Network,
     NTXent,
+    Pretraining,
     ProjectionHead,
     SimCLR,
     ViewSettings,
@@ -24,10 +28,11 @@ from simclrv2_tf import (
 
 SIZE = 8
 VIEWS = ViewSettings(SIZE, color_jitter_strength=0.5)
+CROPS = ViewSettings.crop_and_flip(SIZE)  # traced faster
 
 
 def backbone() -> keras.Model:
-    """Keras's own layers alone."""
+    """A model of Keras's own layers."""
     layers = [keras.layers.Conv2D(6, 3, 2), keras.layers.BatchNormalization(), keras.layers.GlobalAveragePooling2D()]
     return keras.Sequential([keras.Input((SIZE, SIZE, 3)), *layers], name="backbone")
 
@@ -42,10 +47,14 @@ def batches(num_views: int = 2) -> tf.data.Dataset:
 
 
 def small(tap: int = 0) -> Network:
-    return Network(backbone(), ProjectionHead(out_dim=5, name="head"), 3, tap, name="network")
+    return Network(backbone(), ProjectionHead(num_layers=2, out_dim=5, name="head"), 3, tap, name="network")
 
 
-def test_public_names_are_what_they_say():
+def public_objects() -> dict[str, Any]:
+    return {name: getattr(simclrv2_tf, name) for name in simclrv2_tf.__all__}
+
+
+def test_public_names_are_those_of_their_objects():
     assert set(simclrv2_tf.__all__) <= set(dir(simclrv2_tf))
     for name in simclrv2_tf.__all__:
         assert getattr(simclrv2_tf, name).__name__ == name
@@ -53,10 +62,32 @@ def test_public_names_are_what_they_say():
         _ = simclrv2_tf.SimClr
 
 
-def test_another_backend_is_refused(monkeypatch):
+def test_another_backend_raises(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")  # none is installed
     with pytest.raises(ImportError, match="KERAS_BACKEND=jax: must be tensorflow"):
         _ = simclrv2_tf.SimCLR
+
+
+def example_finder() -> doctest.DocTestFinder:
+    return doctest.DocTestFinder(recurse=False)
+
+
+EXAMPLES = [name for name, value in public_objects().items() if example_finder().find(value)[0].examples]
+
+
+def test_every_public_class_and_the_main_functions_have_an_example():
+    classes = {name for name, value in public_objects().items() if inspect.isclass(value)}
+    assert set(EXAMPLES) >= classes | {"knn_accuracy", "linear_probe", "nt_xent", "view_batches"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_in_the_docstring_runs(name):
+    """The names that an example may use: NumPy, TensorFlow, Keras, all public names, ``images``."""
+    dataset = tf.data.Dataset.from_tensor_slices((images(8), np.arange(8) % 2))
+    names = {"np": np, "tf": tf, "keras": keras, "images": dataset, **public_objects()}
+    (example,) = example_finder().find(names[name], name, globs=names)
+    output: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=output.append).failed == 0, "".join(output)
 
 
 def test_any_backbone_is_pretrained_in_four_lines():
@@ -71,33 +102,33 @@ def test_any_backbone_is_pretrained_in_four_lines():
     assert int(simclr.optimizer.iterations) == 6
 
 
-def test_labels_train_the_classifier_beside_it_and_then_the_network(replicas):
+def test_labels_train_the_online_classifier_and_then_the_network(replicas):
     with replicas(2).scope():
-        encoder, head = backbone(), ProjectionHead(out_dim=5)
-        simclr = SimCLR(Network(encoder, head, num_classes=3), VIEWS)
-        simclr.compile(LARS(0.1))
+        encoder, head = backbone(), ProjectionHead("linear", out_dim=5)
+        simclr = SimCLR(Network(encoder, head, num_classes=3), CROPS)
+        simclr.compile(LARS(0.1), jit_compile=False)
         assert simclr.fit(batches(), verbose=0).history["online_loss"][0] > 0
-        tuned = ClassificationModel(Network(encoder, head, num_classes=3, head_input=1), VIEWS)
-        tuned.compile(keras.optimizers.SGD(0.1))
+        tuned = ClassificationModel(Network(encoder, head, num_classes=3, head_input=1), CROPS)
+        tuned.compile(keras.optimizers.SGD(0.1), jit_compile=False)
         assert tuned.fit(batches(num_views=1), verbose=0).history["loss"][0] > 0
 
 
-def made(kind: str) -> keras.Model:
+def build_method(kind: str) -> Method:
     network = small()
     network.build()
     if kind == "simclr":
-        return SimCLR(network, VIEWS, 0.5, weight_decay=1e-3, memory_size=6, ema_decay=0.9, micro_batch=2)
+        return SimCLR(network, CROPS, 0.5, weight_decay=1e-3, memory_size=6, ema_decay=0.9, micro_batch=2)
     if kind == "classification":
-        return ClassificationModel(small(tap=1), VIEWS, weight_decay=1e-3, name="tuned")
-    return Distiller(small(), network, VIEWS, temperature=0.2, alpha=0.5)
+        return ClassificationModel(small(tap=1), CROPS, weight_decay=1e-3, name="tuned")
+    return Distiller(small(), network, CROPS, temperature=0.2, alpha=0.5)
 
 
 @pytest.mark.parametrize("kind", ["simclr", "classification", "distiller"])
-def test_a_model_goes_on_where_it_was_saved(kind, tmp_path):
+def test_loaded_model_continues_where_it_was_saved(kind, tmp_path):
     data = list(batches(num_views=2 if kind == "simclr" else 1))
     one_pass = [tf.data.Dataset.from_tensors(batch) for batch in data]
-    model = made(kind)
-    model.compile(LARS(WarmUpCosine(0.1, 9), weight_decay=1e-3), skip_bad_steps=True)
+    model = build_method(kind)
+    model.compile(LARS(WarmUpCosine(0.1, 9), weight_decay=1e-3), skip_bad_steps=True, jit_compile=False)
     model.fit(one_pass[0], shuffle=False, verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -105,8 +136,8 @@ def test_a_model_goes_on_where_it_was_saved(kind, tmp_path):
     nested = ("network", "teacher")
     assert all(loaded.get_config()[k] == v for k, v in model.get_config().items() if k not in nested)
     assert loaded.get_compile_config() == model.get_compile_config() and loaded.skip_bad_steps
-    for one in (model, loaded):
-        one.fit(one_pass[1], shuffle=False, verbose=0)
+    for each in (model, loaded):
+        each.fit(one_pass[1], shuffle=False, verbose=0)
     assert len(loaded.variables) == len(model.variables)
     for variable, other in zip(model.variables, loaded.variables, strict=True):
         np.testing.assert_array_equal(other, variable, err_msg=variable.path)
@@ -120,15 +151,16 @@ def test_losses_optimizers_and_settings_are_restored(kind):
         WarmUpCosine: {"peak": 0.3, "total_steps": 9},
         ViewSettings: {"image_size": 9},
     }
-    one = kind(**arguments[kind])
-    other = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(one))
-    assert type(other) is kind and other.get_config() == one.get_config()
+    original = kind(**arguments[kind])
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(original))
+    assert type(restored) is kind and restored.get_config() == original.get_config()
 
 
-def test_every_public_layer_and_model_can_be_saved():
-    """Each is registered, so that ``keras.saving`` finds it without being told; its own tests restore it."""
-    kept = (keras.layers.Layer, keras.losses.Loss, keras.optimizers.Optimizer)
-    for name in simclrv2_tf.__all__:
-        kind = getattr(simclrv2_tf, name)
-        if inspect.isclass(kind) and issubclass(kind, kept) and kind is not Method:
-            assert keras.saving.get_registered_object(f"simclrv2_tf>{name}") is kind
+def test_every_public_layer_and_model_is_registered_with_keras():
+    """So ``keras.saving`` finds it. Not abstract classes, nor the average, which its method builds again."""
+    serializable = (keras.layers.Layer, keras.losses.Loss, keras.optimizers.Optimizer)
+    for name, value in public_objects().items():
+        if not inspect.isclass(value) or not issubclass(value, serializable):
+            continue
+        registered = keras.saving.get_registered_object(f"simclrv2_tf>{name}")
+        assert registered is (None if value in (Method, Pretraining, MovingAverage) else value), name

@@ -54,8 +54,9 @@ class Method(keras.Model):
         ...
         ...     def forward(self, batch):
         ...         views = self.make_views(batch)  # [b, 2, size, size, 3]
-        ...         outputs = [self(views[:, i], training=True)["proj_head_output"] for i in (0, 1)]
-        ...         return {"projections": tf.stack(outputs, axis=1)}  # [b, 2, d]
+        ...         rows = tf.reshape(views, [-1, *views.shape[2:]])  # [2b, size, size, 3]
+        ...         projections = self(rows, training=True)["proj_head_output"]  # [2b, d]
+        ...         return {"projections": tf.reshape(projections, [-1, 2, projections.shape[1]])}
         ...
         ...     def objective(self, outputs, batch):
         ...         first, second = tf.unstack(outputs["projections"], axis=1)  # [b, d] each

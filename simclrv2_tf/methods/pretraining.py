@@ -22,6 +22,15 @@ class Pretraining(Method):
         network: with a projection head, and a classifier if there are labels.
         views: augmentation settings.
         **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, see ``Method``.
+
+    Example:
+        >>> class Agreement(Pretraining):
+        ...     def objective(self, outputs, batch):
+        ...         first, second = tf.unstack(outputs["proj_head_output"], axis=1)  # [b, d] each
+        ...         online_loss, online_logs = self.online_evaluation(outputs, batch)
+        ...         return tf.reduce_mean((first - second) ** 2) + online_loss, online_logs
+        >>> model = Agreement(ResNet(10, 0.0625, stem="cifar"), ViewSettings(32))
+        >>> model.compile("adam")
     """
 
     num_views = 2

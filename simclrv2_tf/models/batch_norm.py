@@ -18,6 +18,10 @@ class BatchNormSettings:
         synchronized: compute the statistics over the batches of all replicas; False: over each replica's own batch.
         fused: use TensorFlow's fused kernels where possible. They are the fastest without XLA. Set False for a step
             compiled by XLA, where the one-pass form (and ``layers.max_pool`` in the stem) is faster.
+
+    Example:
+        >>> settings = BatchNormSettings(fused=False)  # for a step compiled by XLA
+        >>> encoder = ResNet(10, 0.0625, stem="cifar", batch_norm=settings)
     """
 
     momentum: float = 0.9

@@ -1,10 +1,11 @@
-"""Whole training steps of the real models against those of the official code, in float64.
+"""Whole training steps of the real models against recorded steps of the official code, in float64.
 
-The learning rates are the recorded ones, which the official code rounds to float32, and so is its batch norms' decay;
-so the numbers agree to many digits and no tolerance hides a difference. Where our models differ from the official code
-on purpose, a test says so.
+The learning rates are the recorded ones, which the official code rounds to float32, as it does the decay of its batch
+norms. So the numbers agree to many digits, and no tolerance hides a difference. Tests say where our models differ from
+the official code on purpose.
 """
 
+import functools
 import importlib.util
 import pathlib
 
@@ -27,16 +28,16 @@ _spec.loader.exec_module(values)
 
 FLOAT64, TWO_REPLICAS = np.load(GOLDEN / "train_steps_R1_float64.npz"), np.load(GOLDEN / "train_steps_R2.npz")
 BATCH, SIZE, CLASSES = 16, 32, 10
-DECAY, MOMENTUM_DECAY = 1e-4, 1e-3  # of the cases with LARS and with momentum
+DECAY, MOMENTUM_DECAY = 1e-4, 1e-3  # weight decay of the cases with LARS and with momentum
 COLUMNS = ("contrastive", "accuracy", "entropy", "supervised", "top1", "decay", "total", "rate")
 VIEWS = ViewSettings(SIZE)
 
 
-def recorded(case: str, archive=FLOAT64) -> dict[str, np.ndarray]:
-    """What is recorded of a case; its history by column."""
-    found = {key.removeprefix(f"{case}/"): archive[key] for key in archive.files if key.startswith(f"{case}/")}
-    history = next(value for key, value in found.items() if key.startswith("history"))
-    return found | dict(zip(COLUMNS, history.T, strict=True))
+def load_recording(case: str, archive=FLOAT64) -> dict[str, np.ndarray]:
+    """Loads the arrays of a case and the columns of its history."""
+    arrays = {key.removeprefix(f"{case}/"): archive[key] for key in archive.files if key.startswith(f"{case}/")}
+    history = next(value for key, value in arrays.items() if key.startswith("history"))
+    return arrays | dict(zip(COLUMNS, history.T, strict=True))
 
 
 def recorded_batch(step: int, num_views: int, dtype: str = "float64") -> dict[str, np.ndarray]:
@@ -54,9 +55,17 @@ def recorded_network(dtype: str = "float64", classes: int = CLASSES, tap: int = 
     encoder = ResNet(18, stem="cifar", batch_norm=batch_norm)
     network = Network(encoder, ProjectionHead(batch_norm=batch_norm), classes, tap)
     network.build()
-    for name, variable in official_names(network).items():
-        variable.assign(values.fill(name, variable.shape))
+    assign_recorded(network)
     return network
+
+
+def assign_recorded(network: Network) -> None:
+    """Assigns the weights that the recordings start from."""
+    for name, variable in official_names(network).items():
+        variable.assign(recorded_value(name, tuple(variable.shape)))
+
+
+recorded_value = functools.cache(values.fill)
 
 
 def compiled(model, optimizer: str = "lars", weight_decay: float = DECAY):
@@ -68,10 +77,10 @@ class Run:
     """Eager steps with the recorded batches and learning rates.
 
     Attributes:
-        logs: for each step a list of the replicas' logs.
-        gradients: of step 0, by official name, summed over the replicas.
-        start: the variables before it, by official name.
-        changed: names of those that it moved.
+        logs: for each step, a list of the replicas' logs.
+        gradients: of step 0, by official name, summed over replicas.
+        start: the variables before step 0, by official name.
+        changed: names of the variables that step 0 changes.
     """
 
     def __init__(self, model, rates: np.ndarray, strategy: tf.distribute.Strategy | None = None):
@@ -95,7 +104,7 @@ class Run:
         return {name: np.array(variable, "float64") for name, variable in self.names.items()}
 
     def log(self, name: str) -> list[float]:
-        """Mean over the replicas, for each step."""
+        """Returns the mean over replicas for each step."""
         return [np.mean([logs[name] for logs in replicas]) for replicas in self.logs]
 
     def _batch(self, model, step: int, strategy: tf.distribute.Strategy):
@@ -121,63 +130,64 @@ class Run:
         model.optimizer.apply = apply
 
 
-class Compared:
-    """What a run has in common with a recorded case.
+class Comparison:
+    """Comparison of a run with a recording.
 
     Args:
         parity: the fixture.
-        case: its name on the page of deviations.
-        run: ours.
-        found: theirs.
-        idle: names of the head's layers that ours does not run: they get no gradient and stay as they are.
-        rtol: of losses, gradients and weights; the way that a weight has gone is a small difference of two.
+        case: title on the page of deviations.
+        run: our run.
+        recording: of the official code.
+        idle: names of the head's variables that our run does not use: they get no gradient and do not change.
+        rtol: of losses, gradients and weights; that of a weight's total change, a small difference of two, is 10 times
+            as large.
     """
 
-    def __init__(self, parity, case, run, found, idle=frozenset(), rtol=1e-10, precision="float64"):
-        self.case, self.run, self.found, self.idle, self.rtol = case, run, found, set(idle), rtol
+    def __init__(self, parity, case, run, recording, idle=frozenset(), rtol=1e-10, precision="float64"):
+        self.case, self.run, self.recording, self.idle, self.rtol = case, run, recording, set(idle), rtol
         self.parity = lambda what, actual, expected, tolerance=rtol, **how: parity(
             f"{case}: {what}", actual, expected, tolerance, precision, **how
         )
 
     def logs(self, columns: dict[str, str]) -> None:
-        """Of every step, before its update."""
+        """Compares the logs of every step."""
         steps = len(self.run.logs)
         for name, column in columns.items():
-            self.parity("losses", self.run.log(name), self.found[column][:steps], of="each")
+            self.parity("losses", self.run.log(name), self.recording[column][:steps], of="each")
 
     def gradients(self, sampled: bool = True) -> None:
-        """Norms of all gradients of step 0, and the numbers that were sampled of some."""
-        names = set(self.found["trainable_names"]) - self.idle
-        norms = dict(zip(self.found["trainable_names"], self.found["grad_norms_step0"], strict=True))
+        """Compares the norms of all gradients of step 0, and the recorded samples of some."""
+        names = set(self.recording["trainable_names"]) - self.idle
+        norms = dict(zip(self.recording["trainable_names"], self.recording["grad_norms_step0"], strict=True))
         actual = [np.linalg.norm(self.run.gradients[name]) for name in sorted(names)]
         self.parity("gradients", actual, [norms[name] for name in sorted(names)], of="each")
         for name in names:
-            if sampled and f"grad_step0/{name}" in self.found:
+            if sampled and f"grad_step0/{name}" in self.recording:
                 actual = self.run.gradients[name].reshape(-1)
-                sample = self.found[f"grad_step0/{name}"]
+                sample = self.recording[f"grad_step0/{name}"]
                 self.parity("gradients", actual[values.sample_idx(actual.size, 128)], sample)
 
     def weights(self) -> None:
-        """Which variables the first step moved; norms of all after the last step, and of the way they have gone."""
-        assert self.run.changed == set(self.found["changed_after_step1_names"]) - self.idle
-        assert set(self.found["all_names"]) == set(self.run.names)
-        end, used = self.run.values(), [name not in self.idle for name in self.found["all_names"]]
+        """Compares which variables step 0 changes, and the norms of all variables and their changes after the run."""
+        assert self.run.changed == set(self.recording["changed_after_step1_names"]) - self.idle
+        assert set(self.recording["all_names"]) == set(self.run.names)
+        end, used = self.run.values(), [name not in self.idle for name in self.recording["all_names"]]
         deltas = {name: np.linalg.norm(end[name] - self.run.start[name]) for name in end}
         assert not any(deltas[name] for name in self.idle)
-        names = self.found["all_names"][used]
+        names = self.recording["all_names"][used]
         norms = [np.linalg.norm(end[name]) for name in names]
-        self.parity("weights", norms, self.found["final_norms"][used], of="each")
-        ways = self.found["final_delta_norms"][used]
-        self.parity("weights", [deltas[name] for name in names], ways, 10 * self.rtol, of="each")
+        self.parity("weights", norms, self.recording["final_norms"][used], of="each")
+        expected = self.recording["final_delta_norms"][used]
+        self.parity("weights", [deltas[name] for name in names], expected, 10 * self.rtol, of="each")
 
 
 def head_layers(run: Run, above: int) -> set[str]:
-    """Names of the head's variables above a tap."""
+    """Returns the names of the head's variables above a tap."""
     return {name for name in run.names if name.startswith(tuple(f"head_contrastive/nl_{i}" for i in range(above, 3)))}
 
 
 def sum_of_squares(run: Run, names: set[str]) -> float:
-    """Of the kernels at the start."""
+    """Returns the sum over the kernels at the start."""
     return sum(np.sum(run.start[name] ** 2) for name in names if name.endswith("kernel"))
 
 
@@ -191,90 +201,92 @@ PRETRAINING_COLUMNS = {
 }
 
 
-def pretraining(found: dict, steps: int, strategy=None, dtype: str = "float64", **batch_norm) -> Run:
-    """The recorded pretraining, as far as told."""
+def pretraining(recording: dict, steps: int, strategy=None, dtype: str = "float64", **batch_norm) -> Run:
+    """Runs the first steps of a recorded pretraining."""
     with (strategy or tf.distribute.get_strategy()).scope():
         network = recorded_network(dtype, **batch_norm)
         model = compiled(SimCLR(network, VIEWS, 0.5, weight_decay=DECAY))
-    return Run(model, found["rate"][:steps], strategy)
+    return Run(model, recording["rate"][:steps], strategy)
 
 
 class TestPretraining:
     @pytest.mark.parametrize("steps", [2, pytest.param(5, marks=pytest.mark.slow)])
-    def test_step_by_step(self, steps, parity):
-        found = recorded("pretrain_lars")
-        run = pretraining(found, steps)
-        assert set(run.gradients) == set(found["trainable_names"])
-        compared = Compared(parity, "pretraining with LARS", run, found)
-        compared.logs(PRETRAINING_COLUMNS)
-        compared.gradients()
-        if steps == len(found["rate"]):
-            compared.weights()
+    def test_steps_equal_the_recording(self, steps, parity):
+        recording = load_recording("pretrain_lars")
+        run = pretraining(recording, steps)
+        assert set(run.gradients) == set(recording["trainable_names"])
+        comparison = Comparison(parity, "pretraining with LARS", run, recording)
+        comparison.logs(PRETRAINING_COLUMNS)
+        comparison.gradients()
+        if steps == len(recording["rate"]):
+            comparison.weights()
         schedule = WarmUpCosine(peak_learning_rate(0.32, BATCH, "linear"), total_steps=20)
-        np.testing.assert_allclose([schedule(step) for step in range(len(found["rate"]))], found["rate"], rtol=1e-7)
+        rates = [schedule(step) for step in range(len(recording["rate"]))]
+        np.testing.assert_allclose(rates, recording["rate"], rtol=1e-7)
 
     @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
     def test_low_temperature_without_classifier(self, steps, parity):
-        found = recorded("pretrain_lars_sqrt_T0.1_nolineareval")
+        recording = load_recording("pretrain_lars_sqrt_T0.1_nolineareval")
         model = compiled(SimCLR(recorded_network(classes=0), VIEWS, 0.1, weight_decay=DECAY))
-        run = Run(model, found["rate"][:steps])
-        compared = Compared(parity, "pretraining at temperature 0.1, no classifier", run, found)
-        compared.logs({"loss": "total"})
-        compared.gradients()
-        if steps == len(found["rate"]):
-            compared.weights()
+        run = Run(model, recording["rate"][:steps])
+        comparison = Comparison(parity, "pretraining at temperature 0.1, no classifier", run, recording)
+        comparison.logs({"loss": "total"})
+        comparison.gradients()
+        if steps == len(recording["rate"]):
+            comparison.weights()
 
-    @pytest.mark.slow  # on one replica the same as test_step_by_step; the setting itself is in test_normalization
+    @pytest.mark.slow  # on one replica as with global batch norm; test_batch_norm tests the setting itself
     def test_local_batch_norm(self, parity):
-        found = recorded("pretrain_localbn")
-        run = pretraining(found, len(found["rate"]), synchronized=False)
-        compared = Compared(parity, "pretraining with local BN", run, found)
-        compared.logs({"loss": "total"})
-        compared.gradients()
-        compared.weights()
+        recording = load_recording("pretrain_localbn")
+        run = pretraining(recording, len(recording["rate"]), synchronized=False)
+        comparison = Comparison(parity, "pretraining with local BN", run, recording)
+        comparison.logs({"loss": "total"})
+        comparison.gradients()
+        comparison.weights()
 
     @pytest.mark.parametrize("steps", [1, pytest.param(5, marks=pytest.mark.slow)])
-    def test_two_replicas_as_recorded(self, steps, replicas, parity):
-        """In float32, as recorded, whose rounding R18's batch norms amplify: up to 3e-3, says the recording.
+    def test_two_replicas_equal_the_recording_of_two(self, steps, replicas, parity):
+        """In float32 as recorded, whose rounding ResNet-18's batch norms amplify by up to 3e-3.
 
-        Its batch norms compute as the official ones do, op by op: other roundings amplify to other numbers.
+        Batch norms are not fused, so that they round as the official ones do.
         """
-        found, case = recorded("pretrain_lars", TWO_REPLICAS), "pretraining, 2 replicas as recorded"
-        run = pretraining(found, steps, replicas(2), "float32", fused=False)
+        recording, case = load_recording("pretrain_lars", TWO_REPLICAS), "pretraining, 2 replicas as recorded"
+        run = pretraining(recording, steps, replicas(2), "float32", fused=False)
         for step in range(steps):
-            self.assert_losses_of_replicas(parity, case, run, found, step)
-        compared = Compared(parity, case, run, found, rtol=3e-3, precision="float32")
-        compared.gradients()
-        if steps == len(found["rate"]):
-            compared.weights()
+            self.assert_losses_of_replicas(parity, case, run, recording, step)
+        comparison = Comparison(parity, case, run, recording, rtol=3e-3, precision="float32")
+        comparison.gradients()
+        if steps == len(recording["rate"]):
+            comparison.weights()
 
     def test_two_replicas_on_fused_kernels(self, replicas, parity):
-        """In float32; the gradients against float64's, of one replica, to what rounding may do to their norms."""
-        found, case = recorded("pretrain_lars", TWO_REPLICAS), "pretraining, 2 replicas, fused BN"
-        run = pretraining(found, 1, replicas(2), "float32", fused=True)
-        self.assert_losses_of_replicas(parity, case, run, found, step=0)
-        Compared(parity, case, run, recorded("pretrain_lars"), rtol=3e-3, precision="float32").gradients(sampled=False)
+        """In float32; gradients are compared with those of one replica in float64, to the effect of rounding."""
+        recording, case = load_recording("pretrain_lars", TWO_REPLICAS), "pretraining, 2 replicas, fused BN"
+        run = pretraining(recording, 1, replicas(2), "float32", fused=True)
+        self.assert_losses_of_replicas(parity, case, run, recording, step=0)
+        one_replica = load_recording("pretrain_lars")
+        Comparison(parity, case, run, one_replica, rtol=3e-3, precision="float32").gradients(sampled=False)
 
     @staticmethod
-    def assert_losses_of_replicas(parity, case: str, run: Run, found: dict, step: int) -> None:
+    def assert_losses_of_replicas(parity, case: str, run: Run, recording: dict, step: int) -> None:
         names = ("contrastive_loss", "online_loss", "loss")
         actual = [[replica[name] for replica in run.logs[step]] for name in names]
         which, tolerance = ("losses of step 0", 5e-6) if step == 0 else ("losses of later steps", 3e-3)
-        parity(f"{case}: {which}", actual, found[f"step{step}/per_replica_con_sup_total"], tolerance, of="each")
+        parity(f"{case}: {which}", actual, recording[f"step{step}/per_replica_con_sup_total"], tolerance, of="each")
 
     @pytest.mark.parametrize(
         ("count", "steps"),
         [(4, 1), pytest.param(2, 5, marks=pytest.mark.slow), pytest.param(4, 5, marks=pytest.mark.slow)],
     )
-    def test_replicas_equal_one_device_as_recorded(self, count, steps, replicas, parity):
-        """In float64: statistics and negatives of the whole batch make any number of replicas one device."""
-        found = recorded("pretrain_lars")
-        run = pretraining(found, steps, replicas(count))
-        compared = Compared(parity, f"pretraining, {count} replicas against one device", run, found)
-        compared.logs(PRETRAINING_COLUMNS)
-        compared.gradients()
-        if steps == len(found["rate"]):
-            compared.weights()
+    def test_replicas_equal_the_recording_of_one_device(self, count, steps, replicas, parity):
+        """In float64; statistics and negatives are those of the whole batch."""
+        recording = load_recording("pretrain_lars")
+        run = pretraining(recording, steps, replicas(count))
+        comparison = Comparison(parity, f"pretraining, {count} replicas against one device", run, recording)
+        comparison.logs(PRETRAINING_COLUMNS)
+        comparison.gradients()
+        if steps == len(recording["rate"]):
+            comparison.weights()
 
 
 class TestFineTuning:
@@ -282,38 +294,40 @@ class TestFineTuning:
         ("case", "tap"), [("lars_all_sel1", 1), pytest.param("lars_all", 0, marks=pytest.mark.slow)]
     )
     def test_lars(self, case, tap, parity):
-        """Our head layers above the tap do not run: their statistics stay, where the official ones move."""
-        found = recorded(f"finetune_{case}")
-        run = Run(compiled(ClassificationModel(recorded_network(tap=tap), VIEWS, weight_decay=DECAY)), found["rate"])
+        """Our head layers above the tap do not run and keep their statistics; the official ones change."""
+        recording = load_recording(f"finetune_{case}")
+        model = ClassificationModel(recorded_network(tap=tap), VIEWS, weight_decay=DECAY)
+        run = Run(compiled(model), recording["rate"])
         idle = head_layers(run, tap)
-        assert set(run.gradients) == set(found["trainable_names"]) - idle
-        compared = Compared(parity, f"fine-tuning with LARS from layer {tap}", run, found, idle)
-        compared.logs({"loss": "total", "train_top1": "top1"})
-        compared.gradients()
-        compared.weights()
-        moved = {f"head_contrastive/nl_2/batch_normalization/moving_{x}" for x in ("mean", "variance")}
-        assert moved < set(found["changed_after_step1_names"])
+        assert set(run.gradients) == set(recording["trainable_names"]) - idle
+        comparison = Comparison(parity, f"fine-tuning with LARS from layer {tap}", run, recording, idle)
+        comparison.logs({"loss": "total", "train_top1": "top1"})
+        comparison.gradients()
+        comparison.weights()
+        moving_statistics = {f"head_contrastive/nl_2/batch_normalization/moving_{x}" for x in ("mean", "variance")}
+        assert moving_statistics < set(recording["changed_after_step1_names"])
 
-    @pytest.mark.slow  # the same above a frozen block is tried below
+    @pytest.mark.slow  # below, the same is tested above a frozen block
     def test_momentum(self, parity):
-        """The official loss decays the head layers that are not in use; ours leaves them out, and all else is equal."""
-        found, case = recorded("finetune_momentum_all"), "fine-tuning with momentum"
+        """The official loss also decays unused head layers; everything else is equal."""
+        recording, case = load_recording("finetune_momentum_all"), "fine-tuning with momentum"
         model = ClassificationModel(recorded_network(), VIEWS, weight_decay=MOMENTUM_DECAY)
-        run = Run(compiled(model, "momentum"), found["rate"])
+        run = Run(compiled(model, "momentum"), recording["rate"])
         idle = head_layers(run, 0)
         decay_of_idle = MOMENTUM_DECAY / 2 * sum_of_squares(run, idle)
-        assert set(run.gradients) == set(found["trainable_names"]) - idle
+        assert set(run.gradients) == set(recording["trainable_names"]) - idle
         loss = run.log("loss")
-        parity(f"{case}: losses", loss[0], found["total"][0] - decay_of_idle, 1e-10, "float64", of="each")
-        penalty = np.array(loss) - found["supervised"]
-        np.testing.assert_allclose(penalty, found["decay"] - decay_of_idle, rtol=1e-4)  # there, the idle ones shrink
-        compared = Compared(parity, case, run, found, idle)
-        compared.gradients()
-        compared.weights()
+        parity(f"{case}: losses", loss[0], recording["total"][0] - decay_of_idle, 1e-10, "float64", of="each")
+        penalty = np.array(loss) - recording["supervised"]
+        # Not to more digits, as the idle weights of the official code shrink.
+        np.testing.assert_allclose(penalty, recording["decay"] - decay_of_idle, rtol=1e-4)
+        comparison = Comparison(parity, case, run, recording, idle)
+        comparison.gradients()
+        comparison.weights()
 
 
 class OfficialFreezing(ClassificationModel):
-    """Freezes as the official code: frozen weights get no gradient, but their batch norms stay in training mode."""
+    """Freezes as the official code does: frozen weights get no gradient, but batch norms stay in training mode."""
 
     first_trained = 3
 
@@ -333,28 +347,30 @@ class OfficialFreezing(ClassificationModel):
         pytest.param("momentum_linear_after4_wd", 4, MOMENTUM_DECAY, marks=pytest.mark.slow),
     ],
 )
-def test_frozen_blocks_differ_by_their_batch_norms_alone(case, block, decay, parity):
-    """A frozen part's statistics are frozen with it; the official tf2 code normalises by the batch and moves them.
+def test_frozen_blocks_differ_from_the_official_ones_only_in_batch_norm(case, block, decay, parity):
+    """We freeze moving statistics too; the official tf2 code normalises frozen parts by the batch and updates them.
 
-    With batch norms in training mode our losses and gradients are the recorded ones, so this is the only difference,
-    but for the decay of head layers that are not in use (see ``test_momentum``).
+    With batch norms in training mode, our losses and gradients are the recorded ones, so there is no other difference
+    (except the decay of unused head layers, see ``test_momentum``).
     """
-    found, title = recorded(f"finetune_{case}"), f"frozen up to block {block}, BN as there, decay {decay:g}"
-    theirs = OfficialFreezing(recorded_network(), VIEWS, decay)
-    theirs.first_trained = block + 1
-    run = Run(compiled(theirs, "momentum"), found["rate"])
+    recording, title = load_recording(f"finetune_{case}"), f"frozen up to block {block}, BN as there, decay {decay:g}"
+    network = recorded_network()
+    official = OfficialFreezing(network, VIEWS, weight_decay=decay)
+    official.first_trained = block + 1
+    run = Run(compiled(official, "momentum"), recording["rate"])
     idle = head_layers(run, 0)
-    expected = found["total"][0] - decay / 2 * sum_of_squares(run, idle)
+    expected = recording["total"][0] - decay / 2 * sum_of_squares(run, idle)
     parity(f"{title}: losses", run.log("loss")[0], expected, 1e-10, "float64", of="each")
-    compared = Compared(parity, title, run, found, idle)
-    compared.gradients()
-    compared.weights()
+    comparison = Comparison(parity, title, run, recording, idle)
+    comparison.gradients()
+    comparison.weights()
 
-    ours = ClassificationModel(recorded_network(), VIEWS)
+    assign_recorded(network)
+    ours = ClassificationModel(network, VIEWS)
     ours.freeze(block)
-    frozen = [v for part in [ours.network.encoder.stem, *ours.network.encoder.groups[:block]] for v in part.variables]
+    frozen = [v for part in [network.encoder.stem, *network.encoder.groups[:block]] for v in part.variables]
     before = [variable.numpy() for variable in frozen]
-    (loss,) = Run(compiled(ours, "momentum"), found["rate"][:1]).log("loss")
-    assert abs(loss - found["supervised"][0]) > 0.01
+    (loss,) = Run(compiled(ours, "momentum"), recording["rate"][:1]).log("loss")
+    assert abs(loss - recording["supervised"][0]) > 0.01
     for variable, value in zip(frozen, before, strict=True):
         np.testing.assert_array_equal(variable, value)

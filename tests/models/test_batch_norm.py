@@ -1,4 +1,4 @@
-"""Every path of batch norm gives one and the same value and gradient; only the right things move."""
+"""BatchNorm: all its forms give the same values and gradients; when moving statistics are updated."""
 
 import keras
 import numpy as np
@@ -18,12 +18,12 @@ SHAPE = (12, 3, 4, 5)
 
 
 def synchronized(x, gamma, beta, epsilon):
-    """The path of several replicas, where there is one."""
+    """The form for several replicas, on one."""
     return fused_synchronized_batch_norm(x, gamma, beta, epsilon, tf.identity)
 
 
 def draw(shape=SHAPE, dtype="float64"):
-    """Input, upstream gradient, gamma and beta; the channels differ in mean and scale."""
+    """Returns input, upstream gradient, gamma and beta; the channels differ in mean and scale."""
     rng = np.random.default_rng(0)
     channels = np.arange(1, shape[-1] + 1)
     x = rng.normal(size=shape) * channels + channels
@@ -32,7 +32,7 @@ def draw(shape=SHAPE, dtype="float64"):
 
 
 def reference(x, dy, gamma, beta):
-    """Two-pass batch norm in float64 and its gradients by automatic differentiation."""
+    """Computes two-pass batch norm in float64, and its gradients by automatic differentiation."""
     x, dy, gamma, beta = (tf.cast(value, tf.float64) for value in (x, dy, gamma, beta))
     with tf.GradientTape() as tape:
         tape.watch([x, gamma, beta])
@@ -81,7 +81,7 @@ def test_bfloat16_input_keeps_float32_statistics(normalize):
     results = value_and_gradients(normalize, x, dy, gamma, beta)
     assert [result.dtype for result in results] == [tf.bfloat16, *[tf.float32] * 2, tf.bfloat16, *[tf.float32] * 2]
     errors = relative_errors(results, reference(x, dy, gamma, beta))
-    assert max(errors[1:3]) < 1e-5, "the statistics of the rounded input are exact to float32"
+    assert max(errors[1:3]) < 1e-5  # the statistics of the rounded input
     assert max(errors) < 0.02
 
 
@@ -99,20 +99,20 @@ def test_gradient_equals_finite_differences():
 @pytest.mark.parametrize(
     "normalize, dtype", [(one_pass_batch_norm, "float64"), (fused_synchronized_batch_norm, "float32")]
 )
-def test_replicas_speak_once_in_each_direction(normalize, dtype):
-    calls = []
+def test_there_is_one_all_reduce_in_each_direction(normalize, dtype):
+    shapes = []
 
     def sum_over_replicas(vector):
-        calls.append(vector.shape)
+        shapes.append(vector.shape)
         return vector
 
     x, dy, gamma, beta = draw(dtype=dtype)
     value_and_gradients(lambda *inputs: normalize(*inputs, sum_over_replicas), x, dy, gamma, beta)
-    assert calls == [2 * SHAPE[-1] + 1, 2 * SHAPE[-1]]
+    assert shapes == [2 * SHAPE[-1] + 1, 2 * SHAPE[-1]]
 
 
 def step_on_replicas(strategy, layer_settings, values, sizes):
-    """One training call of a layer on every replica; results joined in replica order, gradients summed."""
+    """Calls a layer in training mode on every replica; joins results in replica order and sums gradients."""
     x, dy, gamma, beta = values
     bounds = np.cumsum([0, *sizes])
 
@@ -172,23 +172,23 @@ def test_unsynchronized_replicas_use_their_own_statistics(replicas, dtype, toler
     assert max(relative_errors(result["gradients"], gradients)) < tolerance
     for means, half in zip(result["means"], halves, strict=True):
         np.testing.assert_allclose(means, 0.1 * half[1], rtol=tolerance)
-    # Reading and saving them costs no message: the mean of all is for Method.average_local_statistics.
+    # Reading them does not communicate; `Method.average_local_statistics` averages them.
     np.testing.assert_array_equal(layer.moving_mean.numpy(), result["means"][0])
 
 
-def test_global_statistics_cost_nothing_where_there_is_one_replica():
+def test_synchronization_costs_nothing_on_one_replica():
     def program(synchronized):
         layer = BatchNorm(synchronized=synchronized, fused=False, name="batch_norm")
         layer.build((4, 3))
         step = tf.function(lambda x: layer(x, training=True), jit_compile=True, autograph=False)
         text = step.experimental_get_compiler_ir(tf.ones([4, 3]))(stage="hlo")
-        return text[text.index("ENTRY") :].partition("\n")[2]  # its first line holds a number that grows
+        return text[text.index("ENTRY") :].partition("\n")[2]  # its first line contains a running number
 
     assert program(True) == program(False)
     assert program(True).count(" reduce(") == 2
 
 
-def test_values_assigned_from_outside_reach_every_replica(replicas):
+def test_assigned_statistics_reach_every_replica(replicas):
     strategy = replicas(2)
     with strategy.scope():
         layer = BatchNorm()
@@ -200,7 +200,7 @@ def test_values_assigned_from_outside_reach_every_replica(replicas):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_moving_statistics_are_biased_and_weighted_by_momentum(fused):
+def test_moving_statistics_follow_the_momentum_and_are_biased(fused):
     x = draw(dtype="float32")[0]
     layer = BatchNorm(momentum=0.7, fused=fused)
     layer(x, training=True)
@@ -209,7 +209,7 @@ def test_moving_statistics_are_biased_and_weighted_by_momentum(fused):
 
 
 @pytest.mark.parametrize("freeze", ["training", "trainable"])
-def test_inference_uses_moving_statistics_and_leaves_them(freeze):
+def test_inference_uses_moving_statistics_and_keeps_them(freeze):
     x = draw(dtype="float32")[0]
     layer = BatchNorm()
     layer.build(x.shape)
@@ -228,12 +228,12 @@ def test_variance_of_equal_values_is_not_negative():
     x = tf.fill([4096, 8], 1000.1)
     y, _, variance = one_pass_batch_norm(x, tf.ones([8]), tf.zeros([8]), EPSILON)
     raw = tf.reduce_mean(x * x, 0) - tf.reduce_mean(x, 0) ** 2
-    assert np.min(raw) < 0, "this input is meant to round to a negative difference"
+    assert np.min(raw) < 0, "the test needs an input whose difference rounds below zero"
     assert np.min(variance) >= 0 and np.all(np.isfinite(y))
 
 
 @pytest.mark.parametrize("normalize", [one_pass_batch_norm, fused_batch_norm, synchronized])
-def test_a_batch_of_one_value_has_no_variance(normalize):
+def test_variance_of_one_value_is_zero(normalize):
     y, mean, variance = normalize(tf.constant([[3.0, -2.0]]), tf.ones([2]), tf.constant([0.5, 1.0]), EPSILON)
     np.testing.assert_allclose(y, [[0.5, 1.0]], atol=1e-6)
     np.testing.assert_allclose(mean, [3.0, -2.0])
@@ -249,7 +249,7 @@ def test_dtypes_under_every_policy(policy, training):
     assert {v.dtype for v in layer.variables} == {"float64" if policy == "float64" else "float32"}
 
 
-def test_variables_follow_the_arguments():
+def test_arguments_determine_the_variables():
     layer = BatchNorm(center=False, gamma_initializer="zeros")
     layer.build((None, 3))
     assert [(v.name, v.trainable) for v in layer.variables] == [
@@ -270,13 +270,14 @@ def test_configuration_round_trip():
 
 
 @pytest.mark.parametrize("shape", [(None, 4, 3), (None, None)])
-def test_other_shapes_are_refused(shape):
+def test_other_shapes_raise(shape):
     with pytest.raises(ValueError, match="BatchNorm takes"):
         BatchNorm().build(shape)
 
 
-def test_settings_from_anything():
+def test_settings_of_none_dict_or_instance():
     assert BatchNormSettings.of(None) == BatchNormSettings()
-    assert BatchNormSettings.of({"momentum": 0.5}) == BatchNormSettings(momentum=0.5)
+    half = BatchNormSettings(momentum=0.5)
+    assert BatchNormSettings.of({"momentum": 0.5}) == half and BatchNormSettings.of(half) is half
     with pytest.raises(TypeError):
         BatchNormSettings.of({"decay": 0.5})

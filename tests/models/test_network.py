@@ -1,5 +1,6 @@
-"""The whole network against the numbers of the official code; its names, taps and parts."""
+"""Network: outputs against recordings of the official code; official names, taps, parts, saving."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -30,18 +31,21 @@ def tag(depth, sk_ratio, size):
 
 
 def recorded_network(depth, sk_ratio, size, dtype="float32", classes=CLASSES, **batch_norm):
-    """A network with the recorded weights."""
+    """Builds a network with the weights of the recordings."""
     stem = "cifar" if size <= 32 else "imagenet"
     encoder = ResNet(depth, 1, sk_ratio, stem=stem, batch_norm=batch_norm, dtype=dtype)
     network = Network(encoder, ProjectionHead(batch_norm=batch_norm, dtype=dtype), classes)
     network.build()
     for name, variable in official_names(network).items():
-        variable.assign(values.fill(name, variable.shape))
+        variable.assign(recorded_value(name, tuple(variable.shape)))
     return network
 
 
+recorded_value = functools.lru_cache(600)(values.fill)  # those of two networks
+
+
 def assert_endpoints(parity, case, endpoints, prefix, recorded, tolerance, precision):
-    """The sampled numbers of each endpoint, and mean and deviation of all of them."""
+    """Compares the sampled numbers of each endpoint, and the mean and standard deviation of all its numbers."""
     for name, output in endpoints.items():
         key, output = f"{prefix}/{HEAD_KEYS.get(name, name)}", np.asarray(output, "float64")
         np.testing.assert_array_equal(output.shape, recorded[f"{key}/shape"])
@@ -59,11 +63,11 @@ def assert_endpoints(parity, case, endpoints, prefix, recorded, tolerance, preci
         parity(case, actual, expected, tolerance, precision)
 
 
-def whole(endpoints):
-    """Those that are recorded of a whole network."""
-    found = {name: output for name, output in endpoints.items() if name not in ("proj_head_input", "proj_head_3")}
-    assert len(found) == 11
-    return found
+def without_duplicates(endpoints):
+    """Returns the endpoints without those that are recorded under another name."""
+    recorded = {name: output for name, output in endpoints.items() if name not in ("proj_head_input", "proj_head_3")}
+    assert len(recorded) == 11
+    return recorded
 
 
 def assert_moving_statistics(parity, case, network, prefix, recorded):
@@ -80,13 +84,13 @@ def assert_moving_statistics(parity, case, network, prefix, recorded):
 
 
 def block_by_block(encoder, images, training=False):
-    """The outputs of the single blocks, and of the first selective kernel if there are any."""
+    """Returns the outputs of the blocks, and of the first selective kernel if there is one."""
     outputs = {}
     _, x = encoder.stem(images, training=training)
     first = encoder.groups[0].blocks[0]
     if encoder.settings["sk_ratio"]:
-        narrow = first.convs[0](x, training=training)
-        outputs["block_group1/block0/sk_conv"] = first.convs[1](narrow, training=training)
+        reduced = first.convs[0](x, training=training)
+        outputs["block_group1/block0/sk_conv"] = first.convs[1](reduced, training=training)
     for group in encoder.groups:
         for block in group.blocks:
             x = outputs[f"{group.name}/{block.name}"] = block(x, training=training)
@@ -99,7 +103,7 @@ def test_inference_equals_the_official_network(config, parity):
     network = recorded_network(*config)
     images = values.image_input(tag(*config), BATCH, config[-1])
     case = f"{tag(*config)}, inference"
-    endpoints = whole(network(images, whole_head=True)) | block_by_block(network.encoder, images)
+    endpoints = without_duplicates(network(images, whole_head=True)) | block_by_block(network.encoder, images)
     assert_endpoints(parity, case, endpoints, "eval", recorded, 5e-6, "float32")
 
 
@@ -115,13 +119,13 @@ def test_inference_equals_the_official_network(config, parity):
     ids=lambda x: tag(*x) if isinstance(x, tuple) else "global" if x else "local",
 )
 def test_training_equals_the_official_network(config, synchronized, parity):
-    """Outputs and moving statistics after one step, with batch statistics of all replicas or of each its own."""
+    """Compares outputs and moving statistics after one step, with batch norms synchronized or not."""
     recorded = np.load(GOLDEN / f"model_tf2_{tag(*config)}.npz")
     suffix = "" if synchronized else "_localbn"
     network = recorded_network(*config, dtype="float64", synchronized=synchronized)
     images = values.image_input(tag(*config), BATCH, config[-1])
     case = f"{tag(*config)}, training, {'global' if synchronized else 'local'} BN"
-    endpoints = whole(network(images, training=True, whole_head=True))
+    endpoints = without_duplicates(network(images, training=True, whole_head=True))
     assert_endpoints(parity, case, endpoints, f"train{suffix}", recorded, 2e-7, "float64")
     assert_moving_statistics(parity, case, network, f"after_train{suffix}", recorded)
     blocks = block_by_block(network.encoder, images, training=True)
@@ -138,18 +142,14 @@ def test_replicas_equal_the_official_network_on_one_device(count, replicas, pari
     shards = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(images[context.replica_id_in_sync_group])
     )
-    run = tf.function(
-        lambda x: strategy.run(lambda x: network(x, training=True, whole_head=True), args=(x,)), autograph=False
-    )
-    endpoints = {
-        name: tf.concat(strategy.experimental_local_results(output), 0) for name, output in run(shards).items()
-    }
-    assert_endpoints(parity, case, whole(endpoints), "train", recorded, 2e-7, "float64")
+    outputs = strategy.run(lambda x: network(x, training=True, whole_head=True), args=(shards,))
+    endpoints = {name: tf.concat(strategy.experimental_local_results(value), 0) for name, value in outputs.items()}
+    assert_endpoints(parity, case, without_duplicates(endpoints), "train", recorded, 2e-7, "float64")
     assert_moving_statistics(parity, case, network, "after_train", recorded)
 
 
 def described(depth, sk_ratio, classes, head=None, width=1, stem="imagenet"):
-    """A network whose variables have shapes but no values."""
+    """Builds a network whose variables have shapes but no values."""
     with keras.StatelessScope(initialize_variables=False):
         network = Network(ResNet(depth, width, sk_ratio, stem=stem), head, classes)
         network.build()
@@ -157,7 +157,7 @@ def described(depth, sk_ratio, classes, head=None, width=1, stem="imagenet"):
 
 
 @pytest.mark.parametrize("config", [R18, R50, R50SK], ids=lambda c: tag(*c))
-def test_official_names_and_order(config):
+def test_official_names_equal_the_recorded_names_in_order(config):
     listing = json.loads((GOLDEN / f"model_tf1_{tag(*config)}_variables.json").read_text())
     network = described(*config[:2], CLASSES, stem="cifar" if config[2] == 32 else "imagenet")
     ours = [[name, list(v.shape), v.trainable] for name, v in official_names(network).items()]
@@ -175,7 +175,7 @@ def test_official_checkpoints_hold_exactly_these_names(sk, mode, classes):
 
 
 @pytest.mark.parametrize("depth, sk_ratio", [(34, 0.0), (101, 0.0), (152, 0.0625), (200, 0.0)])
-def test_other_depths_and_heads_have_names_too(depth, sk_ratio):
+def test_official_names_cover_every_variable_of_other_depths_and_heads(depth, sk_ratio):
     network = described(depth, sk_ratio, CLASSES, ProjectionHead("linear"))
     names = official_names(network)
     assert {id(v) for v in names.values()} == {id(v) for v in network.variables}
@@ -190,7 +190,7 @@ def test_other_depths_and_heads_have_names_too(depth, sk_ratio):
 
 
 def tiny(head=None, classes=3, head_input=0, dtype="float32", **settings):
-    encoder = ResNet(18, 1 / 32, stem="cifar", dtype=dtype, name="encoder")
+    encoder = ResNet(10, 1 / 32, stem="cifar", dtype=dtype, name="encoder")
     network = Network(encoder, head, classes, head_input, name="network", **settings)
     network.build()
     return network
@@ -216,7 +216,7 @@ LAYERS = ["proj_head_1", "proj_head_2", "proj_head_3"]
         (3, {"head_input": 2, "whole_head": True}, [*LAYERS, "proj_head_output", "logits_sup"]),
     ],
 )
-def test_endpoints_follow_what_is_asked(classes, call, keys):
+def test_endpoints_and_statistics_depend_on_the_arguments_of_the_call(classes, call, keys):
     network = tiny(classes=classes)
     before = [layer.batch_norm.moving_variance.numpy() for layer in network.projection_head.layers]
     endpoints = network(images(), training=True, **call)
@@ -240,7 +240,7 @@ def test_every_tap_of_every_head_can_feed_the_classifier(mode, depth):
 
 @pytest.mark.parametrize("stop", [False, True])
 @pytest.mark.parametrize("tap", [0, 1])
-def test_online_classifier_moves_only_itself(stop, tap):
+def test_stopped_gradient_does_not_reach_below_the_classifier(stop, tap):
     network = tiny(head_input=tap)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(network(images(), training=True, stop_gradient_to_classifier=stop)["logits_sup"][:, 0])
@@ -250,7 +250,7 @@ def test_online_classifier_moves_only_itself(stop, tap):
     assert all(g is not None for g in gradients[len(below) :])
 
 
-def test_parts_of_the_variables():
+def test_variables_of_the_parts():
     network = tiny()
     head = network.projection_head
     assert network.head_variables(0) == []
@@ -267,7 +267,7 @@ def test_parts_of_the_variables():
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "float64"])
-def test_policies(policy):
+def test_endpoints_have_the_compute_dtype_and_logits_float32_at_least(policy):
     keras.config.set_dtype_policy(policy)
     network = tiny(dtype=None)
     endpoints = network(images(), training=True, whole_head=True)
@@ -276,13 +276,13 @@ def test_policies(policy):
     assert set(dtypes.values()) == {network.compute_dtype}
 
 
-def test_the_dtype_is_the_encoders():
+def test_dtype_defaults_to_that_of_the_encoder():
     network = tiny(dtype="float64")
     assert {v.dtype for v in network.variables} == {"float64"}
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_any_keras_model_can_be_the_encoder(named):
+def test_encoder_can_be_any_keras_model(named):
     x = keras.Input((None, None, 3))
     features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(7, 3)(x))
     encoder = keras.Model(x, {"final_avg_pool": features} if named else features)
@@ -296,7 +296,7 @@ def test_any_keras_model_can_be_the_encoder(named):
     assert endpoints["proj_head_1"].shape == (6, 7) and endpoints["logits_sup"].shape == (6, 3)
 
 
-def test_an_encoder_without_feature_vectors_is_refused():
+def test_encoder_without_feature_vectors_raises():
     x = keras.Input((None, None, 3))
     with pytest.raises(ValueError, match="features must be"):
         Network(keras.Model(x, keras.layers.Conv2D(7, 3)(x))).build()
@@ -305,7 +305,7 @@ def test_an_encoder_without_feature_vectors_is_refused():
 def test_configuration_round_trip():
     network = tiny(ProjectionHead("nonlinear", 2, 5), head_input=2, zero_init_classifier=True, dtype="float64")
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(network))
-    assert copy.built, "Keras builds what was built"
+    assert copy.built
     assert copy.get_config() == network.get_config()
     copy.set_weights(network.get_weights())
     x = images("float64")
@@ -313,7 +313,7 @@ def test_configuration_round_trip():
         np.testing.assert_array_equal(a, b)
 
 
-def test_saved_and_loaded(tmp_path):
+def test_saved_network_is_loaded_with_the_same_outputs(tmp_path):
     network = tiny(head_input=1)
     network(images(), training=True)
     network.save(tmp_path / "network.keras")
@@ -321,7 +321,7 @@ def test_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(loaded(images())["logits_sup"], network(images())["logits_sup"])
 
 
-def test_stateless_call_leaves_the_variables():
+def test_stateless_call_does_not_change_variables():
     network = tiny()
     doubled = [2 * v.value for v in network.trainable_variables]
     statistics = [v.value for v in network.non_trainable_variables]

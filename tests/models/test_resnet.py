@@ -1,4 +1,4 @@
-"""ResNet's sizes, shapes, starting point, frozen parts and gradient."""
+"""ResNet: shapes, initial values, frozen parts, gradients, dtypes."""
 
 import keras
 import numpy as np
@@ -31,21 +31,21 @@ def images(count=4, size=16, dtype="float32"):
         (50, {"se_ratio": 0.0625}, [17, 9, 9, 5, 3, 2]),
     ],
 )
-def test_endpoints(depth, settings, sides):
+def test_shapes_of_the_endpoints(depth, settings, sides):
     network = built(depth, 1 / 16, **settings)
     outputs = network(images(2, 33))
     assert list(outputs) == ENDPOINTS
-    wider = 4 if depth == 50 else 1
-    channels = [4, 4, 4 * wider, 8 * wider, 16 * wider, 32 * wider]
+    expansion = 4 if depth == 50 else 1
+    channels = [4, 4, 4 * expansion, 8 * expansion, 16 * expansion, 32 * expansion]
     expected = [(2, side, side, width) for side, width in zip(sides, channels, strict=True)]
     assert [tuple(outputs[name].shape) for name in ENDPOINTS[:-1]] == expected
     np.testing.assert_allclose(
         outputs["final_avg_pool"], tf.reduce_mean(outputs["block_group4"], [1, 2]), rtol=1e-5, atol=1e-6
     )
-    assert network.feature_dim == 32 * wider
+    assert network.feature_dim == 32 * expansion
 
 
-def test_variables_are_there_after_build_and_running_adds_none():
+def test_build_creates_all_variables():
     network = built(18, **TINY)
     count = len(network.variables)
     network(images())
@@ -56,7 +56,7 @@ def test_initial_values():
     network = built(18, 0.5, se_ratio=0.25)
     for v in network.variables:
         if v.name == "kernel":
-            # Truncated at two deviations and rescaled, so that the variance is 1 / fan-in.
+            # Truncated at two standard deviations and rescaled to a variance of 1 / fan-in.
             fan_in = np.prod(v.shape[:-1])
             assert np.std(v) * fan_in**0.5 == pytest.approx(1.0, abs=0.5 if v.value.shape.num_elements() < 500 else 0.1)
             assert np.max(np.abs(v)) * fan_in**0.5 < 2.3
@@ -67,7 +67,7 @@ def test_initial_values():
 
 
 @pytest.mark.parametrize("settings", [{}, {"sk_ratio": 0.0625}, {"se_ratio": 0.25}], ids=["plain", "sk", "se"])
-def test_a_block_starts_as_its_shortcut(settings):
+def test_block_starts_as_its_shortcut(settings):
     network = built(50, **TINY, **settings)
     x = tf.nn.relu(tf.random.stateless_normal((2, 4, 4, 16), (0, 1)))
     np.testing.assert_array_equal(network.groups[0].blocks[1](x, training=True), x)
@@ -87,9 +87,9 @@ def moving_statistics(layer):
 
 
 @pytest.mark.parametrize("block", [-1, 0, 1, 3, 4])
-def test_frozen_parts_do_not_move(block):
-    network = built(18, **TINY)
-    network.freeze_after_block(4)  # a later call forgets the earlier one
+def test_frozen_parts_do_not_change(block):
+    network = built(10, **TINY)
+    network.freeze_after_block(4)  # the later call replaces it
     network.freeze_after_block(block)
     parts = [network.stem, *network.groups]
     before = [moving_statistics(part) for part in parts]
@@ -99,13 +99,13 @@ def test_frozen_parts_do_not_move(block):
     assert all(gradient is not None for gradient in tape.gradient(loss, trained))
     for index, part in enumerate(parts):
         frozen = index <= block
-        moved = [not np.array_equal(value, before[index][path]) for path, value in moving_statistics(part).items()]
-        assert moved and all(m != frozen for m in moved), (index, moved)
+        changed = [not np.array_equal(value, before[index][path]) for path, value in moving_statistics(part).items()]
+        assert changed and all(c != frozen for c in changed), (index, changed)
         assert any(v is w for v in part.variables for w in trained) != frozen
 
 
 def test_frozen_parts_run_in_inference_mode():
-    network = built(18, **TINY)
+    network = built(10, **TINY)
     inference = network(images())
     network.freeze_after_block(2)
     training = network(images(), training=True)
@@ -114,7 +114,7 @@ def test_frozen_parts_run_in_inference_mode():
 
 
 def randomise(network):
-    """Weights under which every branch of every block carries signal."""
+    """Assigns weights with which every branch of every block contributes."""
     rng = np.random.default_rng(1)
     for v in network.trainable_variables:
         v.assign(rng.uniform(0.5, 1.5, v.shape) if v.name == "gamma" else rng.normal(0, 0.3, v.shape))
@@ -155,11 +155,11 @@ def test_gradient_equals_finite_differences(settings):
 
 
 @pytest.mark.parametrize("stem, side, dtype", [("cifar", 16, "float32"), ("imagenet", 32, "float64")])
-def test_networks_for_xla_and_for_no_xla_agree(stem, side, dtype):
+def test_networks_with_and_without_fused_kernels_agree(stem, side, dtype):
     results = []
     for fused in (True, False):
         keras.utils.set_random_seed(3)
-        network = built(18, batch_norm=BatchNormSettings(fused=fused), dtype=dtype, **TINY | {"stem": stem})
+        network = built(10, batch_norm=BatchNormSettings(fused=fused), dtype=dtype, **TINY | {"stem": stem})
         randomise(network)
         with tf.GradientTape() as tape:
             features = network(images(size=side, dtype=dtype), training=True)["final_avg_pool"]
@@ -173,9 +173,9 @@ def test_networks_for_xla_and_for_no_xla_agree(stem, side, dtype):
 @pytest.mark.parametrize(
     "policy, fused", [("mixed_bfloat16", True), ("mixed_bfloat16", False), ("mixed_float16", True)]
 )
-def test_mixed_precision(policy, fused):
+def test_mixed_precision_is_close_to_float32(policy, fused):
     settings = {"batch_norm": {"fused": fused}, **TINY}
-    network, full = built(18, dtype=policy, **settings), built(18, **settings)
+    network, full = built(10, dtype=policy, **settings), built(10, **settings)
     full.set_weights(network.get_weights())
     outputs = network(images(), training=True)
     assert {output.dtype.name for output in outputs.values()} == {network.compute_dtype}
@@ -203,15 +203,15 @@ def test_width_rounds_to_at_least_one_channel():
         ({"sk_ratio": 2.0}, "sk_ratio"),
     ],
 )
-def test_wrong_settings_are_refused(settings, message):
+def test_invalid_settings_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         ResNet(**settings)
 
 
 @pytest.mark.parametrize("block", [-2, 5])
-def test_there_are_four_groups_to_freeze(block):
+def test_freezing_a_group_that_does_not_exist_raises(block):
     with pytest.raises(ValueError, match="freeze_after_block"):
-        ResNet(18).freeze_after_block(block)
+        ResNet(10).freeze_after_block(block)
 
 
 def test_configuration_round_trip():
@@ -219,7 +219,7 @@ def test_configuration_round_trip():
         50, 1 / 16, 0.0625, 0.25, "cifar", BatchNormSettings(0.8, False, False), name="net", dtype="float64"
     )
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(network))
-    assert copy.built, "Keras builds what was built"
+    assert copy.built
     assert copy.get_config() == network.get_config()
     copy.set_weights(network.get_weights())
     x = images(2, 8, "float64")

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import onnxruntime
 import pytest
@@ -47,7 +48,7 @@ for folder in sys.argv[1:]:
 """
 
 
-def network_of(encoder: ResNet) -> Network:
+def network_of(encoder: keras.Model) -> Network:
     network = Network(encoder, ProjectionHead(out_dim=16, name="projection_head"), num_classes=3, name="network")
     network.build((None, None, None, 3))
     return network
@@ -105,6 +106,14 @@ def test_onnx_equals_keras_at_every_endpoint(architecture, tmp_path):
     assert set(names) == set(expected)
     for name, value in zip(names, session.run(None, {"images": views}), strict=True):
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5 * np.abs(expected[name]).max())
+
+
+def test_tf1_checkpoint_of_another_encoder_than_resnet_raises(tmp_path):
+    layers = [keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()]
+    network = network_of(keras.Sequential(layers))
+    with pytest.raises(SettingError, match=r"^--format=tf1_checkpoint: the official code knows ResNet encoders only"):
+        export.save_tf1_checkpoint(network, 1, tmp_path / "tf1_checkpoint")
+    assert not list(tmp_path.iterdir())
 
 
 def test_onnx_of_a_large_network_or_without_packages_is_refused(tmp_path, monkeypatch):
