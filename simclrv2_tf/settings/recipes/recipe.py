@@ -9,7 +9,7 @@ from simclrv2_tf.settings.config import STAGES, Config, tagged
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What is known of a run before its recipe sets the rest: flags, the parent run, ``Recipe.common``, defaults.
+    """Facts about a run that are known before its recipe sets the rest: flags, the parent run, ``Recipe.common``, defaults.
 
     Attributes:
         mode to sk_ratio: the settings of these names.
@@ -30,12 +30,12 @@ class RunInfo:
 
     @property
     def is_large(self) -> bool:
-        """Whether the network is wider than 1 or has selective kernels."""
+        """True if the network is wider than 1 or has selective kernels."""
         return self.width_multiplier > 1 or self.sk_ratio > 0
 
     @property
     def is_self_distillation(self) -> bool:
-        """Whether a student has the encoder of its teacher; their heads do not matter."""
+        """True if a student has the encoder of its teacher; their heads do not matter."""
         return all(getattr(self.parent, name, None) == getattr(self, name) for name in tagged("encoder"))
 
 
