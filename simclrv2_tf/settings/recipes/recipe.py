@@ -9,7 +9,7 @@ from simclrv2_tf.settings.config import STAGES, Config, tagged
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """Facts about a run that are known before its recipe sets the rest: flags, the parent run, ``Recipe.common``, defaults.
+    """Facts that are known before a recipe sets the rest: flags, the parent run, ``Recipe.common``, defaults.
 
     Attributes:
         mode to sk_ratio: the settings of these names.
