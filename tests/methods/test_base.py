@@ -65,9 +65,10 @@ def agreement(method: type[Agreement] = Agreement, seed: int = 0, **settings) ->
 
 class TestSubclass:
     def test_fit_and_run_steps_give_the_same_numbers(self):
-        by_fit, by_steps = agreement(), agreement()
+        by_fit, by_steps, model = agreement(), agreement(), agreement()
         before = tiny.numbers(by_fit.network.variables)
         logs = tiny.fit(by_fit, tiny.dataset(0, 3))
+        assert logs[0]["loss"] == pytest.approx(float(model.objective(model.forward(tiny.batch(0)), {})[0]), rel=1e-5)
         means = by_steps.run_steps(iter(tiny.dataset(0, 3)), 3)
         expected = {name: np.mean([step[name] for step in logs]) for name in ("loss", "scale")}
         assert {name: float(means[name]) for name in expected} == pytest.approx(expected, rel=1e-6)

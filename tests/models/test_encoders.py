@@ -8,6 +8,7 @@ import pytest
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.models import BatchNormSettings, ResNet
 from simclrv2_tf.models.encoders import build_encoder, describe_encoder, warn_about_local_batch_norm
+from simclrv2_tf.modes.setup import build_network
 from simclrv2_tf.settings.config import Config
 
 SMALL = Config(encoder="plugins:small_encoder", image_size=8)
@@ -57,6 +58,11 @@ class TestLocalBatchNormWarning:
         (message,) = self.warnings(caplog)
         assert message.startswith("--encoder=plugins:small_encoder: 2 BatchNormalization layers use the statistics of")
         assert "synchronized=True" in message and "--global_bn=false" in message
+
+    def test_is_given_when_the_network_of_a_run_is_built(self, caplog, replicas):
+        with (strategy := replicas(2)).scope():
+            build_network(SMALL, strategy, num_classes=0)
+        assert any("BatchNormalization layers use the statistics of" in message for message in caplog.messages)
 
     def test_is_silent_if_nothing_is_wrong(self, caplog):
         assert not self.warnings(caplog, num_replicas=1)
