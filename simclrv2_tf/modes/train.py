@@ -35,6 +35,8 @@ def train(config: Config, strategy: tf.distribute.Strategy) -> Result:
         changed(config, model_dir, resolved)
         run_dir.write_config(config, resolved)
         summary = run_summary(vars(config) | {"resolved": resolved})
+        if skipped := run.data.source.skipped:
+            summary["left out"] = ", ".join(f"{count:,} x {reason}" for reason, count in skipped.items())
         print("\n" + box(f"{config.mode}: {run_dir.model_dir}", summary), flush=True)
         started = time.perf_counter()
         evaluation.draw_inputs()

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from simclrv2_tf import cli, modes
 from simclrv2_tf.data.augment import center_crop_and_resize
-from simclrv2_tf.data.sources import open_source
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.models import Network, ProjectionHead, ResNet, official_names
