@@ -85,6 +85,7 @@ def test_example_in_the_docstring_runs(name):
     """The names that an example may use: NumPy, TensorFlow, Keras, all public names, ``images``."""
     dataset = tf.data.Dataset.from_tensor_slices((images(8), np.arange(8) % 2))
     names = {"np": np, "tf": tf, "keras": keras, "images": dataset, **public_objects()}
+    names = vars(inspect.getmodule(names[name])) | names
     (example,) = example_finder().find(names[name], name, globs=names)
     output: list[str] = []
     assert doctest.DocTestRunner().run(example, out=output.append).failed == 0, "".join(output)

@@ -1,5 +1,6 @@
 """Builds the encoder that the settings name: our ResNet, or any Keras model built by a function of the user."""
 
+import contextlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -47,7 +48,8 @@ def build_encoder(config: Config, batch_norm: BatchNormSettings) -> keras.Model:
     if config.remat:
         raise SettingError("--remat=true: works with --encoder=resnet only")
     try:
-        inspect.signature(function).bind(image_size=config.image_size)
+        with contextlib.suppress(ValueError):  # some built-in functions have no signature
+            inspect.signature(function).bind(image_size=config.image_size)
     except TypeError as error:
         raise SettingError(f"--encoder={config.encoder}: cannot be called with image_size ({error})") from None
     encoder = function(image_size=config.image_size)

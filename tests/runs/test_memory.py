@@ -34,7 +34,8 @@ def test_all_variables_are_counted():
 
 def test_intermediate_tensors_of_a_step():
     plain = step_memory()["activations and gradients"]
-    assert step_memory(micro_batch=4)["activations and gradients"] < plain / 2
+    few = step_memory(batch=16)["activations and gradients"]  # whose similarities are few, too
+    assert step_memory(batch=16, micro_batch=2)["activations and gradients"] < few / 2
     assert 2 * plain < step_memory(batch=128)["activations and gradients"] < 4 * plain  # similarities grow fourfold
     assert step_memory(jit_compile=True)["activations and gradients"] == pytest.approx(plain, rel=0.05)
 
