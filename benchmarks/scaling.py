@@ -19,7 +19,7 @@ from benchmarks.page import write
 from simclrv2_tf.models import Network, Summary, summarize
 from simclrv2_tf.modes.setup import build_network
 from simclrv2_tf.settings.config import Config
-from simclrv2_tf.tools.tpu_preflight.preflight import CHIPS, Chip
+from tools.tpu_preflight.preflight import CHIPS, Chip
 
 PASSES = 9  # times that a step moves its activations through memory, see docs/tpu.md
 UTILISATION = 0.5  # fraction of the peak rates, of arithmetic and memory, that a step reaches

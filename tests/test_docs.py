@@ -80,7 +80,7 @@ class Command:
         for position, word in enumerate(self.words):
             if pathlib.PurePath(word).name in ("run.py", "simclrv2-tf"):
                 return list(self.words[position + 1 :])
-            if word == "simclrv2_tf.tools.tpu_preflight":
+            if word == "tools.tpu_preflight":
                 return [flag for flag in self.words[position + 1 :] if not flag.startswith("--topology=")]
         return None
 

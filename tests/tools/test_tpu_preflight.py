@@ -12,7 +12,7 @@ from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.modes.setup import build_input
 from simclrv2_tf.settings.config import Config
-from simclrv2_tf.tools.tpu_preflight import __main__, preflight
+from tools.tpu_preflight import __main__, preflight
 
 TOY = {"recipe": "none", "resnet_depth": 18, "width_multiplier": 0.25, "image_size": 32, "train_batch_size": 32}
 CONFIG = Config(**TOY | {"mode": "pretrain", "use_tpu": True})
@@ -33,7 +33,7 @@ def test_each_chip_is_a_replica_and_shares_the_batch():
 
 @pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
 def test_missing_libtpu_names_what_to_install():
-    with pytest.raises(SettingError, match=r"needs (jax|libtpu): pip install -r requirements-tpu-preflight.txt"):
+    with pytest.raises(SettingError, match=r"needs (jax|libtpu): pip install -r tools/tpu_preflight/requirements.txt"):
         preflight.tpu_preflight("v4:2x2x1", TOY)
 
 
@@ -91,7 +91,7 @@ def test_a_step_that_does_not_fit_suggests_what_to_change():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not HAS_LIBTPU, reason="needs pip install -r requirements-tpu-preflight.txt")
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs pip install -r tools/tpu_preflight/requirements.txt")
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2"])
 def test_libtpu_compiles_the_step(topology, capsys):
     result = preflight.tpu_preflight(topology, TOY)

@@ -1,4 +1,4 @@
-"""Command line of the TPU preflight: ``python -m simclrv2_tf.tools.tpu_preflight --topology=v4:2x2x1``."""
+"""Command line of the TPU preflight: ``python -m tools.tpu_preflight --topology=v4:2x2x1``."""
 
 import logging
 import sys
@@ -8,7 +8,7 @@ from absl import flags
 from simclrv2_tf import cli
 from simclrv2_tf.env import import_tensorflow
 
-USAGE = """usage: python -m simclrv2_tf.tools.tpu_preflight --topology=v4:2x2x1 [--flag=value ...]
+USAGE = """usage: python -m tools.tpu_preflight --topology=v4:2x2x1 [--flag=value ...]
 
 Compiles the pretraining step for a TPU slice, without a TPU, and prints whether it fits into its memory.
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     with cli.exit_on_user_error():
         settings = cli.parse(argv, values)
         import_tensorflow(verbose=values["v"].value > 0)
-        from simclrv2_tf.tools.tpu_preflight.preflight import tpu_preflight
+        from tools.tpu_preflight.preflight import tpu_preflight
 
         tpu_preflight(values["topology"].value, settings)
 

@@ -24,7 +24,7 @@ from simclrv2_tf.modes.summary import IMAGENET_CLASSES
 from simclrv2_tf.report.console import box
 from simclrv2_tf.runs.memory import format_bytes
 from simclrv2_tf.settings.config import Config
-from simclrv2_tf.tools.tpu_preflight import compiler
+from tools.tpu_preflight import compiler
 
 NUM_IMAGES = 1_281_167  # of the training split, which is not opened; only the learning-rate schedule depends on it
 
@@ -75,7 +75,7 @@ def tpu_preflight(topology: str, flags: Mapping[str, Any]) -> Result:
         raise SettingError(f"--train_batch_size={config.train_batch_size}: is not divisible by the {replicas} replicas")
     for package in ("jax", "libtpu"):
         if importlib.util.find_spec(package) is None:
-            raise SettingError(f"tpu_preflight needs {package}: pip install -r requirements-tpu-preflight.txt")
+            raise SettingError(f"tpu_preflight needs {package}: pip install -r tools/tpu_preflight/requirements.txt")
     print(f"Compiling the training step for {topology}: this takes minutes.", flush=True)
     costs = _compile(lower_step(config, replicas), topology)
     chip = CHIPS[generation]
