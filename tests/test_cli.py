@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -11,9 +12,11 @@ from absl import flags
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simclrv2_tf import cli
+from simclrv2_tf import __version__, cli, help
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings import official_flags
 from simclrv2_tf.settings.config import MODES, Config
+from simclrv2_tf.settings.merge import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(Config)
@@ -52,7 +55,7 @@ def written(place):
         (["--train_epochs=1.5"], "--train_epochs=1.5"),
         (["--learning_rate=fast"], "--learning_rate=fast"),
         (["--use_blur=maybe"], "--use_blur=maybe"),
-        (["--mode=pretraining"], "--mode=pretraining: value should be one of"),
+        (["--mode=pretraining"], "--mode=pretraining: must be one of pretrain, finetune"),
         (["--optimizer=sgd"], "--optimizer=sgd: value should be one of"),
         (["--learning_rate=nan"], "--learning_rate=nan: must be a finite number"),
         (["--weight_decay=inf"], "--weight_decay=inf: must be a finite number"),
@@ -63,7 +66,7 @@ def written(place):
         (["--mode", "pretrain", "digits"], "digits: not a flag"),
         (["--temperature"], "Missing value for flag --temperature"),
         (["--flagfile=nowhere.txt"], "nowhere.txt"),
-        (["--recipe=nosuch"], "--recipe=nosuch: must be auto, none or one of"),
+        (["--recipe=nosuch"], "--recipe=nosuch: must be auto, official or one of"),
         (["--recipe=fashion_mnist_1pct"], "is now --recipe=fashion_mnist --label_fraction=0.01"),
         (["--mode=semi_supervised", "--stage=pretrain"], "--stage=pretrain: must look like finetune.learning_rate=0.1"),
         (["--mode=semi_supervised", "--stage=finetune.nosuch=1"], "nosuch: there is no such setting"),
@@ -146,9 +149,8 @@ def test_the_program_itself(empty_directory):
 # Help
 
 
-@pytest.mark.parametrize("flag", ["--help", "--helpshort", "--helpfull", "-h", "-help"])
-def test_help_lists_every_setting_in_its_group(flag, capsys):
-    cli.main(["run.py", flag])
+def test_full_help_lists_every_setting_in_its_group(capsys):
+    cli.main(["run.py", "--helpfull"])
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert err == "" and max(map(len, lines)) <= 110
@@ -196,25 +198,53 @@ def test_help_for_a_mode_lists_the_flags_that_matter_for_it(arguments, listed, l
     out = capsys.readouterr().out
     assert all(f"\n  --{name}=" in out for name in listed.split())
     assert not any(f"\n  --{name}=" in out for name in left_out.split())
-    assert "; --helpfull lists all flags." in out
 
 
-@pytest.mark.parametrize("arguments", [["--helpfull", "--mode=report"], ["--help", "--mode=nosuch"], ["--mode", "-h"]])
-def test_help_lists_every_setting_if_there_is_no_mode_or_all_are_asked_for(arguments, capsys):
+def test_the_examples_of_every_mode_are_valid_commands_of_that_mode():
+    assert set(help.EXAMPLES) == set(MODES)
+    for mode, examples in help.EXAMPLES.items():
+        _, listed = help.help_text(["run.py", f"--mode={mode}", "--help"]).split("Flags, with their defaults:")
+        for example in examples:
+            settings = cli.parse(["run.py", f"--mode={mode}", *example.split()])
+            assert settings["mode"] == mode and all(f"\n  --{name}=" in listed for name in settings)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--help"], ["-h"], ["--helpshort"], ["--help", "--mode=nosuch"], ["--mode", "-h"]]
+)
+def test_without_a_mode_the_help_says_how_to_start_and_nothing_runs(arguments, empty_directory, capsys):
     cli.main(["run.py", *arguments])
-    out = capsys.readouterr().out
-    assert all(f"\n  --{name}=" in out for name in NAMES)
+    out, err = capsys.readouterr()
+    assert err == "" and max(map(len, out.splitlines())) <= 100 and written(empty_directory) == []
+    assert all(f"\n  {mode} " in out for mode in MODES)
+    commands = [line.split("run.py ")[1].split() for line in out.splitlines() if line.startswith("  python run.py")]
+    assert len(commands) == 3 and all(cli.parse(["run.py", *flags])["mode"] in MODES for flags in commands)
+
+
+def test_version(capsys):
+    cli.main(["run.py", "--version"])
+    assert capsys.readouterr().out == f"simclrv2-tf {__version__}\n"
+
+
+def test_a_closed_pipe_is_no_error(empty_directory):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "simclrv2_tf", "--helpfull"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 def test_the_tables_of_the_help_name_settings_and_modes():
-    assert {group.first for group in cli.GROUPS} | set(cli.MODES_OF_FLAG) <= set(NAMES)
-    modes = [group.modes for group in cli.GROUPS] + list(cli.MODES_OF_FLAG.values())
+    assert {group.first for group in help.GROUPS} | set(help.MODES_OF_FLAG) <= set(NAMES)
+    modes = [group.modes for group in help.GROUPS] + list(help.MODES_OF_FLAG.values())
     assert set().union(*modes) == set(MODES)
 
 
 def test_a_value_that_reads_help_is_a_value():
     assert cli.parse(["run.py", "--model_dir", "help"]) == {"model_dir": "help"}
-    assert "help" not in cli.HELP
+    assert "help" not in help.REQUESTS
 
 
 # Flags to settings
@@ -253,6 +283,110 @@ def test_official_flags_are_kept(name):
     field = next(field for field in FIELDS if field.name == name)
     default = str(field.default).lower() if isinstance(field.default, bool) else field.default
     assert cli.parse(["run.py", f"--{name}={default}"]) == {name: field.default}
+
+
+# Commands of the official code: its README of 2020-02 (TensorFlow 1) and of tf2/
+
+PRETRAIN_CIFAR = (
+    "--train_mode=pretrain --train_batch_size=512 --train_epochs=1000 --learning_rate=1.0 --weight_decay={decay} "
+    "--temperature=0.5 --dataset=cifar10 --image_size=32 --eval_split=test --resnet_depth=18 --use_blur=False "
+    "--color_jitter_strength=0.5 --model_dir=/tmp/simclr_test --use_tpu=False"
+)
+PRETRAIN_IMAGENET = (
+    "--train_mode=pretrain --train_batch_size=4096 --train_epochs=100 {rate} --temperature=0.1 --dataset=imagenet2012 "
+    "--image_size=224 --eval_split=validation --data_dir=/data --model_dir=/mnt/run --use_tpu=True --tpu_name=node "
+    "--train_summary_steps=0"
+)
+LINEAR = (
+    "--mode=train_then_eval --train_mode=finetune --fine_tune_after_block=4 --zero_init_logits_layer=True "
+    "--variable_schema=(?!global_step|(?:.*/|^)LARSOptimizer|head) --global_bn=False --optimizer=momentum "
+    "--learning_rate=0.1 --warmup_epochs=0 "
+)
+OFFICIAL_COMMANDS = [
+    (PRETRAIN_CIFAR.format(decay="1e-6"), {"mode": "pretrain", "weight_decay": 1e-6, "use_blur": False}),
+    (PRETRAIN_CIFAR.format(decay="1e-4"), {"mode": "pretrain", "weight_decay": 1e-4, "resnet_depth": 18}),
+    (
+        PRETRAIN_IMAGENET.format(rate="--learning_rate=0.3 --weight_decay=1e-6"),
+        {"mode": "pretrain", "use_tpu": True, "learning_rate": 0.3, "learning_rate_scaling": "linear"},
+    ),
+    (
+        PRETRAIN_IMAGENET.format(rate="--learning_rate=0.075 --learning_rate_scaling=sqrt --weight_decay=1e-4"),
+        {"mode": "pretrain", "learning_rate": 0.075, "learning_rate_scaling": "sqrt", "data_dir": "/data"},
+    ),
+    (
+        LINEAR + "--weight_decay=0.0 --train_epochs=100 --train_batch_size=512 --dataset=cifar10 --image_size=32 "
+        "--eval_split=test --resnet_depth=18 --checkpoint=/tmp/simclr_test --model_dir=/tmp/ft --use_tpu=False",
+        {"mode": "linear_eval", "checkpoint": "/tmp/simclr_test", "optimizer": "momentum", "global_bn": False},
+    ),
+    (
+        LINEAR + "--weight_decay=1e-6 --train_epochs=90 --train_batch_size=4096 --dataset=imagenet2012 "
+        "--image_size=224 --eval_split=validation --data_dir=/data --model_dir=/mnt/ft --checkpoint=/mnt/run "
+        "--use_tpu=True --tpu_name=node --train_summary_steps=0",
+        {"mode": "linear_eval", "train_epochs": 90, "zero_init_logits_layer": True, "warmup_epochs": 0},
+    ),
+]
+
+
+@pytest.mark.parametrize("command, expected", OFFICIAL_COMMANDS)
+def test_commands_of_the_official_readmes_run_unchanged(command, expected, caplog):
+    settings = cli.parse(["run.py", *command.split()])
+    config = Config(**settings)
+    assert {name: getattr(config, name) for name in expected} == expected
+    official = {name for name in official_flags.TYPES if f"--{name}=" in command}
+    notes = [record.message for record in caplog.records]
+    assert official and all(any(f"--{name}" in note for note in notes) for name in official)
+    assert all("\n" not in note for note in notes) and settings["recipe"] == "official"
+
+
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        ("--mode=train_then_eval", {"mode": "pretrain"}),
+        ("--mode=train --train_mode=finetune", {"mode": "finetune"}),
+        ("--train_mode=finetune --fine_tune_after_block=2", {"mode": "finetune", "fine_tune_after_block": 2}),
+        ("--mode=eval --model_dir=run", {"mode": "evaluate", "model_dir": "run", "checkpoint": "run"}),
+        ("--mode=eval --model_dir=run --checkpoint=other", {"mode": "evaluate", "checkpoint": "other"}),
+        ("--train_mode=pretrain --recipe=cifar10", {"mode": "pretrain", "recipe": "cifar10"}),
+        ("--head_proj_mode=linear --head_proj_dim=64", {"proj_head_mode": "linear", "proj_out_dim": 64}),
+        ("--num_nlh_layers=1", {"num_proj_layers": 2}),
+        ("--master=grpc://10.0.0.2:8470", {"tpu_name": "grpc://10.0.0.2:8470"}),
+        ("--tpu_name=node --tpu_zone=us-a --gcp_project=birds", {"tpu_name": "birds/us-a/node"}),
+        ("--eval_name=x --keep_hub_module_max=3", {}),
+        ("--learning_rate=0.5", {"learning_rate": 0.5}),
+    ],
+)
+def test_flags_of_the_official_code_are_translated_with_a_note(command, expected, caplog):
+    settings = cli.parse(["run.py", *command.split()])
+    assert settings.items() >= expected.items() and not settings.keys() & official_flags.TYPES.keys()
+    assert bool(caplog.records) == (command != "--learning_rate=0.5")
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("--train_mode=distill", "--train_mode=distill: must be pretrain or finetune"),
+        (
+            "--mode=distill --train_mode=finetune",
+            "--train_mode=finetune: contradicts --mode=distill",
+        ),
+        ("--mode=training --train_mode=finetune", "--mode=training: must be one of"),
+        ("--tpu_name=node --tpu_zone=us-a", "--tpu_zone=us-a: give project, zone and name: --tpu_name=PROJECT/ZONE/NAME"),
+        ("--num_nlh_layers=-1", "--num_proj_layers=0: must be 1 or more"),
+        ("--ft_proj_selector=-2", "--ft_proj_selector=-2: must be -1 or more"),
+    ],
+)
+def test_flags_of_the_official_code_without_a_translation_are_refused(command, message):
+    with pytest.raises(SettingError, match=f"^{re.escape(message)}"):
+        cli.parse(["run.py", *command.split()])
+
+
+def test_the_last_layer_of_the_head_is_its_number():
+    assert resolve({"mode": "finetune", "ft_proj_selector": -1, "num_proj_layers": 2}).ft_proj_selector == 2
+    parent = Config(num_proj_layers=4)
+    assert resolve({"mode": "finetune", "ft_proj_selector": -1, "checkpoint": "x"}, parent=parent).ft_proj_selector == 4
+
+
+# Round trip
 
 
 def test_every_setting_is_a_flag_and_parses_back():

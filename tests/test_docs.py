@@ -12,7 +12,7 @@ import string
 import numpy as np
 import pytest
 
-from simclrv2_tf import cli
+from simclrv2_tf import cli, help
 from simclrv2_tf.settings.config import STAGES, Config
 from simclrv2_tf.settings.merge import resolve
 
@@ -161,7 +161,7 @@ ssh host --command='
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.flags is not None], ids=lambda c: f"{c.page}: {c}")
 def test_flags_of_a_command_are_valid_together(command):
-    if cli.HELP & set(command.flags):
+    if help.REQUESTS & set(command.flags):
         return
     settings = cli.parse(["run.py", *command.flags])
     if settings.get("recipe") == "help":
@@ -181,7 +181,7 @@ def test_flags_in_the_text_exist(page):
 
 
 def test_a_run_starts_from_a_run_of_the_pages():
-    settings = [cli.parse(["run.py", *c.flags]) for c in COMMANDS if c.flags and not cli.HELP & set(c.flags)]
+    settings = [cli.parse(["run.py", *c.flags]) for c in COMMANDS if c.flags and not help.REQUESTS & set(c.flags)]
     run_dirs = {resolve(flags).run_dir for flags in settings if flags.get("recipe") != "help"}
     run_dirs |= {"runs/digits-seed0", "runs/digits-seed1"}  # make demo, make demo SEED=1
     for flags in settings:

@@ -14,12 +14,25 @@ from simclrv2_tf.errors import ConfigVersionError, SettingError
 
 CONFIG_VERSION = 1  # of config.json; raised when a setting is renamed, removed or given another meaning
 
+UNNAMED_RECIPES = ("auto", "official", "none")  # values of --recipe that name no recipe
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
 FORMATS = {"export": ("saved_model", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet")}
-MODES = (
-    *("pretrain", "finetune", "linear_eval", "supervised", "distill", "evaluate", "embed", "export", "summary"),
-    *("preview", "benchmark", "report", "import_checkpoint", "semi_supervised"),
-)
+MODES = {
+    "pretrain": "Learn features from images without labels.",
+    "finetune": "Train a pretrained network on a few labels.",
+    "distill": "Train a small network on the predictions of a teacher, with the unlabelled images.",
+    "linear_eval": "Train a linear classifier on frozen features.",
+    "supervised": "Train the same network from scratch on labels, for comparison.",
+    "semi_supervised": "Run all of the above and compare them in a table.",
+    "evaluate": "Compute top-1, top-5 and kNN accuracy of a run.",
+    "embed": "Write the features of all images to a file.",
+    "export": "Write the network of a run for other programs.",
+    "import_checkpoint": "Turn a checkpoint of the official code into a run.",
+    "preview": "Show views, time and memory of a run before it starts.",
+    "summary": "Print parameters, arithmetic and memory of a network.",
+    "benchmark": "Measure the input and the step of a run, and report the bottleneck.",
+    "report": "Rewrite report.html, or compare several runs.",
+}
 
 
 def _setting(
@@ -55,7 +68,7 @@ class Config:
         SettingError: naming the flag and the value, if a value is outside its bounds or two values contradict.
     """
 
-    mode: str = _setting("pretrain", "What to do.", choices=MODES, tags="not_inherited")
+    mode: str = _setting("pretrain", "What to do.", choices=tuple(MODES), tags="not_inherited")
     model_dir: str = _setting(
         "", "Directory of the run. Default: runs/RECIPE-MODE or runs/DATASET-MODE.", tags="not_inherited resume_ok"
     )
@@ -68,7 +81,7 @@ class Config:
     recipe: str = _setting(
         "auto",
         "Named set of settings; flags override it. help: print all recipes; auto: the recipe named as the data set, if "
-        "there is one; none: the official defaults.",
+        "there is one; official (or none): the defaults of the official code.",
         tags="not_inherited resume_ok",
     )
     stage: tuple[str, ...] = _setting(
@@ -217,7 +230,9 @@ class Config:
     )
 
     ft_proj_selector: int = _setting(
-        0, "Layer of the projection head that the classifier reads. 0: the input of the head.", minimum=0
+        0,
+        "Layer of the projection head that the classifier reads. 0: the head's input; -1: its last layer.",
+        minimum=-1,
     )
     fine_tune_after_block: int = _setting(
         -1, "Freeze the stem (0) and the block groups up to this one. -1: nothing.", minimum=-1, maximum=4
@@ -334,7 +349,7 @@ class Config:
     @property
     def run_dir(self) -> str:
         """``model_dir``, or its default."""
-        name = self.dataset if self.recipe in ("auto", "none") else self.recipe
+        name = self.dataset if self.recipe in UNNAMED_RECIPES else self.recipe
         return self.model_dir or f"runs/{name.replace(':', '_').replace('/', '_')}-{self.mode}"
 
     def replace(self, **settings: Any) -> "Config":

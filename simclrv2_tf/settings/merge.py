@@ -59,7 +59,8 @@ def resolve(flags: Mapping[str, Any], stage: str = "", parent: Config | None = N
     for epochs, steps in (("train_epochs", "train_steps"), ("checkpoint_epochs", "checkpoint_steps")):
         if epochs in flags and steps not in flags:
             settings[steps] = 0  # otherwise the steps of a recipe would override the epochs of a flag
-    return Config(**settings)
+    config = Config(**settings)
+    return config.replace(ft_proj_selector=config.head_layers) if config.ft_proj_selector == -1 else config
 
 
 def _flags_of_stage(flags: Mapping[str, Any], mode: str) -> Mapping[str, Any]:

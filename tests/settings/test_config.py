@@ -101,7 +101,7 @@ BOUNDS = [
     ("crop_area_min", 0.0, "above 0"),
     ("crop_area_min", 1.1, "1 or less"),
     ("color_jitter_strength", -0.1, "0 or more"),
-    ("ft_proj_selector", -1, "0 or more"),
+    ("ft_proj_selector", -2, "-1 or more"),
     ("fine_tune_after_block", -2, "-1 or more"),
     ("fine_tune_after_block", 5, "4 or less"),
     ("distill_alpha", -0.1, "0 or more"),

@@ -163,7 +163,7 @@ def test_a_recipe_that_was_replaced_names_the_flags(name, flags):
 
 def test_which_recipe_was_used_and_why():
     assert describe_recipe(Config(dataset="digits")) == "digits (named as the data set)"
-    assert describe_recipe(Config(dataset="npz:x")) == "none (there is no recipe named as the data set)"
+    assert describe_recipe(Config(dataset="npz:x")) == "official defaults (there is no recipe named as the data set)"
     assert describe_recipe(Config(dataset="npz:x", recipe="digits")) == "digits (--recipe=digits)"
     assert describe_recipe(Config(dataset="digits", recipe="none")) == "none (--recipe=none)"
 

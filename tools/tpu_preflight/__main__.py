@@ -5,7 +5,7 @@ import sys
 
 from absl import flags
 
-from simclrv2_tf import cli
+from simclrv2_tf import cli, help
 from simclrv2_tf.env import import_tensorflow
 
 USAGE = """usage: python -m tools.tpu_preflight --topology=v4:2x2x1 [--flag=value ...]
@@ -20,7 +20,7 @@ The other flags are those of python run.py --mode=pretrain --help."""
 def main(argv: list[str] | None = None) -> None:
     """Runs the preflight. Exits with 2 after one line on standard error for a user error."""
     argv = list(sys.argv if argv is None else argv)
-    if cli.HELP & set(argv[1:]):
+    if help.REQUESTS & set(argv[1:]):
         print(USAGE)
         return
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.config import UNNAMED_RECIPES, Config
 from simclrv2_tf.settings.recipes import cifar, digits, fashion_mnist, imagenet, imagenette, stl10
 from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
 
@@ -22,7 +22,7 @@ FRACTIONS = {"1pct": 0.01, "10pct": 0.1, "100pct": 1}  # of the labels, in the n
 
 def is_named(flags: Mapping[str, Any]) -> bool:
     """Returns whether ``--recipe`` names a recipe, instead of leaving the choice to the data set or taking none."""
-    return flags.get("recipe", "auto") not in ("auto", "none")
+    return flags.get("recipe", "auto") not in UNNAMED_RECIPES
 
 
 def find_recipe(flags: Mapping[str, Any]) -> Recipe | None:
@@ -38,7 +38,9 @@ def find_recipe(flags: Mapping[str, Any]) -> Recipe | None:
     if base in RECIPES and labels in FRACTIONS:
         raise SettingError(f"--recipe={name}: is now --recipe={base} --label_fraction={FRACTIONS[labels]}")
     if name not in RECIPES:
-        raise SettingError(f"--recipe={name}: must be auto, none or one of {', '.join(RECIPES)} (see --recipe=help)")
+        raise SettingError(
+            f"--recipe={name}: must be auto, official or one of {', '.join(RECIPES)} (see --recipe=help)"
+        )
     return RECIPES[name]
 
 
@@ -48,7 +50,7 @@ def describe_recipe(config: Config) -> str:
         return f"{config.recipe} (--recipe={config.recipe})"
     if config.dataset in RECIPES:
         return f"{config.dataset} (named as the data set)"
-    return "none (there is no recipe named as the data set)"
+    return "official defaults (there is no recipe named as the data set)"
 
 
 HEADER = """# Recipes
@@ -58,8 +60,8 @@ override it. It overrides what a run takes from the run that it starts from, exc
 `--mode=semi_supervised` runs all stages of a recipe. `python run.py --recipe=help` prints this page.
 
 A recipe that is named as the data set is used by default: {auto}.
-`--recipe=none` turns that off. Such a default recipe does not override what a run takes from the run that it starts
-from, except in `semi_supervised`."""
+`--recipe=official` turns that off and takes the defaults of the official code. Such a default recipe does not override
+what a run takes from the run that it starts from, except in `semi_supervised`."""
 COMMANDS = """- `python run.py --recipe={name} --mode=pretrain`
 - `python run.py --recipe={name} --mode=linear_eval --checkpoint=runs/{name}-pretrain`
 - `python run.py --recipe={name} --mode=supervised`
