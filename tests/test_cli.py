@@ -370,7 +370,7 @@ def test_flags_of_the_official_code_are_translated_with_a_note(command, expected
             "--train_mode=finetune: contradicts --mode=distill",
         ),
         ("--mode=training --train_mode=finetune", "--mode=training: must be one of"),
-        ("--tpu_name=node --tpu_zone=us-a", "--tpu_zone=us-a: give project, zone and name: --tpu_name=PROJECT/ZONE/NAME"),
+        ("--tpu_name=node --tpu_zone=us-a", "--tpu_zone=us-a: give project, zone and name: --tpu_name"),
         ("--num_nlh_layers=-1", "--num_proj_layers=0: must be 1 or more"),
         ("--ft_proj_selector=-2", "--ft_proj_selector=-2: must be -1 or more"),
     ],
