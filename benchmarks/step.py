@@ -100,15 +100,19 @@ def prepare(said: argparse.Namespace):
 def measure(said: argparse.Namespace) -> dict[str, str | float]:
     """Images a second of our step, in this process."""
     model, batches = prepare(said)
-    from simclrv2_tf.distributed.devices import copying
+    from simclrv2_tf.distributed.devices import prefetch_device
     from simclrv2_tf.methods.inference import distribute
     from simclrv2_tf.settings.config import Config
 
     at_once = model.steps_per_execution
     calls = max(1, said.steps // at_once)
-    how = copying(Config())
     iterator = iter(
-        distribute(model.distribute_strategy, said.batch, lambda part: batches((calls + 2) * at_once), *how)
+        distribute(
+            model.distribute_strategy,
+            said.batch,
+            lambda part: batches((calls + 2) * at_once),
+            prefetch_device(Config()),
+        )
     )
 
     def run(calls: int) -> tuple[float, float]:

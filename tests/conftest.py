@@ -46,7 +46,7 @@ def pytest_collection_finish(session):
 @pytest.fixture(autouse=True)
 def fresh_keras():
     """Resets layer names, seeds and dtype policies between tests."""
-    keras.backend.clear_session()
+    keras.utils.clear_session(free_memory=False)  # Python collects garbage often enough
     keras.utils.set_random_seed(0)
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
