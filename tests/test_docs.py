@@ -238,7 +238,7 @@ def runnable_commands(page):
 
 
 # The tests above check its commands, and those of the modes run them.
-SLOW = {"modes.md"}
+SLOW = {"modes.md", "own_data.md", "design.md"}
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def test_serve(folder, tmp_path, monkeypatch, capsys):
         assert float(first) >= float(second) and float(first) + float(second) == pytest.approx(100, abs=0.2)
 
 
+@pytest.mark.slow  # the README and the other examples use the same functions
 def test_notebook(tmp_path, monkeypatch, capsys):
     """Runs every cell in order, except the installation."""
     notebook = json.loads((EXAMPLES / "simclr.ipynb").read_text())

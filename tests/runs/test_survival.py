@@ -78,7 +78,9 @@ def test_kills_between_the_stages_change_nothing(tmp_path):
     assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_saves_the_step_and_the_run_resumes_from_it(number, status, whole, tmp_path):
     model_dir, calls = whole
     settings = TOY | {"model_dir": tmp_path / "run"}
@@ -93,7 +95,7 @@ def test_a_signal_saves_the_step_and_the_run_resumes_from_it(number, status, who
 @pytest.mark.parametrize(
     ("stride", "more"),
     [
-        (5, {}),
+        (8, {}),
         pytest.param(1, {"report": "true", "keep_best": "loss"}, marks=pytest.mark.slow),
     ],
     ids=["some changes", "all changes"],

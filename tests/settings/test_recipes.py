@@ -23,7 +23,7 @@ from simclrv2_tf.settings.recipes import RECIPES, RunInfo, describe_recipe, find
 DEFAULT = Config()
 IMAGES = {"imagenet2012": 1_281_167, "imagenet2012_subset/1pct": 12_811, "imagenet2012_subset/10pct": 128_116}
 IMAGES |= {"cifar10": 50_000}
-QUICK = ("digits", "imagenet")
+QUICK = ("imagenet",)  # test_modes.py runs the digits
 QUICK_AND_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 
 
