@@ -1,5 +1,6 @@
 """Resolves the config of a run, with that of the run it starts from, and compares it with what its directory holds."""
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -8,7 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from simclrv2_tf.data.catalog import open_labelled
+from simclrv2_tf.data.catalog import open_labelled, open_source
+from simclrv2_tf.data.facts import data_facts
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.report import write_report
 from simclrv2_tf.runs import official
@@ -16,6 +18,8 @@ from simclrv2_tf.runs.checkpoints import find_checkpoint, read_run_config
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import STAGES, Config, tagged
 from simclrv2_tf.settings.merge import resolve, resolve_stages
+from simclrv2_tf.settings.recipes import DataFacts, needs_facts
+from simclrv2_tf.settings.recipes.own_images import build_recipe
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ def resolve_config(flags: Mapping[str, Any]) -> Config:
     flags = {name: value.rstrip("/") if name in ("checkpoint", "teacher") else value for name, value in flags.items()}
     checkpoint, teacher = flags.get("checkpoint", ""), flags.get("teacher", "")
     if mode == "semi_supervised":
-        return resolve_stages(flags)
+        return resolve_stages(flags, _data_facts(flags, None))
     if mode in ("preview", "benchmark"):
         mode = "distill" if teacher else "finetune" if checkpoint else "pretrain"
     elif mode in ("evaluate", "embed", "export") and (run_dir := checkpoint or flags.get("model_dir")):
@@ -54,7 +58,24 @@ def resolve_config(flags: Mapping[str, Any]) -> Config:
     parent = read_run_config(path, flag)[0] if path else None
     if mode == "summary":
         return resolve(flags, "" if parent else "pretrain", parent).replace(mode=parent.mode if parent else "pretrain")
-    return resolve(flags, mode, parent)
+    return resolve(flags, mode, parent, _data_facts(flags, parent) if mode in STAGES else None)
+
+
+def _data_facts(flags: Mapping[str, Any], parent: Config | None) -> DataFacts | None:
+    """Opens the training images if the recipe depends on them, and prints what it chooses for them."""
+    inherited = {name: getattr(parent, name) for name in tagged("images")} if parent else {}
+    known = {**inherited, **flags}
+    if not needs_facts(known):
+        return None
+    names = ("dataset", "data_dir", "train_split", "max_corrupt_share")
+    config = Config(**{name: known[name] for name in names if name in known})
+    has_accelerator = bool(tf.config.list_physical_devices("GPU")) or bool(flags.get("use_tpu"))
+    facts = data_facts(open_source(config, config.train_split), has_accelerator)
+    print(f"Recipe own_images, for {facts}.")
+    if not has_accelerator:
+        with_gpu = build_recipe(dataclasses.replace(facts, has_accelerator=True)).common
+        print("With a GPU it would choose ResNet-{resnet_depth} and {image_size} px.".format(**with_gpu))
+    return facts
 
 
 def _resolve_import(flags: Mapping[str, Any], checkpoint: str) -> Config:

@@ -7,6 +7,7 @@ those of the official code, so an official command line works here once its ``--
 import dataclasses
 import json
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from simclrv2_tf.errors import ConfigVersionError, SettingError
 
 CONFIG_VERSION = 1  # of config.json; raised when a setting is renamed, removed or given another meaning
 
-UNNAMED_RECIPES = ("auto", "official", "none")  # values of --recipe that name no recipe
+UNNAMED_RECIPES = ("auto", "official", "own_images", "none")  # values of --recipe that name no recipe
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
 FORMATS = {"export": ("saved_model", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet")}
 MODES = {
@@ -348,9 +349,13 @@ class Config:
 
     @property
     def run_dir(self) -> str:
-        """``model_dir``, or its default."""
-        name = self.dataset if self.recipe in UNNAMED_RECIPES else self.recipe
-        return self.model_dir or f"runs/{name.replace(':', '_').replace('/', '_')}-{self.mode}"
+        """``model_dir``, or its default, which has the name of the recipe, the folder, the file or the data set."""
+        if self.recipe not in UNNAMED_RECIPES:
+            name = self.recipe
+        else:
+            kind, _, place = self.dataset.rpartition(":")
+            name = pathlib.PurePath(place).stem if kind == "npz" else pathlib.PurePath(place).name if kind else place
+        return self.model_dir or f"runs/{name.replace('/', '_') or 'images'}-{self.mode}"
 
     def replace(self, **settings: Any) -> "Config":
         """Returns a copy with some settings changed, checked again."""

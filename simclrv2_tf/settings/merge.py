@@ -7,12 +7,14 @@ from typing import Any
 
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import STAGES, Config, parse_value, tagged, unknown_setting_error
-from simclrv2_tf.settings.recipes import RunInfo, find_recipe, is_named
+from simclrv2_tf.settings.recipes import DataFacts, RunInfo, find_recipe, is_named
 
 DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
 
 
-def resolve(flags: Mapping[str, Any], stage: str = "", parent: Config | None = None) -> Config:
+def resolve(
+    flags: Mapping[str, Any], stage: str = "", parent: Config | None = None, data: DataFacts | None = None
+) -> Config:
     """Merges the settings of a run; later ones override earlier ones:
 
     1. the defaults;
@@ -27,6 +29,7 @@ def resolve(flags: Mapping[str, Any], stage: str = "", parent: Config | None = N
         flags: by name.
         stage: a stage of a semi-supervised run; "": the mode of the flags.
         parent: config of the run that ``--checkpoint`` names; for ``distill``, of the teacher.
+        data: facts about the data set for the recipe ``own_images``; without them it sets nothing.
 
     Raises:
         SettingError: for an unknown setting or recipe, a value that is not allowed, or a network that is not the
@@ -39,7 +42,7 @@ def resolve(flags: Mapping[str, Any], stage: str = "", parent: Config | None = N
     if parent is not None:
         _check_trusted(parent, flags, "teacher" if mode == "distill" else "checkpoint")
     inherited = _inherited(parent, mode)
-    recipe = find_recipe({**inherited, **flags})
+    recipe = find_recipe({**inherited, **flags}, data)
     recipe_wins = is_named(flags) or flags.get("mode") == "semi_supervised"
     flags = _flags_of_stage(flags, mode)
     network = _network_of(parent, flags) if parent is not None and mode != "distill" else {}
@@ -120,7 +123,7 @@ class SemiSupervisedConfig(Config):
     rows: tuple[int | str, ...] = dataclasses.field(default=(), compare=False)
 
 
-def resolve_stages(flags: Mapping[str, Any]) -> SemiSupervisedConfig:
+def resolve_stages(flags: Mapping[str, Any], data: DataFacts | None = None) -> SemiSupervisedConfig:
     """Merges the settings of all stages of a semi-supervised run, before the first one starts.
 
     The parent of a stage is the config of the earlier stage that it starts from.
@@ -129,20 +132,20 @@ def resolve_stages(flags: Mapping[str, Any]) -> SemiSupervisedConfig:
         SettingError: as ``resolve``, for any of the stages.
     """
     flags = {**flags, "mode": "semi_supervised"}
-    config = resolve(flags)
+    config = resolve(flags, data=data)
     stages: dict[str, Config] = {}
 
     def add(mode: str, row: int | str = "", parent: Config | None = None, **settings: Any) -> Config:
         name = f"{mode}_{row}" if row else mode
         own = {"model_dir": str(pathlib.PurePath(config.run_dir, name)), "checkpoint": "", **settings}
-        stages[name] = resolve({**flags, **own}, mode, parent)
+        stages[name] = resolve({**flags, **own}, mode, parent, data)
         return stages[name]
 
     all_labels = {"labels_per_class": 0, "label_fraction": 1.0}
     pretrained = add("pretrain", **all_labels)
     start = {"checkpoint": pretrained.model_dir}
     add("linear_eval", parent=pretrained, **start, **all_labels)
-    rows = _label_rows(flags, config)
+    rows = _label_rows(flags, config, data)
     for row, labels in rows.items():
         add("supervised", row, **labels)
         teacher = add("finetune", row, pretrained, **start, **labels)
@@ -150,13 +153,13 @@ def resolve_stages(flags: Mapping[str, Any]) -> SemiSupervisedConfig:
     return SemiSupervisedConfig(**vars(config), stages=stages, rows=tuple(rows))
 
 
-def _label_rows(flags: Mapping[str, Any], config: Config) -> dict[int | str, Mapping[str, Any]]:
+def _label_rows(flags: Mapping[str, Any], config: Config, data: DataFacts | None) -> dict[int | str, Mapping[str, Any]]:
     """Returns the flags of each row of the result table: the labels of the flags, else of the recipe, else all."""
     if config.labels_per_class:
         return {config.labels_per_class: {"labels_per_class": config.labels_per_class}}
     if config.label_fraction < 1:
         return {f"{100 * config.label_fraction:g}%": {"label_fraction": config.label_fraction}}
-    recipe = find_recipe(flags)
+    recipe = find_recipe(flags, data)
     if recipe is None or not recipe.label_counts or {"labels_per_class", "label_fraction"} & flags.keys():
         return {"all": {}}
     return {count: {"labels_per_class": count} for count in recipe.label_counts}

@@ -176,7 +176,11 @@ def test_derived_settings():
 
 
 def test_default_model_directory():
-    assert Config(dataset="folder:/a b", mode="supervised").run_dir == "runs/folder__a b-supervised"
+    assert Config(dataset="folder:/a b", mode="supervised").run_dir == "runs/a b-supervised"
+    assert Config(dataset="folder:/data/v1.0/").run_dir == "runs/v1.0-pretrain"
+    assert Config(dataset="folder:.").run_dir == "runs/images-pretrain"
+    assert Config(dataset="npz:/data/cells.npz").run_dir == "runs/cells-pretrain"
+    assert Config(dataset="imagenet2012_subset/1pct").run_dir == "runs/imagenet2012_subset_1pct-pretrain"
     assert Config(dataset="digits", recipe="none").run_dir == "runs/digits-pretrain"
     assert Config(recipe="imagenet", dataset="npz:x").run_dir == "runs/imagenet-pretrain"
     assert Config(recipe="imagenet", model_dir="here").run_dir == "here"

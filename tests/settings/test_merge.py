@@ -62,7 +62,7 @@ def test_recipes_are_found_by_name(recipe):
     assert resolve({"dataset": "dice", "recipe": "none"}) == Config(dataset="dice", recipe="none")
     assert resolve({"dataset": "npz:x", "recipe": "dice"}).temperature == 0.25
     assert resolve({"dataset": "npz:x"}) == Config(dataset="npz:x")  # no recipe of that name
-    with pytest.raises(SettingError, match=r"^--recipe=nosuch: must be auto, official or one of .*dice"):
+    with pytest.raises(SettingError, match=r"^--recipe=nosuch: must be auto or one of official, own_images, .*dice"):
         resolve({"recipe": "nosuch"})
 
 
