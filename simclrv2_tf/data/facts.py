@@ -36,9 +36,6 @@ def _measure(source: Source) -> tuple[np.ndarray, bool]:
         color = tf.reduce_max(tf.reduce_max(channels, -1) - tf.reduce_min(channels, -1))
         return tf.stack([tf.minimum(shape[0], shape[1]), color])
 
-    if source.paths is not None or source.images is not None:  # all over the data set; records: the first ones
-        indices = np.linspace(0, source.num_examples - 1, min(SAMPLE, source.num_examples)).astype(int)
-        source = source.subset(indices)
-    examples = source.evaluation_examples(view, lambda examples: examples.take(SAMPLE))
+    examples = source.sample(SAMPLE).evaluation_examples(view, lambda examples: examples.take(SAMPLE))
     measured = np.array([e["images"] for e in examples.as_numpy_iterator() if e["weights"] > 0]).reshape(-1, 2)
     return measured[:, 0], bool((measured[:, 1] <= GRAY_TOLERANCE).all())

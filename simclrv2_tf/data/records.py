@@ -98,6 +98,10 @@ class RecordSource(EncodedSource):
         labels = take(self.labels, np.unique(indices))
         return dataclasses.replace(self, keep=keep, labels=labels, num_examples=int(keep.sum()))
 
+    def sample(self, count: int) -> Self:
+        """Returns the first records: others would have to be read too."""
+        return self.subset(np.arange(min(count, self.num_examples)))
+
     def with_labels(self) -> Self:
         """Returns the source with all labels read; the images stay encoded."""
         labels = [int(label) for _, label in self.stream().prefetch(64)]

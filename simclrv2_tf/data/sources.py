@@ -76,6 +76,10 @@ class Source(abc.ABC):
         """Like `subset`, with indices that do not count the images in ``corrupt``: the rows of an evaluation."""
         return self.subset(indices)
 
+    def sample(self, count: int) -> Self:
+        """Returns at most ``count`` of the images, spread over the source; the same ones each time."""
+        return self.subset(np.linspace(0, self.num_examples - 1, min(count, self.num_examples)).astype(int))
+
     def with_labels(self) -> Self:
         """Returns the source with ``labels`` read, which may take a pass over the data."""
         return self

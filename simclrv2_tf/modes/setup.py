@@ -26,6 +26,7 @@ from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.models import BatchNormSettings, Network, ProjectionHead
 from simclrv2_tf.models.encoders import build_encoder, describe_encoder, warn_about_local_batch_norm
 from simclrv2_tf.modes.measure import check_classes, evaluation_source
+from simclrv2_tf.modes.quality import split_held_out
 from simclrv2_tf.runs.checkpoints import load_network, read_run_config
 from simclrv2_tf.runs.loop import Run
 from simclrv2_tf.settings.config import Config
@@ -47,6 +48,7 @@ def build_run(config: Config, strategy: Strategy) -> Run:
 
 def _build_pretraining(config: Config, strategy: Strategy) -> Run:
     source, test = open_source(config, config.train_split), evaluation_source(config)
+    source, held_out = split_held_out(config, source, test)
     method_class = load_method(config)
     classes = len(source.class_names) if config.lineareval_while_pretraining else 0
     data, plan = build_input(config, source, method_class), Plan.of(config, source.num_examples)
@@ -57,7 +59,7 @@ def _build_pretraining(config: Config, strategy: Strategy) -> Run:
             load_network(network, config.checkpoint, with_classifier=False)
         method = method_class.from_settings(network, data.settings, config)
         compile_method(method, config, strategy, plan)
-    return Run(config, method, data, plan, test)
+    return Run(config, method, data, plan, test, held_out)
 
 
 def _build_classification(config: Config, strategy: Strategy) -> Run:

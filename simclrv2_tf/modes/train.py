@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from simclrv2_tf import metrics
 from simclrv2_tf.modes.measure import compute_features, compute_logits, knn_features, knn_subset, top_k
+from simclrv2_tf.modes.quality import feature_quality
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_run, load_callbacks, resolved_settings
 from simclrv2_tf.report import format_accuracies, format_value, run_summary, write_report
@@ -83,10 +84,10 @@ class FeatureEvaluation(Evaluation):
         run = self.run
         if self.pictures is not None and run.test is not None:
             self.pictures.draw_embedding(compute_features(run.method, run.config, self.pictures.sample))
-        return self._online_top1()
+        return self._online_top1() | self._quality()
 
     def result(self, run_dir: RunDirectory) -> Result:
-        run, result = self.run, self._online_top1()
+        run, result = self.run, self._online_top1() | self._quality()
         if run.test is None or not run.data.source.class_names:
             return result
         train_images = knn_subset(run.data.source)
@@ -98,6 +99,10 @@ class FeatureEvaluation(Evaluation):
             write_projector(self.pictures, compute_features(run.method, run.config, self.pictures.sample))
             run_dir.write_images("views", np.concatenate(example_views(run.data)), run.plan.total_steps)
         return result
+
+    def _quality(self) -> dict[str, float]:
+        run = self.run
+        return feature_quality(run.method, run.config, run.data, run.held_out) if run.held_out is not None else {}
 
     def _online_top1(self) -> dict[str, float]:
         run = self.run

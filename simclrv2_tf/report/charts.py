@@ -36,6 +36,7 @@ LEGEND_CLASSES, COUNTED_CLASSES, CONFUSED_CLASSES = 20, 12, 30
 PANELS = (
     ("curve_loss", "loss", re.compile(r"loss$")),
     ("curve_accuracy", "accuracy", ACCURACY),
+    ("curve_rankme", "RankMe (effective rank)", re.compile(r"^rankme$")),
     ("curve_learning_rate", "learning rate", re.compile(r"^learning_rate$")),
     ("curve_speed", "images/s", re.compile(r"^images_per_second$")),
     ("curve_entropy", "entropy (nats)", re.compile(r"entropy$")),

@@ -20,6 +20,8 @@ METRIC_NAMES = {
     "distill_top5": "distilled top-5",
     "linear_top1": "linear evaluation top-1",
     "linear_top5": "linear evaluation top-5",
+    "val_contrastive_accuracy": "held-out contrastive accuracy",
+    "rankme": "RankMe",
     "images_per_second": "images/s",
     "seconds": "time",
 }

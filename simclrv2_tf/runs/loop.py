@@ -45,6 +45,7 @@ class Run:
         data: training batches, a function of (seed, step).
         plan: number of steps, intervals and the learning-rate schedule.
         test: labelled images to evaluate on; None without them.
+        held_out: images that pretraining does not see, labelled or not; None without them.
     """
 
     config: Config
@@ -52,6 +53,7 @@ class Run:
     data: TrainingInput
     plan: Plan
     test: Source | None
+    held_out: Source | None = None
 
 
 def train(run: Run, run_dir: RunDirectory, evaluate: Evaluate, callbacks: Sequence[Callback] = ()) -> int:

@@ -9,10 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.methods.schedules import Plan
+from simclrv2_tf.report.tables import format_duration
 
 SHOWN_METRICS = ("loss", "contrastive_accuracy", "train_top1", "teacher_agreement", "online_top1", "eval_top1")
-SHOWN_METRICS += ("learning_rate", "images_per_second")
+SHOWN_METRICS += ("rankme", "val_contrastive_accuracy", "learning_rate", "images_per_second")
 SECONDS_PER_LINE = 60
+SECONDS_TO_TIME = 5.0  # of steps, from which the time of the run is estimated
 
 
 class IntervalMeans:
@@ -56,16 +58,36 @@ class Progress:
         self.plan = plan
         self.first_step = self.step = first_step
         self.images, self.seconds = 0, 0.0
+        self.timed_steps, self.timed_seconds = 0, 0.0  # without the first call, which compiles
+        self.is_time_printed = False
         self.bar = keras.utils.Progbar(plan.total_steps - first_step, interval=0.2, unit_name="step")
         self.last_line = time.monotonic()
 
     def add(self, logs: dict[str, float], steps: int, seconds: float) -> None:
         """Counts steps and the seconds that they took."""
+        if self.step > self.first_step:
+            self.timed_steps += steps
+            self.timed_seconds += seconds
         self.step += steps
+        self._print_expected_time()
         self.images += steps * self.batch_size
         self.seconds += seconds
         if self.step < self.plan.total_steps:  # the last step is shown with its evaluation
             self.show(logs | self.rates())
+
+    def _print_expected_time(self) -> None:
+        """Prints once how long the remaining steps will take, if that is more than a minute."""
+        if self.is_time_printed or self.timed_seconds < SECONDS_TO_TIME:
+            return
+        self.is_time_printed = True
+        remaining = self.plan.total_steps - self.step
+        seconds = remaining * self.timed_seconds / self.timed_steps
+        if seconds > 60:
+            print(
+                f"\nExpected: about {format_duration(seconds)} for the remaining {remaining:,} steps; evaluations "
+                "come on top.",
+                flush=True,
+            )
 
     def rates(self) -> dict[str, float]:
         """Returns the learning rate of the last step and images/s since the last row."""

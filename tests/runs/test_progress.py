@@ -46,3 +46,21 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal)
     progress.Progress(8, PLAN, 0).show({"epoch": 1.0, "loss": 2.0})
     assert "0/4" in terminal.getvalue() and "loss: 2.0" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("total, first", [(1000, 0), (1200, 200)])
+def test_the_expected_time_is_printed_once_after_the_first_steps(total, first, capsys):
+    plan = Plan(total_steps=total, epoch_steps=10, interval_steps=1000, warmup_steps=0, peak_learning_rate=0.1)
+    bar = progress.Progress(8, plan, first)
+    bar.add({"loss": 1.0}, 10, 100.0)  # compiles
+    for _ in range(4):
+        bar.add({"loss": 1.0}, 10, 4.0)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Expected" in line]
+    assert lines == ["Expected: about 6 min 28 s for the remaining 970 steps; evaluations come on top."]
+
+
+def test_the_expected_time_of_a_short_run_is_not_printed(capsys):
+    bar = progress.Progress(8, PLAN, 0)
+    for _ in range(3):
+        bar.add({"loss": 1.0}, 1, 10.0)
+    assert "Expected" not in capsys.readouterr().out
