@@ -1,4 +1,4 @@
-"""Batch norm over two replicas without XLA, forward and backward: ours beside Keras's, in CPU milliseconds.
+"""Measures batch norm over two replicas without XLA, forward and backward: ours against Keras's, in CPU milliseconds.
 
     python benchmarks/batch_norm.py [--rounds=10]
 
@@ -32,7 +32,7 @@ def contestants() -> dict:
 
 
 def cost(strategy, make_layer, shape: tuple[int, ...], policy: str, rounds: int) -> float:
-    """CPU milliseconds of one forward and backward pass on all replicas."""
+    """Measures the CPU milliseconds of one forward and backward pass on all replicas."""
     import tensorflow as tf
 
     with strategy.scope():
@@ -59,7 +59,7 @@ def cost(strategy, make_layer, shape: tuple[int, ...], policy: str, rounds: int)
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--rounds", type=int, default=10)
-    said = flags.parse_args()
+    arguments = flags.parse_args()
     from simclrv2_tf.env import import_tensorflow
 
     import_tensorflow()
@@ -71,9 +71,11 @@ def main() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     for policy in ("float32", "mixed_bfloat16"):
         for shape in SHAPES:
-            found = {name: cost(strategy, make, shape, policy, said.rounds) for name, make in contestants().items()}
-            ours = found["ours, fused kernels"]
-            for name, milliseconds in found.items():
+            costs = {
+                name: cost(strategy, make, shape, policy, arguments.rounds) for name, make in contestants().items()
+            }
+            ours = costs["ours, fused kernels"]
+            for name, milliseconds in costs.items():
                 print(f"{policy:15s} {shape!s:18s} {name:25s} {milliseconds:7.1f} ms  {milliseconds / ours:.2f}x ours")
 
 

@@ -55,15 +55,15 @@ class Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, value in report.user_properties if report.when == "call" else ():
             if name == "parity":
-                found = Deviation(report.nodeid.partition("::")[0], *value)
-                key = (found.test_file, found.case, found.precision)
-                self.cases[key] = self.cases[key] | found if key in self.cases else found
+                measured = Deviation(report.nodeid.partition("::")[0], *value)
+                key = (measured.test_file, measured.case, measured.precision)
+                self.cases[key] = self.cases[key] | measured if key in self.cases else measured
 
 
-def table(found: list[Deviation], first: str) -> str:
+def table(deviations: list[Deviation], first: str) -> str:
     """Formats deviations as a Markdown table."""
     lines = [f"| {first} | precision | numbers | largest deviation | tolerance | unit |", "|---|---|---|---|---|---|"]
-    for one in found:
+    for one in deviations:
         name = one.case if first == "case" else f"[{one.module}](../{one.test_file})"
         lines.append(
             f"| {name} | {one.precision} | {one.numbers:,} | {one.deviation:.2g} | {one.tolerance:.2g} | {one.unit} |"

@@ -1,4 +1,4 @@
-"""What XLA makes of a training step on an H100, without one: the kernels of the program and the memory they move.
+"""Lists the kernels that XLA compiles for a training step on an H100, without one, and the memory that they move.
 
     python -m venv /tmp/jax && /tmp/jax/bin/pip install "jax[cuda12]"
     python benchmarks/gpu_program.py --jax-python=/tmp/jax/bin/python [--depth=50] [--image_size=224] [--batch=256]
@@ -52,8 +52,8 @@ ITEMSIZE = {
 WITHOUT_KERNEL = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast")
 
 
-def step_program(said: argparse.Namespace) -> str:
-    """``SimCLR.train_step`` for one GPU, in StableHLO."""
+def step_program(arguments: argparse.Namespace) -> str:
+    """Lowers ``SimCLR.train_step`` for one GPU to StableHLO."""
     import tensorflow as tf
 
     from simclrv2_tf.data.augment import NUM_DRAWS
@@ -62,11 +62,11 @@ def step_program(said: argparse.Namespace) -> str:
     from simclrv2_tf.modes.setup import build_network, build_views, compile_method
     from simclrv2_tf.settings.config import Config
 
-    settings = {"color_jitter_strength": 0.5, "use_blur": False} if said.image_size <= 32 else {}
+    settings = {"color_jitter_strength": 0.5, "use_blur": False} if arguments.image_size <= 32 else {}
     config = Config(
-        resnet_depth=said.depth,
-        image_size=said.image_size,
-        train_batch_size=said.batch,
+        resnet_depth=arguments.depth,
+        image_size=arguments.image_size,
+        train_batch_size=arguments.batch,
         jit_compile="true",
         mixed_precision="bfloat16",
         **settings,
@@ -76,16 +76,16 @@ def step_program(said: argparse.Namespace) -> str:
     model = SimCLR.from_settings(network, build_views(config, SimCLR), config)
     compile_method(model, config, strategy, Plan.of(config, 1_281_167))
     batch = {
-        "images": tf.zeros([said.batch, 2, said.image_size, said.image_size, 3], tf.uint8),
-        "draws": tf.zeros([said.batch, 2, NUM_DRAWS]),
-        "labels": tf.zeros([said.batch], tf.int32),
+        "images": tf.zeros([arguments.batch, 2, arguments.image_size, arguments.image_size, 3], tf.uint8),
+        "draws": tf.zeros([arguments.batch, 2, NUM_DRAWS]),
+        "labels": tf.zeros([arguments.batch], tf.int32),
     }
     step = tf.function(model.train_step, jit_compile=True, autograph=False)
     return step.experimental_get_compiler_ir(batch)(stage="stablehlo")
 
 
 def pool_program(views: int, ours: bool) -> str:
-    """The ReLU and the max-pool of the stem at 224 px, forward and backward, in StableHLO."""
+    """Lowers the ReLU and the max-pool of the stem at 224 px, forward and backward, to StableHLO."""
     import tensorflow as tf
 
     from simclrv2_tf.models.layers import max_pool
@@ -107,7 +107,7 @@ def pool_program(views: int, ours: bool) -> str:
 
 
 def compile_for_gpu(program: str) -> str:
-    """The program's HLO after XLA's passes for an H100; in a Python with JAX."""
+    """Returns the HLO of a program after XLA's passes for an H100; runs in a Python with JAX."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("XLA_FLAGS", "--xla_gpu_autotune_level=0")
     from jax._src import compiler
@@ -130,8 +130,8 @@ def compile_for_gpu(program: str) -> str:
 
 
 def kernels(hlo: str) -> list[tuple[int, str, str]]:
-    """Bytes, name and origin of every kernel of the entry computation."""
-    found, sizes = [], {}
+    """Returns bytes, name and origin of every kernel of the entry computation."""
+    kernel_list, sizes = [], {}
     for line in hlo[hlo.index("ENTRY") :].splitlines():
         match = re.match(r"\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(.*)", line)
         if match is None:
@@ -142,8 +142,8 @@ def kernels(hlo: str) -> list[tuple[int, str, str]]:
             moved = sizes[name] + sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.\-]+)", operands))
             target, origin = (re.search(f'{key}="([^"]+)"', rest) for key in ("custom_call_target", "op_name"))
             kind = "convolution" if target and "cudnn" in target[1] else re.sub(r"[.\d]+$", "", name)
-            found.append((moved, kind, origin[1] if origin else ""))
-    return found
+            kernel_list.append((moved, kind, origin[1] if origin else ""))
+    return kernel_list
 
 
 def _bytes(dtype: str, sides: str) -> int:
@@ -153,18 +153,18 @@ def _bytes(dtype: str, sides: str) -> int:
     return size
 
 
-def report(title: str, program: str, said: argparse.Namespace) -> None:
+def report(title: str, program: str, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, "program.mlir")
         path.write_text(program)
-        command = [said.jax_python, __file__, "--compile", str(path)]
-        found = kernels(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    print(f"\n{title}: {len(found)} kernels, {_amount(sum(moved for moved, _, _ in found))}")
+        command = [arguments.jax_python, __file__, "--compile", str(path)]
+        kernel_list = kernels(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    print(f"\n{title}: {len(kernel_list)} kernels, {_amount(sum(moved for moved, _, _ in kernel_list))}")
     total, count = Counter(), Counter()
-    for moved, kind, _ in found:
+    for moved, kind, _ in kernel_list:
         total[kind] += moved
         count[kind] += 1
-    for kind, moved in total.most_common(said.top):
+    for kind, moved in total.most_common(arguments.top):
         print(f"  {count[kind]:5d} {kind:40s} {_amount(moved)}")
 
 
@@ -178,14 +178,18 @@ def main() -> None:
     for name, default in {"depth": 50, "image_size": 224, "batch": 256, "top": 15}.items():
         flags.add_argument(f"--{name}", type=int, default=default)
     flags.add_argument("--compile", help=argparse.SUPPRESS)
-    said = flags.parse_args()
-    if said.compile:
-        print(compile_for_gpu(pathlib.Path(said.compile).read_text()))
+    arguments = flags.parse_args()
+    if arguments.compile:
+        print(compile_for_gpu(pathlib.Path(arguments.compile).read_text()))
         return
     for ours in (True, False):
         name = "ours" if ours else "TensorFlow's"
-        report(f"max-pool, {name}, {2 * said.batch} views", pool_program(2 * said.batch, ours), said)
-    report(f"ResNet-{said.depth}, {said.image_size} px, {said.batch} images", step_program(said), said)
+        report(f"max-pool, {name}, {2 * arguments.batch} views", pool_program(2 * arguments.batch, ours), arguments)
+    report(
+        f"ResNet-{arguments.depth}, {arguments.image_size} px, {arguments.batch} images",
+        step_program(arguments),
+        arguments,
+    )
 
 
 if __name__ == "__main__":

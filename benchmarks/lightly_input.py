@@ -1,4 +1,4 @@
-"""The views of lightly (PyTorch), to be measured by ``input.py``."""
+"""Views by lightly (PyTorch), a contestant of ``input.py``."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def lightly(paths: list[str], images: int, size: int) -> Iterator[list[torch.Tensor]]:
-    """Two views of one image at a time, as a worker of a ``DataLoader`` makes them."""
+    """Yields two views of one image at a time, as a worker of a ``DataLoader`` does."""
     torch.set_num_threads(1)
     transform = SimCLRTransform(input_size=size)
     for index in range(images):

@@ -1,4 +1,4 @@
-"""Makes a folder of photographs of ImageNet's usual size, 500×375, out of those that scikit-image brings along.
+"""Makes a folder of photographs of 500×375 px, the usual size in ImageNet, from those of scikit-image.
 
     python benchmarks/make_jpegs.py FOLDER [--count=200] [--width=500] [--height=375]
 
@@ -32,7 +32,7 @@ def make_jpegs(folder: pathlib.Path, count: int = 200, width: int = 500, height:
 
 
 def _part(source: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """A random part of the picture, of the aspect of ``size``, scaled to it."""
+    """Crops a random part of a picture with the aspect of ``size``, and scales it to that size."""
     scale = min(source.width / size[0], source.height / size[1]) * rng.uniform(0.7, 1)
     part = [int(scale * side) for side in size]
     left, top = (int(rng.integers(0, whole - side + 1)) for whole, side in zip(source.size, part, strict=True))

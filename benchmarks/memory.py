@@ -1,4 +1,4 @@
-"""What cached gradients and rematerialisation save and cost: memory and seconds of a whole pretraining step, as ratios.
+"""Measures memory and time of a pretraining step with GradCache and with recomputed activations, as ratios.
 
     python benchmarks/memory.py [--resnet_depth=50] [--image_size=64] [--batch=128] [--micro_batch=16] [--xla]
 
@@ -19,7 +19,7 @@ CASES = {"plain": set(), "remat": {"remat"}, "micro-batches": {"micro_batch"}, "
 
 
 def measure(case: str, depth: int, size: int, batch: int, micro_batch: int, xla: bool) -> dict[str, float]:
-    """Seconds a step and GiB of one case, in this process."""
+    """Measures seconds per step and GiB of one case, in this process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -61,7 +61,7 @@ def measure(case: str, depth: int, size: int, batch: int, micro_batch: int, xla:
 
 
 def resident() -> int:
-    """Bytes this process has in memory."""
+    """Returns the resident memory of this process, bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
@@ -82,12 +82,12 @@ def main() -> None:
         print(json.dumps(measure(settings.child, *sizes)))
         return
     print("| case | loss | seconds a step | GiB | seconds : plain | plain : GiB |\n|---|---|---|---|---|---|")
-    found = {}
+    results = {}
     for case in settings.cases:
         command = [sys.executable, __file__, *sys.argv[1:], "--child", case]
         output = subprocess.run(command, check=True, capture_output=True, text=True)
-        found[case] = one = json.loads(output.stdout.splitlines()[-1])
-        first = found[settings.cases[0]]
+        results[case] = one = json.loads(output.stdout.splitlines()[-1])
+        first = results[settings.cases[0]]
         ratios = f"{one['seconds'] / first['seconds']:.2f} | {first['gib'] / one['gib']:.1f}"
         print(f"| {case} | {one['loss']:.4f} | {one['seconds']:.1f} | {one['gib']:.2f} | {ratios} |", flush=True)
 

@@ -1,4 +1,4 @@
-"""NT-Xent from the whole similarity matrix against its tiled form: time and memory.
+"""Compares time and memory of NT-Xent from the whole similarity matrix and in tiles.
 
     python benchmarks/nt_xent.py [--rows 512 8192] [--xla] [--tile 0]
 
@@ -20,7 +20,7 @@ WIDTH, TEMPERATURE = 128, 0.1
 
 
 def measure(form: str, rows: int, xla: bool, tile: int) -> dict[str, float]:
-    """Loss, wall and CPU milliseconds per call and peak MiB of one case, in this process."""
+    """Measures loss, wall and CPU milliseconds per call and peak MiB of one case, in this process."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
@@ -54,7 +54,7 @@ def measure(form: str, rows: int, xla: bool, tile: int) -> dict[str, float]:
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process."""
+    """Returns the resident memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 

@@ -1,4 +1,4 @@
-"""Replicas and workers on this machine: do they give the same numbers, what do they cost, what happens after a kill.
+"""Measures replicas and workers on this machine: equal numbers, cost, and the end of a run after a kill.
 
     python benchmarks/replicas.py [equality] [cost] [kill]
 
@@ -71,27 +71,27 @@ def equality() -> str:
     lines += ["|" + "---|" * 6]
     for layout in ("2 replicas", "4 replicas", "2 workers", "3 workers"):
         count, what = int(layout[0]), layout[2:]
-        found = {}
+        results = {}
         for precision in ("float64", "float32"):
-            made = together(count, device_layouts.work, precision) if what == "workers" else {}
+            outputs = together(count, device_layouts.work, precision) if what == "workers" else {}
             for kind in device_layouts.KINDS:
                 keras.backend.clear_session()
                 one = device_layouts.train(kind, tf.distribute.get_strategy(), precision)
-                each = [made[f"{kind}-{i}"] for i in range(count)] if made else [replicas(count, kind, precision)]
-                found[kind, precision] = largest(each, one)
+                each = [outputs[f"{kind}-{i}"] for i in range(count)] if outputs else [replicas(count, kind, precision)]
+                results[kind, precision] = largest(each, one)
         for kind in device_layouts.KINDS:
-            wide = found[kind, "float64"]
-            narrow = " / ".join(f"{value:.0e}" for value in found[kind, "float32"].values())
+            wide = results[kind, "float64"]
+            narrow = " / ".join(f"{value:.0e}" for value in results[kind, "float32"].values())
             lines.append(f"| {layout} | {kind} | {' | '.join(f'{v:.0e}' for v in wide.values())} | {narrow} |")
     return "\n".join(lines)
 
 
-def largest(found: list[device_layouts.Numbers], expected: device_layouts.Numbers) -> dict[str, float]:
-    """Largest differences of metrics, variables and evaluation, relative to the largest value of a tensor."""
+def largest(results: list[device_layouts.Numbers], expected: device_layouts.Numbers) -> dict[str, float]:
+    """Computes the largest differences of metrics, variables and evaluation, relative to the largest number."""
     worst = dict.fromkeys(("metrics", "variables", "evaluation"), 0.0)
     for name, value in expected.items():
         group = "evaluation" if name.startswith("evaluated/") else "variables" if "/" in name else "metrics"
-        for one in found:
+        for one in results:
             difference = np.abs(np.asarray(one[name], "float64") - value).max() / max(np.abs(value).max(), 1e-3)
             worst[group] = max(worst[group], float(difference))
     return worst
@@ -107,19 +107,19 @@ def messages(function: tf.types.experimental.ConcreteFunction) -> int:
 def seconds(run: Callable[[], object]) -> float:
     """Times one call: the minimum of several."""
     run()
-    found = []
+    results = []
     for _ in range(TRIES):
         before = time.perf_counter()
         run()
-        found.append(time.perf_counter() - before)
-    return min(found)
+        results.append(time.perf_counter() - before)
+    return min(results)
 
 
 def norms(environment: dict[str, str], folder: pathlib.Path, index: int) -> None:
     """Runs a worker's part of a stack of batch norms, forward and backward."""
     os.environ |= environment
     strategy = choose_strategy(Config(train_batch_size=64, eval_batch_size=64))
-    found = {}
+    results = {}
     for name, make in NORMS.items():
         with strategy.scope():
             tower = [make() for _ in range(LAYERS)]
@@ -138,8 +138,8 @@ def norms(environment: dict[str, str], folder: pathlib.Path, index: int) -> None
 
         run = tf.function(lambda step=step: strategy.run(step), autograph=False)
         concrete = run.get_concrete_function()
-        found[name] = [messages(concrete) / LAYERS, 1000 * seconds(lambda run=run: run().numpy())]
-    np.savez(folder / f"norms-{index}.npz", **found)
+        results[name] = [messages(concrete) / LAYERS, 1000 * seconds(lambda run=run: run().numpy())]
+    np.savez(folder / f"norms-{index}.npz", **results)
 
 
 def steps(environment: dict[str, str], folder: pathlib.Path, index: int, replicas: int, threads: int) -> None:
@@ -158,11 +158,11 @@ def steps(environment: dict[str, str], folder: pathlib.Path, index: int, replica
 
 def cost() -> str:
     """Compares batch norm with Keras's, and a step on workers and replicas with that of one process."""
-    found = together(2, norms)["norms-0"]
+    results = together(2, norms)["norms-0"]
     lines = ["| batch norm, 2 workers | all-reduces per layer, forward and backward | ms per layer | |"]
     lines += ["|---|---|---|---|"]
-    for name, (count, milliseconds) in found.items():
-        ratio = milliseconds / found["ours"][1]
+    for name, (count, milliseconds) in results.items():
+        ratio = milliseconds / results["ours"][1]
         lines.append(f"| {name} | {count:g} | {milliseconds / LAYERS:.2f} | {ratio:.2f}x |")
     lines += ["", "| pretraining step, 128 images | ms | images/s | | all-reduces |", "|" + "---|" * 5]
     whole = None

@@ -35,7 +35,7 @@ BATCH, SHORT, LONG = 32, 4, 24  # images, steps, steps
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
-    """Of this process, while the function runs."""
+    """Measures the CPU seconds of this process while a function runs."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     function()
     after = resource.getrusage(resource.RUSAGE_SELF)
@@ -43,7 +43,7 @@ def cpu_seconds(function: Callable[[], object]) -> float:
 
 
 def on_host(folder: pathlib.Path) -> Callable[[str], float]:
-    """CPU milliseconds an image of the input pipeline, by method."""
+    """Measures the CPU milliseconds per image of the input pipeline, by method."""
     source = FileSource("photographs", tuple(sorted(map(str, folder.glob("*.jpg")))), None, ())
 
     def measure(method: str) -> float:
@@ -55,7 +55,7 @@ def on_host(folder: pathlib.Path) -> Callable[[str], float]:
 
 
 def in_step(size: int, batch: int = 256) -> Callable[[str], float]:
-    """CPU milliseconds an image of ``crop_and_resize`` to two views of the image's own size, by method."""
+    """Measures the CPU milliseconds per image of ``crop_and_resize`` to two views of the image's size, by method."""
     rng = np.random.default_rng(0)
     images = tf.constant(rng.integers(0, 256, (batch, size, size, 3), np.uint8))
     boxes = random_crop_boxes(rng.random((batch, 2, CROP_DRAWS), np.float32), size, size, ViewSettings(size))

@@ -41,7 +41,7 @@ SYSTEMS = [
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What the replicas sum in a step: bytes on each of them, and in how many messages."""
+    """Traffic of a step: bytes that each replica sums, and the number of messages."""
 
     gradients: int
     batch_norm: int
@@ -54,7 +54,7 @@ class Traffic:
 
 
 def cost(settings: dict) -> tuple[Summary, int, int]:
-    """A network's cost, its batch norms and their channels together."""
+    """Cost of a network, with the number of its batch norms and of their channels."""
     config = Config(use_tpu=True, **settings)
     made: list[Network] = []
 
@@ -75,7 +75,7 @@ def traffic(found: Summary, layers: int, channels: int, width: int = Config.proj
 
 
 def seconds(found: Summary, chip: Chip, count: int, sent: Traffic, gpu: bool) -> tuple[float, float]:
-    """Of a step: arithmetic or memory, whichever is longer; and messages, a ring's 2 (R − 1) / R of their bytes."""
+    """Predicts seconds per step: arithmetic or memory, whichever is longer, and a ring's messages, 2 (R − 1) / R."""
     views = 2 * BATCH / count
     operations = 3 * 2 * found.total.multiply_adds * views
     moved = PASSES * found.total.activations * views

@@ -1,4 +1,4 @@
-"""A pretraining step beside PyTorch's: ``SimCLR.train_step`` as a run loops it, against ``torch_step.py``.
+"""Compares a pretraining step with PyTorch's: ``SimCLR.train_step``, looped as in a run, and ``torch_step.py``.
 
     python benchmarks/step.py --torch-python=PATH [--device=cpu|gpu] [--rounds=2] [--case=NAME] [--toy]
     python benchmarks/step.py --profile [--device=cpu|gpu] [--threads=1] [--case=NAME]
@@ -27,7 +27,7 @@ PEER = "torch_step.py"
 
 
 class Case(NamedTuple):
-    """What every contestant is told."""
+    """The settings of every contestant."""
 
     depth: int
     image_size: int
@@ -56,8 +56,8 @@ CONTESTANTS = {  # XLA is what a run has by default: on with a GPU, off without
 }
 
 
-def prepare(said: argparse.Namespace):
-    """Our model, and its batches: a function of their number."""
+def prepare(arguments: argparse.Namespace):
+    """Builds our model, and a function from a number of batches to these."""
     from simclrv2_tf.env import import_tensorflow
 
     import_tensorflow()
@@ -70,19 +70,19 @@ def prepare(said: argparse.Namespace):
     from simclrv2_tf.modes.setup import build_network, build_views, compile_method
     from simclrv2_tf.settings.config import Config
 
-    if said.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(said.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(said.threads)
-    small = said.image_size <= 32
+    if arguments.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
+    small = arguments.image_size <= 32
     config = Config(
-        resnet_depth=said.depth,
-        image_size=said.image_size,
-        train_batch_size=said.batch,
-        color_jitter_strength=said.augment * (0.5 if small else 1.0),
-        use_blur=bool(said.augment) and not small,
-        use_flip=bool(said.augment),
-        jit_compile=said.jit,
-        mixed_precision=said.dtype,
+        resnet_depth=arguments.depth,
+        image_size=arguments.image_size,
+        train_batch_size=arguments.batch,
+        color_jitter_strength=arguments.augment * (0.5 if small else 1.0),
+        use_blur=bool(arguments.augment) and not small,
+        use_flip=bool(arguments.augment),
+        jit_compile=arguments.jit,
+        mixed_precision=arguments.dtype,
     )
     strategy = choose_strategy(config)
     with strategy.scope():
@@ -90,26 +90,28 @@ def prepare(said: argparse.Namespace):
         model = SimCLR.from_settings(network, build_views(config, SimCLR), config)
         compile_method(model, config, strategy, Plan.of(config, 1_281_167))
     batch = {
-        "images": tf.cast(256 * tf.random.uniform([said.batch, 2, said.image_size, said.image_size, 3]), tf.uint8),
-        "draws": tf.random.uniform([said.batch, 2, NUM_DRAWS]),
-        "labels": tf.zeros([said.batch], tf.int32),
+        "images": tf.cast(
+            256 * tf.random.uniform([arguments.batch, 2, arguments.image_size, arguments.image_size, 3]), tf.uint8
+        ),
+        "draws": tf.random.uniform([arguments.batch, 2, NUM_DRAWS]),
+        "labels": tf.zeros([arguments.batch], tf.int32),
     }
     return model, lambda steps: tf.data.Dataset.from_tensors(batch).repeat(steps).prefetch(2)
 
 
-def measure(said: argparse.Namespace) -> dict[str, str | float]:
-    """Images a second of our step, in this process."""
-    model, batches = prepare(said)
+def measure(arguments: argparse.Namespace) -> dict[str, str | float]:
+    """Measures the images/s of our step, in this process."""
+    model, batches = prepare(arguments)
     from simclrv2_tf.distributed.devices import prefetch_device
     from simclrv2_tf.methods.inference import distribute
     from simclrv2_tf.settings.config import Config
 
     at_once = model.steps_per_execution
-    calls = max(1, said.steps // at_once)
+    calls = max(1, arguments.steps // at_once)
     iterator = iter(
         distribute(
             model.distribute_strategy,
-            said.batch,
+            arguments.batch,
             lambda part: batches((calls + 2) * at_once),
             prefetch_device(Config()),
         )
@@ -124,19 +126,19 @@ def measure(said: argparse.Namespace) -> dict[str, str | float]:
     first, _ = run(1)
     run(1)
     wall, cpu = run(calls)
-    images = calls * at_once * said.batch
+    images = calls * at_once * arguments.batch
     import tensorflow as tf
 
     name = f"tensorflow {tf.__version__}" + (" with XLA" if model.jit_compile else "")
     return {"name": name, "rate": images / wall, "per_cpu_second": images / cpu, "first_step": first}
 
 
-def profile(said: argparse.Namespace) -> None:
-    """Prints where the milliseconds of our step go: by operation on a CPU, by kernel on a GPU."""
+def profile(arguments: argparse.Namespace) -> None:
+    """Prints the milliseconds of our step by operation on a CPU, by kernel on a GPU."""
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf.xplane_pb2 import XSpace
 
-    model, batches = prepare(said)
+    model, batches = prepare(arguments)
     steps = model.steps_per_execution
     model.fit(batches(2 * steps), verbose=0, shuffle=False)
     with tempfile.TemporaryDirectory() as directory:
@@ -145,13 +147,13 @@ def profile(said: argparse.Namespace) -> None:
         space = XSpace.FromString(next(pathlib.Path(directory).rglob("*.xplane.pb")).read_bytes())
     spent, count = Counter(), Counter()
     for plane in space.planes:
-        if plane.name.startswith("/device:GPU" if said.device == "gpu" else "/host:CPU"):
+        if plane.name.startswith("/device:GPU" if arguments.device == "gpu" else "/host:CPU"):
             for line in plane.lines:
                 for name, picoseconds in _own_time(line.events):
                     _, colon, operation = plane.event_metadata[name].name.rpartition(":")
                     kind = re.sub(r"[_.\d]+$", "", operation)
                     # The others are the executor, which waits for the operations.
-                    if said.device == "gpu" or (colon and kind not in ("Run", "Process")):
+                    if arguments.device == "gpu" or (colon and kind not in ("Run", "Process")):
                         spent[kind] += picoseconds
                         count[kind] += 1
     for kind, picoseconds in spent.most_common(20):
@@ -160,7 +162,7 @@ def profile(said: argparse.Namespace) -> None:
 
 
 def _own_time(events) -> Iterator[tuple[int, int]]:
-    """Name and duration of each event without the events inside it."""
+    """Yields the name of each event, and its duration without the events inside it."""
     open_ones = []  # [end, name, own]
     for event in sorted(events, key=lambda event: (event.offset_ps, -event.duration_ps)):
         while open_ones and open_ones[-1][0] <= event.offset_ps:
@@ -172,21 +174,25 @@ def _own_time(events) -> Iterator[tuple[int, int]]:
         yield tuple(event[1:])
 
 
-def in_child(who: str, case: Case, said: argparse.Namespace) -> dict[str, str | float]:
-    """What a contestant measures in a process of its own."""
-    here, switch = pathlib.Path(__file__), CONTESTANTS[said.device][who]
-    command = [sys.executable, here, "--child"] if who.startswith("ours") else [said.torch_python, here.parent / PEER]
-    settings = case._asdict() | {"device": "cpu" if said.toy else said.device, "threads": said.threads}
+def in_child(who: str, case: Case, arguments: argparse.Namespace) -> dict[str, str | float]:
+    """Runs a contestant in a process of its own and returns what it measured."""
+    here, switch = pathlib.Path(__file__), CONTESTANTS[arguments.device][who]
+    command = (
+        [sys.executable, here, "--child"] if who.startswith("ours") else [arguments.torch_python, here.parent / PEER]
+    )
+    settings = case._asdict() | {"device": "cpu" if arguments.toy else arguments.device, "threads": arguments.threads}
     arguments = [switch] * bool(switch) + [f"--{name}={value}" for name, value in settings.items()]
     ran = subprocess.run([*map(str, command), *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def compare(name: str, case: Case, said: argparse.Namespace) -> None:
-    """Prints a row for each contestant: its rate, and how many times PyTorch's it is."""
-    rounds = [{who: in_child(who, case, said) for who in CONTESTANTS[said.device]} for _ in range(said.rounds)]
-    best = {who: max((found[who] for found in rounds), key=lambda result: result["rate"]) for who in rounds[0]}
-    leanest = {who: max(found[who]["per_cpu_second"] for found in rounds) for who in rounds[0]}
+def compare(name: str, case: Case, arguments: argparse.Namespace) -> None:
+    """Prints a row per contestant: its rate, and the ratio to those of PyTorch."""
+    rounds = [
+        {who: in_child(who, case, arguments) for who in CONTESTANTS[arguments.device]} for _ in range(arguments.rounds)
+    ]
+    best = {who: max((results[who] for results in rounds), key=lambda result: result["rate"]) for who in rounds[0]}
+    leanest = {who: max(results[who]["per_cpu_second"] for results in rounds) for who in rounds[0]}
     for who, result in best.items():
         cells = [name, f"{who} ({result['name']})", f"{result['rate']:,.4g}"]
         cells += [f"{result['rate'] / best[peer]['rate']:.2f}" for peer in ("torch eager", "torch compiled")]
@@ -207,23 +213,23 @@ def main() -> None:
     flags.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     for name, kind in Case.__annotations__.items():
         flags.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
-    said = flags.parse_args()
-    if said.child:
-        print(json.dumps(measure(said)))
+    arguments = flags.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(arguments)))
         return
-    if not said.profile:
+    if not arguments.profile:
         print("| step | who | images/s | x eager | x compiled | images a CPU second | x eager | first step, s |")
         print("|---" * 8 + "|")
-    for name, case in CASES[said.device].items():
-        if said.toy:
+    for name, case in CASES[arguments.device].items():
+        if arguments.toy:
             case = case._replace(depth=18, image_size=min(case.image_size, 64), batch=8, steps=2)
-        if said.case not in name:
+        if arguments.case not in name:
             continue
-        if said.profile:
+        if arguments.profile:
             print(name)
-            profile(argparse.Namespace(**vars(said) | case._asdict()))
+            profile(argparse.Namespace(**vars(arguments) | case._asdict()))
         else:
-            compare(f"{name}{', toy size' * said.toy}", case, said)
+            compare(f"{name}{', toy size' * arguments.toy}", case, arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ours, and what it is to be compared with in TensorFlow, to be measured by ``input.py``."""
+"""TensorFlow contestants of ``input.py``: our input, the operations of the official code, decoding alone."""
 
 import functools
 
@@ -12,20 +12,20 @@ BATCH = 50
 
 
 def ours(paths: list[str], images: int, size: int, augment_on_host: bool = False, **views: object) -> tf.data.Dataset:
-    """Our batches."""
+    """Yields our batches."""
     source = FileSource("jpegs", tuple(paths), None, ())
     settings = ViewSettings(size, **views)
     return TrainingInput(source, BATCH, 2, settings, 0, augment_on_host).batches(0, images // BATCH)
 
 
 def decoded(paths: list[str], images: int, size: int) -> tf.data.Dataset:
-    """The floor: no view, just the pixels."""
+    """Decodes without making views: the lower bound."""
     data = tf.data.Dataset.from_tensor_slices(paths).repeat().take(images)
     return data.map(lambda path: tf.io.decode_jpeg(tf.io.read_file(path), channels=3)[0, 0], tf.data.AUTOTUNE)
 
 
 def official(paths: list[str], images: int, size: int) -> tf.data.Dataset:
-    """Decode, and for each view crop, bicubic resize, flip, colour; the operations of the official code, in order."""
+    """Decodes, then crops, resizes (bicubic), flips and recolors each view, in the order of the official code."""
 
     def view(image: tf.Tensor) -> tf.Tensor:
         begin, extent, _ = tf.image.sample_distorted_bounding_box(
@@ -45,7 +45,7 @@ def official(paths: list[str], images: int, size: int) -> tf.data.Dataset:
 
 
 def _colour(image: tf.Tensor) -> tf.Tensor:
-    """Jitter of strength 1 in random order with probability 0.8, grayscale with 0.2, clipped to [0, 1]."""
+    """Applies jitter of strength 1 in random order with probability 0.8, grayscale with 0.2, clipped to [0, 1]."""
     operations = (
         lambda x: x * tf.random.uniform([], 0.2, 1.8),
         lambda x: tf.image.random_contrast(x, 0.2, 1.8),

@@ -1,4 +1,4 @@
-"""The step of SimCLR that a careful PyTorch user would write: the peer of ``step.py``, which starts it.
+"""A SimCLR step as a careful PyTorch user would write it: the peer that ``step.py`` starts.
 
 channels_last, and autocast for bfloat16; a batch of uint8 crops on the device, then flip, colour
 and blur in the step, the ResNet, a head of three layers, NT-Xent and LARS in ``foreach`` form. Prints one JSON line.
@@ -62,7 +62,7 @@ class Network(nn.Module):
 
 
 def nt_xent(hidden: torch.Tensor, temperature: float) -> torch.Tensor:
-    """``hidden`` holds the first views, then the second ones."""
+    """Computes NT-Xent; ``hidden`` has the first views, then the second ones."""
     rows = F.normalize(hidden.float(), dim=1)
     count = rows.shape[0]
     logits = rows @ rows.t() / temperature
@@ -72,7 +72,7 @@ def nt_xent(hidden: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 class LARS:
-    """With classic momentum; vectors are neither decayed nor adapted."""
+    """LARS with classic momentum; vectors are neither decayed nor adapted."""
 
     def __init__(self, parameters, rate: float = 0.3, momentum: float = 0.9, decay: float = 1e-6, trust: float = 1e-3):
         parameters = list(parameters)
@@ -100,7 +100,7 @@ class LARS:
 
 
 def augment(crops: torch.Tensor, strength: float, blur: bool) -> torch.Tensor:
-    """Flip, colour jitter in a fixed order, grey and blur of uint8 ``[n, 3, side, side]``, each view its own draws."""
+    """Applies flip, color jitter, grayscale and blur to uint8 ``[n, 3, side, side]``, with draws per view."""
     count = crops.shape[0]
     draws = torch.rand(count, 9, device=crops.device)[..., None, None, None].unbind(1)
     x = crops.float() / 255
@@ -134,7 +134,7 @@ def turn_hue(x: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
 
 
 def gaussian_blur(x: torch.Tensor, sigma: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """By two products with a banded matrix for each view: tensor cores do it."""
+    """Blurs by two products with a banded matrix per view, which tensor cores compute."""
     side = x.shape[-1]
     radius = side // 20
     place = torch.arange(side, device=x.device)
