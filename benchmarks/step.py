@@ -181,8 +181,8 @@ def in_child(who: str, case: Case, arguments: argparse.Namespace) -> dict[str, s
         [sys.executable, here, "--child"] if who.startswith("ours") else [arguments.torch_python, here.parent / PEER]
     )
     settings = case._asdict() | {"device": "cpu" if arguments.toy else arguments.device, "threads": arguments.threads}
-    arguments = [switch] * bool(switch) + [f"--{name}={value}" for name, value in settings.items()]
-    ran = subprocess.run([*map(str, command), *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    flags = [switch] * bool(switch) + [f"--{name}={value}" for name, value in settings.items()]
+    ran = subprocess.run([*map(str, command), *flags], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ran.stdout.splitlines()[-1])
 
 
