@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from simclrv2_tf import cli, help
+from simclrv2_tf.settings import official_flags
 from simclrv2_tf.settings.config import STAGES, Config
 from simclrv2_tf.settings.merge import resolve
 
@@ -40,11 +41,8 @@ NOT_RUN = {
 
 # Flags of run.py that are not settings, and those of other programs that the pages mention.
 OTHER_FLAGS = {
-    "run.py": {"help", "helpfull", "quiet", "v", "flagfile"},
-    "the official code": {
-        *("train_mode", "master", "variable_schema", "train_summary_steps", "eval_name", "keep_hub_module_max"),
-        *("head_proj_mode", "head_proj_dim"),
-    },
+    "run.py": {"help", "helpfull", "version", "quiet", "v", "flagfile"},
+    "the official code": set(official_flags.TYPES),
     "tools and benchmarks": {
         *("topology", "address", "study", "case", "profile", "threads", "batch", "micro_batch", "rounds", "rows"),
         *("forms", "jax-python", "torch-python", "logdir", "signal"),
