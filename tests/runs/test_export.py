@@ -2,7 +2,6 @@
 
 import json
 import sys
-import warnings
 import zipfile
 
 import keras
@@ -18,6 +17,9 @@ from simclrv2_tf.models.heads import ProjectionHead
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.resnet import ResNet
 from simclrv2_tf.runs import export
+
+# TensorFlow's interpreter is that of ai_edge_litert under its old name.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s+Warning. tf.lite.Interpreter is deprecated")
 
 NAMES = ["robin", "blue tit", "Zaunkönig"]
 SELECTIVE = pytest.param({"depth": 50, "sk_ratio": 0.0625}, marks=pytest.mark.slow)
@@ -40,18 +42,12 @@ def trained_network(architecture: dict) -> tuple[Network, np.ndarray]:
     return network, views
 
 
-def interpreter(path) -> tf.lite.Interpreter:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TensorFlow's interpreter is that of ai_edge_litert under its old name
-        return tf.lite.Interpreter(str(path))
-
-
 @ARCHITECTURES
 def test_litert_equals_keras_by_builtin_operations(architecture, tmp_path):
     network, views = trained_network(architecture)
     export.save_litert(network, 32, tmp_path / "model.tflite", class_names=NAMES)
     assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
-    model = interpreter(tmp_path / "model.tflite")
+    model = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
     run = model.get_signature_runner("serving_default")
     expected = network(views, training=False)
     probabilities = tf.nn.softmax(expected["logits_sup"])

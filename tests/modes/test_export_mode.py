@@ -13,6 +13,9 @@ import tensorflow as tf
 from simclrv2_tf import modes
 from simclrv2_tf.data.augment import center_crop_and_resize
 
+# TensorFlow's interpreter is that of ai_edge_litert under its old name.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s+Warning. tf.lite.Interpreter is deprecated")
+
 SIZE = 36
 TOY = {
     "resnet_depth": 10,
@@ -43,31 +46,33 @@ def run(tmp_path_factory):
     return model_dir, dict(zip(table["path"], table["features"], strict=True))
 
 
+@pytest.fixture(scope="module")
+def saved_model(run):
+    """Returns the exported SavedModel."""
+    path = exported(run[0], "saved_model")
+    assert path == run[0] / "saved_model"
+    return tf.saved_model.load(str(path))
+
+
 def exported(model_dir: pathlib.Path, format_name: str) -> pathlib.Path:
     result = modes.run({"mode": "export", "format": format_name, "checkpoint": str(model_dir)})
     return pathlib.Path(result["path"])
 
 
-def test_a_saved_model_serves_files_as_the_run_evaluates_them(run, capsys):
-    model_dir, features = run
-    path = exported(model_dir, "saved_model")
-    assert (
-        path == model_dir / "saved_model"
-        and f"{path}: 2 classes; signatures serving_default" in capsys.readouterr().out
-    )
+def test_a_saved_model_serves_files_as_the_run_evaluates_them(run, saved_model):
+    features = run[1]
     contents = tf.stack([tf.io.read_file(name) for name in features])
-    outputs = tf.saved_model.load(str(path)).signatures["serve_encoded"](image_bytes=contents)
+    outputs = saved_model.signatures["serve_encoded"](image_bytes=contents)
     np.testing.assert_allclose(outputs["features"], list(features.values()), rtol=1e-4, atol=1e-5)
     labels = outputs["probabilities"].numpy().argmax(axis=1)
     assert [name.decode() for name in outputs["class_name"].numpy()] == [("robin", "wren")[label] for label in labels]
 
 
-def test_litert_and_onnx_equal_the_saved_model(run):
+def test_litert_and_onnx_equal_the_saved_model(run, saved_model):
     model_dir, features = run
     images = [tf.io.decode_image(tf.io.read_file(name)) for name in features]
     views = tf.stack([center_crop_and_resize(image, (SIZE, SIZE)) for image in images])
-    model = tf.saved_model.load(str(exported(model_dir, "saved_model")))
-    expected = tf.nn.softmax(model(views, trainable=False)["logits_sup"])
+    expected = tf.nn.softmax(saved_model(views, trainable=False)["logits_sup"])
 
     litert = exported(model_dir, "litert")
     run_litert = tf.lite.Interpreter(str(litert)).get_signature_runner()
@@ -82,23 +87,22 @@ def test_litert_and_onnx_equal_the_saved_model(run):
     assert names == [".lock", "model.onnx", "model.tflite", "saved_model"]
 
 
-def test_a_run_without_class_names_numbers_its_classes_and_says_so(run, tmp_path, caplog):
-    copy = tmp_path / "run"
-    (copy / "checkpoints").mkdir(parents=True)
+@pytest.mark.parametrize(
+    ("resolved", "message", "labels"),
+    [
+        ({"class_names": []}, "has no class names; the export numbers its 2 classes", b"0\n1\n"),
+        ({"num_classes": 0}, "features only, no classifier", b""),
+    ],
+)
+def test_a_run_without_class_names_or_classifier_says_so(resolved, message, labels, run, tmp_path, capsys, caplog):
+    (tmp_path / "checkpoints").mkdir()
     for path in run[0].glob("checkpoints/*"):
-        (copy / "checkpoints" / path.name).write_bytes(path.read_bytes())
+        (tmp_path / "checkpoints" / path.name).write_bytes(path.read_bytes())
     config = json.loads((run[0] / "config.json").read_text())
-    config["resolved"]["class_names"] = []
-    (copy / "config.json").write_text(json.dumps(config))
-    path = exported(copy, "saved_model")
-    assert "has no class names; the export numbers its 2 classes" in caplog.text
-    assert (path / "assets/class_names.txt").read_text() == "0\n1\n"
-
-
-def test_a_run_without_a_classifier_exports_features(run, tmp_path, capsys):
-    settings = TOY | {"mode": "pretrain", "dataset": f"folder:{run[0].parent}/data", "model_dir": str(tmp_path)}
-    modes.run(settings | {"lineareval_while_pretraining": False, "eval_split": ""})
+    config["resolved"] |= resolved
+    (tmp_path / "config.json").write_text(json.dumps(config))
     path = exported(tmp_path, "litert")
-    assert "features only, no classifier" in capsys.readouterr().out
+    assert message in caplog.text + capsys.readouterr().out
+    assert zipfile.ZipFile(path).read("labels.txt") == labels
     outputs = tf.lite.Interpreter(str(path)).get_signature_runner().get_output_details()
-    assert set(outputs) == {"features"} and zipfile.ZipFile(path).read("labels.txt") == b""
+    assert set(outputs) == ({"features", "probabilities"} if labels else {"features"})
