@@ -1,26 +1,56 @@
-"""Atomic writes: a file is written completely and then renamed, so that a kill or a full disk leaves the old one."""
+"""Atomic writes: a file or folder is written completely and then renamed; a kill or a full disk leaves the old one."""
 
 import contextlib
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary file with the same suffix that replaces ``path`` at the end, or is removed on an OSError."""
-    unfinished = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    """Yields a path of the same name at which the caller writes a file or a folder, which then replaces ``path``.
+
+    The yielded path is in a new folder beside ``path``, so nothing is written through a link; if ``path`` is a link,
+    the link is replaced, not its target. The folder is removed at the end, also after an error. A killed process leaves
+    it to the next call for the same ``path``.
+
+    Raises:
+        OSError: if the folder cannot be created, or ``path`` cannot be replaced; its old content remains.
+    """
+    scratch = path.with_name(f".{path.name}.tmp")
+    unfinished, earlier = scratch / path.name, scratch / f"{path.name}.old"
+    _clear(scratch, earlier, path)
+    scratch.mkdir(parents=True)
     try:
         yield unfinished
+        _flush(unfinished)
+        if path.is_dir() or unfinished.is_dir():  # a rename replaces only a file by a file
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(earlier)
         os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+    finally:
+        _clear(scratch, earlier, path)
+
+
+def _clear(scratch: pathlib.Path, earlier: pathlib.Path, path: pathlib.Path) -> None:
+    """Removes the temporary folder; moves the old content back if the new one did not take its place."""
+    if scratch.is_symlink() or scratch.is_file():
+        scratch.unlink()
+    if os.path.lexists(earlier) and not os.path.lexists(path):
+        earlier.rename(path)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _flush(path: pathlib.Path) -> None:
+    """Writes the data of all files to the disk; otherwise a power cut could leave the new name without the content."""
+    for file in [path, *path.rglob("*")]:
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Replaces a file's content atomically, text as UTF-8. The old content remains if it raises OSError."""
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())  # otherwise a power cut could leave the new name without the content
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -188,3 +188,15 @@ def read_chunk(
         "weights": tf.cast(is_read, tf.float32),
     }
     return chunk, tf.not_equal(sources, indices)
+
+
+def decode_in_graph(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes a JPEG or PNG image by TensorFlow's operations alone, for an exported SavedModel.
+
+    Args:
+        encoded: the file's content, a string scalar.
+
+    Returns:
+        uint8 ``[height, width, 3]``.
+    """
+    return tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), [None, None, 3])

@@ -1,5 +1,6 @@
 """Exchange of networks with other programs: export, import_checkpoint."""
 
+import logging
 import pathlib
 
 import tensorflow as tf
@@ -7,30 +8,54 @@ import tensorflow as tf
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_network, load_trained
 from simclrv2_tf.runs import official
-from simclrv2_tf.runs.checkpoints import find_checkpoint, save_network, step_of
-from simclrv2_tf.runs.export import check_onnx_packages, save_onnx, save_saved_model, save_tf1_checkpoint
+from simclrv2_tf.runs.checkpoints import find_checkpoint, read_run_config, save_network, step_of
+from simclrv2_tf.runs.export import check_onnx_packages, save_litert, save_onnx, save_tf1_checkpoint
 from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
+from simclrv2_tf.runs.saved_model import save_saved_model
+from simclrv2_tf.runs.signals import exit_on_sigterm
 from simclrv2_tf.settings.config import Config
+
+log = logging.getLogger(__name__)
+
+# By format: the function that writes it, the name in the run's directory, and how to use it.
+WRITERS = {
+    "saved_model": (
+        save_saved_model,
+        "saved_model",
+        "signatures serving_default (uint8), serve_float, serve_encoded (JPEG, PNG), endpoints, train",
+    ),
+    "litert": (save_litert, "model.tflite", "images float32 [1, {size}, {size}, 3] in [0, 1]"),
+    "onnx": (save_onnx, "model.onnx", "images float32 [n, {size}, {size}, 3] in [0, 1] to every endpoint"),
+}
 
 
 def export(config: Config, strategy: tf.distribute.Strategy) -> Result:
-    """Exports the network of a run to ``MODEL_DIR/FORMAT`` or ``MODEL_DIR/model.onnx``."""
+    """Exports the network of a run into its directory, under the names of ``WRITERS`` or to ``tf1_checkpoint``."""
     if config.format == "onnx":
         check_onnx_packages()
     plain = config.replace(jit_compile="false", mixed_precision="float32", remat=False)
-    network, size = load_trained(plain, strategy).network, config.image_size
-    path = RunDirectory(writable_dir(pathlib.Path(config.run_dir), strategy)).model_dir / config.output_format
-    if config.format == "tf1_checkpoint":
-        save_tf1_checkpoint(network, step_of(find_checkpoint(config.checkpoint)), path)
-        print(f"{path}: for the official code's --checkpoint, or tf.compat.v1.train.Saver")
-    elif config.format == "onnx":
-        path = path.with_name("model.onnx")
-        save_onnx(network, size, path)
-        print(f"{path}: images float32 [n, {size}, {size}, 3] in [0, 1] to every endpoint")
-    else:
-        save_saved_model(network, size, path, config.eval_resize)
-        print(f"{path}: signatures serve (uint8 images of any size) and train ({size} px)")
+    network = load_trained(plain, tf.distribute.get_strategy()).network  # variables that belong to no strategy
+    model_dir = RunDirectory(writable_dir(pathlib.Path(config.run_dir), strategy)).model_dir
+    with exit_on_sigterm():
+        if config.output_format == "tf1_checkpoint":
+            path = model_dir / "tf1_checkpoint"
+            save_tf1_checkpoint(network, step_of(find_checkpoint(config.checkpoint)), path)
+            print(f"{path}: for the official code's --checkpoint, or tf.compat.v1.train.Saver")
+        else:
+            write, name, usage = WRITERS[config.output_format]
+            path, size, class_names = model_dir / name, config.image_size, _class_names(config, network.num_classes)
+            write(network, size, path, config.eval_resize, class_names)
+            classes = f"{network.num_classes} classes" if network.num_classes else "features only, no classifier"
+            print(f"{path}: {classes}; {usage.format(size=size)}")
     return {"mode": "export", "path": str(path)}
+
+
+def _class_names(config: Config, num_classes: int) -> list[str]:
+    """Returns the class names of the run; none, with a warning, if it does not have one per class."""
+    names = [str(name) for name in read_run_config(config.checkpoint)[1].get("class_names") or []]
+    if num_classes and len(names) != num_classes:
+        log.warning("%s has no class names; the export numbers its %d classes", config.checkpoint, num_classes)
+    return names if len(names) == num_classes else []
 
 
 def import_checkpoint(config: Config, strategy: tf.distribute.Strategy) -> Result:

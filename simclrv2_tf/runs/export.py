@@ -1,73 +1,62 @@
-"""Exports a trained network: as a SavedModel that needs only TensorFlow, as ONNX, as an official checkpoint."""
+"""Exports a trained network as LiteRT, as ONNX, or as an official checkpoint; ``saved_model`` exports SavedModels.
 
-import contextlib
+The writers take a network that is built with ``BatchNormSettings(fused=True)`` and without a distribution strategy.
+They replace an earlier export as a whole.
+"""
+
 import importlib.util
+import json
 import pathlib
-import shutil
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Sequence
 
 import tensorflow as tf
 
-from simclrv2_tf.data.augment import center_crop_and_resize
+import simclrv2_tf
+from simclrv2_tf.data.augment import UNCROPPED_SIZE
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.files import write_atomically
+from simclrv2_tf.files import replacing, write_atomically
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.official_names import official_names
 
-ONNX_BYTES = 2**31  # protobuf's limit
+MAX_BYTES = 2**31  # of protobuf (ONNX) and flatbuffers (LiteRT)
 ONNX_OPSET = 17
 
 
-class ExportedModule(tf.Module):
-    """Content of the SavedModel.
+def save_litert(
+    network: Network,
+    image_size: int,
+    path: pathlib.Path,
+    resize_method: str = "bicubic",
+    class_names: Sequence[str] = (),
+) -> None:
+    """Writes a LiteRT (TFLite) file of builtin operations. Its signature is ``serving_default``.
 
-    Both signatures return every named endpoint (``final_avg_pool``, ``proj_head_output``, ``logits_sup`` …):
+    The input is ``images``, float32 ``[1, image_size, image_size, 3]`` in [0, 1], which the caller has cropped and
+    resized; the outputs are ``features [1, d]`` and, with a classifier, ``probabilities [1, num_classes]``. As in
+    TFLite Metadata, the file is also a ZIP archive, with ``labels.txt`` (one class per line) and ``metadata.json``.
 
-    * ``serve`` (also ``serving_default``) takes raw images, uint8 ``[n, height, width, 3]`` of any size, and crops and
-      resizes them as for evaluation.
-    * ``train`` takes augmented images, float32 ``[n, image_size, image_size, 3]`` in [0, 1], normalizes with batch
-      statistics and updates the moving ones. ``loaded.signatures["train"].trainable_variables`` can be fine-tuned.
-
-    Args:
-        network: built and trainable in all parts.
-        image_size: px.
-        resize_method: for ``serve``, as for ``augment.center_crop_and_resize``.
+    Raises:
+        SettingError: if the network is too large for the format.
+        ValueError: if the number of names is not that of the classes.
     """
+    metadata = build_metadata(network, image_size, resize_method, class_names)
+    _check_bytes(network, "litert")
+    model = tf.Module()
+    model.network_variables = [variable.value for variable in network.variables]
 
-    def __init__(self, network: Network, image_size: int, resize_method: str = "bicubic"):
-        super().__init__()
-        self.variables_of_network = [variable.value for variable in network.variables]
-        size = (image_size, image_size)
+    @tf.function(input_signature=[tf.TensorSpec([1, image_size, image_size, 3], tf.float32, name="images")])
+    def infer(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return features_and_probabilities(network(images, training=False))
 
-        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")])
-        def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            def prepare(image: tf.Tensor) -> tf.Tensor:
-                return tf.ensure_shape(center_crop_and_resize(image, size, method=resize_method), [*size, 3])
-
-            views = tf.map_fn(prepare, images, fn_output_signature=tf.TensorSpec([*size, 3], tf.float32))
-            return network(views, training=False, whole_head=True)
-
-        @tf.function(input_signature=[tf.TensorSpec([None, *size, 3], tf.float32, name="images")])
-        def train(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            return network(images, training=True, whole_head=True)
-
-        self.serve = serve
-        self.train = train
-
-
-def save_saved_model(network: Network, image_size: int, path: pathlib.Path, resize_method: str = "bicubic") -> None:
-    """Writes the SavedModel directory ``path`` atomically, in place of an earlier one.
-
-    Args:
-        network: built with TensorFlow's batch norm (``BatchNormSettings(fused=True)``), whose gradient can be saved.
-        image_size: px.
-        path: the directory.
-        resize_method: for the signature ``serve``.
-    """
-    module = ExportedModule(network, image_size, resize_method)
-    signatures = {"serve": module.serve, "serving_default": module.serve, "train": module.train}
-    with _replacing_directory(path) as unfinished:
-        tf.saved_model.save(module, str(unfinished), signatures)
+    model.infer = infer
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([infer.get_concrete_function()], model)
+    content = converter.convert()
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+        with zipfile.ZipFile(unfinished, "a") as archive:
+            archive.writestr("labels.txt", name_lines(metadata["class_names"]))
+            archive.writestr("metadata.json", json.dumps(metadata, ensure_ascii=False))
 
 
 def check_onnx_packages() -> None:
@@ -76,37 +65,46 @@ def check_onnx_packages() -> None:
         raise SettingError("--format=onnx: needs pip install tf2onnx onnx")
 
 
-def save_onnx(network: Network, image_size: int, path: pathlib.Path) -> None:
-    """Writes an ONNX file for inference atomically. It returns every endpoint.
+def save_onnx(
+    network: Network,
+    image_size: int,
+    path: pathlib.Path,
+    resize_method: str = "bicubic",
+    class_names: Sequence[str] = (),
+) -> None:
+    """Writes an ONNX file for inference. It returns every endpoint and, with a classifier, ``probabilities``.
 
     Its input is ``images``, float32 ``[n, image_size, image_size, 3]`` in [0, 1]. The caller crops and resizes, because
     no two runtimes resize alike. (Keras's own ``export(format="onnx")`` also uses tf2onnx, but calls the network with
-    its default arguments, which leave out the head if there is a classifier.)
-
-    Args:
-        network: built with TensorFlow's batch norm.
-        image_size: px.
-        path: the file.
+    its default arguments, which leave out the head if there is a classifier.) ``metadata_props`` has ``class_names`` (a
+    JSON list), ``image_size``, ``preprocessing`` and ``producer``.
 
     Raises:
-        SettingError: if the network is too large for an ONNX file.
+        SettingError: if the network is too large for the format.
+        ValueError: if the number of names is not that of the classes.
     """
+    import onnx
     import tf2onnx
 
-    size = sum(variable.value.dtype.size * variable.value.shape.num_elements() for variable in network.variables)
-    if size >= ONNX_BYTES:
-        raise SettingError(f"--format=onnx: the network's {size / 1e9:.1f} GB do not fit into an ONNX file (2 GB)")
+    metadata = build_metadata(network, image_size, resize_method, class_names)
+    _check_bytes(network, "onnx")
 
     @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="images")])
     def infer(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return network(images, training=False, whole_head=True)
+        endpoints = network(images, training=False, whole_head=True)
+        return {
+            name: value for name, value in features_and_probabilities(endpoints).items() if name != "features"
+        } | endpoints
 
     model, _ = tf2onnx.convert.from_function(infer, infer.input_signature, opset=ONNX_OPSET)
+    texts = {name: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for name, v in metadata.items()}
+    onnx.helper.set_model_props(model, texts)
+    model.producer_name, model.producer_version = metadata["producer"].split()
     write_atomically(path, model.SerializeToString())
 
 
 def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None:
-    """Writes the directory ``path`` with ``model.ckpt-STEP`` atomically, in place of an earlier one.
+    """Writes the directory ``path`` with ``model.ckpt-STEP``.
 
     It holds the network under its TF1 names and ``global_step``, for ``--checkpoint`` of the official code and for
     ``tf.compat.v1.train.Saver``.
@@ -114,7 +112,7 @@ def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None
     Args:
         network: built.
         step: number of training steps.
-        path: the directory.
+        path: the directory; an earlier one is replaced as a whole.
 
     Raises:
         SettingError: if the encoder is not a ``ResNet``.
@@ -122,12 +120,12 @@ def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None
     try:
         variables = official_names(network)
     except ValueError as error:
-        raise SettingError(f"--format=tf1_checkpoint: {error}; use saved_model or onnx") from None
+        raise SettingError(f"--format=tf1_checkpoint: {error}; use saved_model, litert or onnx") from None
     tensors = {name: tf.convert_to_tensor(variable.value) for name, variable in variables.items()}
     tensors["global_step"] = tf.constant(step, tf.int64)
     name = f"model.ckpt-{step}"
-    with _replacing_directory(path) as unfinished:
-        unfinished.mkdir(parents=True)
+    with replacing(path) as unfinished:
+        unfinished.mkdir()
         # As Saver does, without its deprecation warning.
         tf.raw_ops.SaveV2(
             prefix=str(unfinished / name),
@@ -138,11 +136,49 @@ def save_tf1_checkpoint(network: Network, step: int, path: pathlib.Path) -> None
         (unfinished / "checkpoint").write_text(f'model_checkpoint_path: "{name}"\n', encoding="utf-8")
 
 
-@contextlib.contextmanager
-def _replacing_directory(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary directory that replaces ``path`` at the end."""
-    unfinished = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    yield unfinished
-    shutil.rmtree(path, ignore_errors=True)
-    unfinished.rename(path)
+def printable_names(class_names: Sequence[str], num_classes: int) -> list[str]:
+    """Returns one line of UTF-8 text per class: its name, or its number if there are no names.
+
+    Raises:
+        ValueError: if the number of names is not that of the classes.
+    """
+    names = class_names or [str(label) for label in range(num_classes)]
+    if len(names) != num_classes:
+        raise ValueError(f"{len(names)} class names for {num_classes} classes")
+    return [" ".join(name.encode(errors="backslashreplace").decode().splitlines()) for name in names]
+
+
+def name_lines(names: Sequence[str]) -> str:
+    """Returns the content of a text file with one name per line."""
+    return "".join(f"{name}\n" for name in names)
+
+
+def features_and_probabilities(endpoints: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Returns ``features`` and, with a classifier, ``probabilities``."""
+    outputs = {"features": endpoints["final_avg_pool"]}
+    if "logits_sup" in endpoints:
+        outputs["probabilities"] = tf.nn.softmax(endpoints["logits_sup"])
+    return outputs
+
+
+def build_metadata(
+    network: Network, image_size: int, resize_method: str, class_names: Sequence[str]
+) -> dict[str, str | int | list[str]]:
+    """Returns the metadata of formats that do not preprocess: class names, image size, preprocessing, producer."""
+    crop = "central square, 87.5 % of its side; " if image_size > UNCROPPED_SIZE else ""
+    return {
+        "class_names": printable_names(class_names, network.num_classes),
+        "image_size": image_size,
+        "preprocessing": f"RGB in [0, 1]; {crop}{resize_method} resize to {image_size} x {image_size} px",
+        "producer": f"simclrv2_tf {simclrv2_tf.__version__}",
+    }
+
+
+def _check_bytes(network: Network, format_name: str) -> None:
+    """Raises SettingError if the network is too large for a format."""
+    size = sum(variable.value.dtype.size * variable.value.shape.num_elements() for variable in network.variables)
+    if size >= MAX_BYTES:
+        raise SettingError(
+            f"--format={format_name}: the network's {size / 1e9:.1f} GB do not fit into a file of this format (2 GB); "
+            "use saved_model"
+        )

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import csv
+import errno
 import fcntl
 import functools
 import io
@@ -19,7 +20,7 @@ import tensorflow as tf
 
 from simclrv2_tf.distributed.devices import is_chief
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.files import write_atomically
+from simclrv2_tf.files import replacing, write_atomically
 from simclrv2_tf.settings.config import Config
 
 
@@ -61,7 +62,7 @@ class RunDirectory:
         Raises:
             SettingError: if another process holds the lock.
         """
-        with (self.model_dir / ".lock").open("a+", encoding="utf-8") as file:
+        with self._open_lock() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -71,6 +72,21 @@ class RunDirectory:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+    def _open_lock(self) -> io.TextIOWrapper:
+        """Opens the lock file, but no link under its name: the target, which may be any file, would be overwritten."""
+
+        def open_no_link(path: str, flags: int) -> int:
+            return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+        try:
+            return open(self.model_dir / ".lock", "a+", encoding="utf-8", opener=open_no_link)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise SettingError(
+                f"--model_dir={self.model_dir}: .lock is a link; delete it if you trust the run"
+            ) from None
 
     @functools.cached_property  # creates a file, which reading and evaluating must not
     def _writer(self) -> tf.summary.SummaryWriter:
@@ -174,10 +190,8 @@ def _rewind_events(folder: pathlib.Path, step: int) -> None:
                 has_images = any(value.metadata.plugin_data.plugin_name == "images" for value in event.summary.value)
                 if event.HasField("file_version") or (event.step <= step and not has_images):
                     events["version" if event.HasField("file_version") else record] = record
-    merged = folder / ".merged.tmp"
-    with tf.io.TFRecordWriter(str(merged)) as writer:
+    with replacing(files[0]) as merged, tf.io.TFRecordWriter(str(merged)) as writer:
         for record in events.values():
             writer.write(record)
-    os.replace(merged, files[0])
     for file in files[1:]:
         file.unlink()

@@ -1,8 +1,10 @@
 """Graceful stop on Ctrl-C and SIGTERM: the step is finished and saved; a second signal stops immediately."""
 
+import contextlib
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -43,3 +45,19 @@ class StopRequest:
         if self.signal is signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the program by SystemExit, as Ctrl-C does by KeyboardInterrupt, so that it cleans up.
+
+    A no-op outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -17,7 +17,7 @@ CONFIG_VERSION = 1  # of config.json; raised when a setting is renamed, removed 
 
 UNNAMED_RECIPES = ("auto", "official", "own_images", "none")  # values of --recipe that name no recipe
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
-FORMATS = {"export": ("saved_model", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet")}
+FORMATS = {"export": ("saved_model", "litert", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet")}
 MODES = {
     "pretrain": "Learn features from images without labels.",
     "finetune": "Train a pretrained network on a few labels.",
@@ -91,8 +91,8 @@ class Config:
     seed: int = _setting(0, "Random seed of data order, augmentation and weights.", minimum=0, maximum=2**32 - 1)
     format: str = _setting(
         "auto",
-        "For export: saved_model, onnx (needs requirements-onnx.txt) or tf1_checkpoint, with the official names. For "
-        "embed: npz or parquet. auto: the first of these.",
+        "For export: saved_model, litert (TFLite), onnx (needs requirements-onnx.txt) or tf1_checkpoint, with the "
+        "official names. For embed: npz or parquet. auto: the first of these.",
         choices=("auto", *(name for names in FORMATS.values() for name in names)),
         tags="not_inherited resume_ok",
     )

@@ -1,104 +1,83 @@
-"""Exports: a SavedModel, loaded with TensorFlow alone, gives the same numbers and can be fine-tuned; ONNX too."""
+"""LiteRT, ONNX and TF1 exports: the numbers of the network, the names of the classes, and what is refused."""
 
 import json
-import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
+import tiny
 
-from simclrv2_tf.data.augment import center_crop_and_resize
+import simclrv2_tf
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.models.heads import ProjectionHead
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.resnet import ResNet
 from simclrv2_tf.runs import export
 
-# Runs in a new process, in a folder from which this package cannot be imported.
-CLIENT = """
-import json, sys
-import numpy as np
-import tensorflow as tf
+# TensorFlow's interpreter is that of ai_edge_litert under its old name.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s+Warning. tf.lite.Interpreter is deprecated")
 
-for folder in sys.argv[1:]:
-    model = tf.saved_model.load(folder + "/model")
-    assert "simclrv2_tf" not in sys.modules
-    serve, train = model.signatures["serve"], model.signatures["train"]
-    served = serve(images=tf.constant(np.load(folder + "/images.npy")))
-    outputs = {name: value.numpy() for name, value in served.items()}
-    np.savez(folder + "/outputs.npz", **outputs)
-
-    x, labels = tf.constant(np.load(folder + "/views.npy")), tf.constant([0, 1, 2, 0])
-    losses, missing = [], set()
-    for _ in range(8):
-        with tf.GradientTape() as tape:
-            endpoints = train(images=x)
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=endpoints["logits_sup"])
-            ) + 1e-3 * tf.reduce_sum(endpoints["proj_head_output"] ** 2)
-        gradients = tape.gradient(loss, train.trainable_variables)
-        missing |= {v.name for v, g in zip(train.trainable_variables, gradients) if g is None}
-        for variable, gradient in zip(train.trainable_variables, gradients):
-            variable.assign_sub(0.05 * gradient)
-        losses.append(float(loss))
-    print(json.dumps({"losses": losses, "missing": sorted(missing), "trainable": len(train.trainable_variables)}))
-"""
+NAMES = ["robin", "blue tit", "Zaunkönig"]
+SELECTIVE = pytest.param({"depth": 50, "sk_ratio": 0.0625}, marks=pytest.mark.slow)
+ARCHITECTURES = pytest.mark.parametrize("architecture", [{"depth": 18, "se_ratio": 0.25}, SELECTIVE])
 
 
 def network_of(encoder: keras.Model) -> Network:
-    network = Network(encoder, ProjectionHead(out_dim=16, name="projection_head"), num_classes=3, name="network")
+    """Builds a network of three classes, whose classifier reads the first layer of the head."""
+    network = Network(encoder, ProjectionHead(out_dim=16), num_classes=3, head_input=1, name="network")
     network.build((None, None, None, 3))
     return network
 
 
-def test_saved_models_serve_and_train_with_tensorflow_alone(tmp_path):
-    """Two sizes and two interpolations."""
-    network = network_of(ResNet(10, 0.125, stem="cifar", name="encoder"))
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (4, 37, 51, 3), dtype=np.uint8)
-    folders = {(size, method): tmp_path / method for size, method in ((16, "tf1"), (48, "bicubic"))}
-    for (size, method), folder in folders.items():
-        export.save_saved_model(network, size, folder / "model", method)
-        np.save(folder / "images.npy", images)
-        np.save(folder / "views.npy", rng.uniform(size=(4, size, size, 3)).astype(np.float32))
-    command = [sys.executable, "-c", CLIENT, *map(str, folders.values())]
-    client = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert client.returncode == 0, client.stderr[-2000:]
-
-    for ((size, method), folder), line in zip(folders.items(), client.stdout.splitlines()[-2:], strict=True):
-        views = tf.stack([center_crop_and_resize(tf.constant(image), (size, size), method=method) for image in images])
-        expected = network(views, training=False, whole_head=True)
-        with np.load(folder / "outputs.npz") as outputs:
-            assert set(outputs.files) == set(expected)
-            for name, value in expected.items():
-                np.testing.assert_allclose(outputs[name], value, rtol=1e-5, atol=1e-5)
-        report = json.loads(line)
-        assert report["missing"] == []
-        assert report["trainable"] == len(network.trainable_variables)
-        assert report["losses"][-1] < 0.95 * report["losses"][0]
-
-
-def test_a_failed_export_keeps_the_earlier_one(tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/saved_model.pb").write_bytes(b"earlier")
-    with pytest.raises(AttributeError):
-        export.save_saved_model(None, 16, tmp_path / "model")
-    assert (tmp_path / "model/saved_model.pb").read_bytes() == b"earlier"
-
-
-SELECTIVE = pytest.param({"depth": 50, "sk_ratio": 0.0625}, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("architecture", [{"depth": 18, "se_ratio": 0.25}, SELECTIVE])
-def test_onnx_equals_keras_at_every_endpoint(architecture, tmp_path):
+def trained_network(architecture: dict) -> tuple[Network, np.ndarray]:
+    """Returns a network with moved statistics, and images of 32 px."""
     network = network_of(ResNet(width_multiplier=1 / 16, name="encoder", **architecture))
     views = np.random.default_rng(0).uniform(size=(5, 32, 32, 3)).astype(np.float32)
-    for _ in range(3):  # moves the moving statistics
-        expected = network(views, training=True, whole_head=True)
+    for _ in range(3):
+        network(views, training=True, whole_head=True)
+    return network, views
+
+
+@ARCHITECTURES
+def test_litert_equals_keras_by_builtin_operations(architecture, tmp_path):
+    network, views = trained_network(architecture)
+    export.save_litert(network, 32, tmp_path / "model.tflite", class_names=NAMES)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
+    model = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
+    run = model.get_signature_runner("serving_default")
+    expected = network(views, training=False)
+    probabilities = tf.nn.softmax(expected["logits_sup"])
+    for index, view in enumerate(views):
+        outputs = run(images=view[None])
+        assert set(outputs) == {"features", "probabilities"}
+        np.testing.assert_allclose(outputs["probabilities"][0], probabilities[index], atol=1e-5)
+        np.testing.assert_allclose(outputs["features"][0], expected["final_avg_pool"][index], rtol=1e-4, atol=1e-5)
+    operations = {operation["op_name"] for operation in model._get_ops_details()}
+    assert "CONV_2D" in operations and not any(name.startswith(("Flex", "CUSTOM")) for name in operations)
+
+
+def test_a_litert_file_is_an_archive_with_the_names_of_the_classes(tmp_path):
+    export.save_litert(network_of(tiny.encoder()), tiny.SIZE, tmp_path / "model.tflite", "tf1", NAMES)
+    with zipfile.ZipFile(tmp_path / "model.tflite") as archive:
+        assert archive.read("labels.txt").decode().splitlines() == NAMES
+        metadata = json.loads(archive.read("metadata.json"))
+    assert metadata == {
+        "class_names": NAMES,
+        "image_size": tiny.SIZE,
+        "preprocessing": "RGB in [0, 1]; tf1 resize to 8 x 8 px",
+        "producer": f"simclrv2_tf {simclrv2_tf.__version__}",
+    }
+
+
+@ARCHITECTURES
+def test_onnx_equals_keras_at_every_endpoint(architecture, tmp_path):
+    network, views = trained_network(architecture)
     expected = network(views, training=False, whole_head=True)
+    expected["probabilities"] = tf.nn.softmax(expected["logits_sup"])
     export.save_onnx(network, 32, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
@@ -108,19 +87,48 @@ def test_onnx_equals_keras_at_every_endpoint(architecture, tmp_path):
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-5 * np.abs(expected[name]).max())
 
 
+def test_onnx_metadata(tmp_path):
+    network = network_of(tiny.encoder())
+    export.save_onnx(network, tiny.SIZE, tmp_path / "model.onnx", class_names=NAMES)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta()
+    properties = metadata.custom_metadata_map
+    assert json.loads(properties["class_names"]) == NAMES and properties["image_size"] == "8"
+    assert properties["preprocessing"] == "RGB in [0, 1]; bicubic resize to 8 x 8 px"
+    assert properties["producer"] == f"simclrv2_tf {simclrv2_tf.__version__}"
+    assert metadata.producer_name == "simclrv2_tf"
+
+
+def test_images_above_32_px_are_cropped_first():
+    metadata = export.build_metadata(network_of(tiny.encoder()), 48, "bicubic", NAMES)
+    assert (
+        metadata["preprocessing"] == "RGB in [0, 1]; central square, 87.5 % of its side; bicubic resize to 48 x 48 px"
+    )
+
+
+def test_printable_names():
+    names = ["two\nlines", b"not \xff UTF-8".decode(errors="surrogateescape"), "plain"]
+    assert export.printable_names(names, 3) == ["two lines", "not \\udcff UTF-8", "plain"]
+    assert export.printable_names([], 3) == ["0", "1", "2"]
+    with pytest.raises(ValueError, match=r"^1 class names for 3 classes$"):
+        export.printable_names(["one"], 3)
+
+
 def test_tf1_checkpoint_of_another_encoder_than_resnet_raises(tmp_path):
-    layers = [keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()]
-    network = network_of(keras.Sequential(layers))
     with pytest.raises(SettingError, match=r"^--format=tf1_checkpoint: the official code knows ResNet encoders only"):
-        export.save_tf1_checkpoint(network, 1, tmp_path / "tf1_checkpoint")
+        export.save_tf1_checkpoint(network_of(tiny.encoder()), 1, tmp_path / "tf1_checkpoint")
     assert not list(tmp_path.iterdir())
 
 
-def test_onnx_of_a_large_network_or_without_packages_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "ONNX_BYTES", 1000)
-    with pytest.raises(SettingError, match=r"^--format=onnx: the network's 0\.0 GB do not fit"):
-        export.save_onnx(network_of(ResNet(10, 1 / 16)), 32, tmp_path / "model.onnx")
+@pytest.mark.parametrize(("name", "save"), [("onnx", export.save_onnx), ("litert", export.save_litert)])
+def test_a_large_network_is_refused(name, save, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "MAX_BYTES", 1000)
+    with pytest.raises(SettingError, match=rf"^--format={name}: the network's 0\.0 GB do not fit .*; use saved_model$"):
+        save(network_of(tiny.encoder()), tiny.SIZE, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_onnx_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     with pytest.raises(SettingError, match=r"^--format=onnx: needs pip install tf2onnx onnx$"):
         export.check_onnx_packages()
-    assert not list(tmp_path.iterdir())

@@ -188,7 +188,8 @@ class TestUserDefinedEncoder:
         assert evaluation["top1"] == json.loads((tuned / "result.json").read_text())["finetune_top1"]
         modes.run(trust | {"mode": "export", "checkpoint": str(tuned)})
         exported = tf.saved_model.load(str(tuned / "saved_model"))
-        assert exported.serve(tf.zeros([2, 9, 11, 3], tf.uint8))["logits_sup"].shape == (2, 10)
+        outputs = exported.signatures["serving_default"](images=tf.zeros([2, 9, 11, 3], tf.uint8))
+        assert outputs["probabilities"].shape == (2, 10)
 
     def test_another_encoder_than_that_of_the_checkpoint_is_refused(self, tmp_path):
         settings = TOY | {"train_steps": 1, "encoder": "plugins:small_encoder", "mode": "pretrain"}

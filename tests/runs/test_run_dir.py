@@ -38,6 +38,15 @@ def test_a_file_is_replaced_completely_or_not_at_all(tmp_path, file_size_limit):
     assert path.read_text() == "newer"
 
 
+def test_a_link_under_the_name_of_the_lock_is_refused(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(SettingError, match=r": \.lock is a link"), RunDirectory(tmp_path / "run").locked():
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
 def test_rows_that_did_not_fit_on_the_disk_are_written_with_the_next_row(tmp_path, file_size_limit):
     run_dir = RunDirectory(tmp_path)
     run_dir.write_row(row(1))

@@ -1,0 +1,153 @@
+"""Files and folders are replaced completely or not at all, whatever ends the program; no link is written through."""
+
+import inspect
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from simclrv2_tf.files import replacing, write_atomically
+from simclrv2_tf.runs.signals import exit_on_sigterm
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Nothing here uses Keras."""
+
+
+KINDS = ("file", "folder")
+
+
+def write(path: pathlib.Path, kind: str, text: str) -> None:
+    """Writes a file, or a folder with two files."""
+    if kind == "file":
+        path.write_text(text)
+        return
+    (path / "inner").mkdir(parents=True)
+    (path / "first").write_text(text)
+    (path / "inner/second").write_text(text)
+
+
+def read(path: pathlib.Path) -> set[str]:
+    """Returns the distinct texts of the files at a path."""
+    return {file.read_text() for file in [path, *path.rglob("*")] if file.is_file()}
+
+
+@pytest.mark.parametrize("new", KINDS)
+@pytest.mark.parametrize("old", ["nothing", *KINDS, "link to file", "link to folder", "dangling link"])
+def test_whatever_was_there_is_replaced_and_a_link_is_not_followed(old, new, tmp_path):
+    place, outside = tmp_path / "run", tmp_path / "outside"
+    place.mkdir()
+    if old in KINDS:
+        write(place / "export", old, "old")
+    elif old != "nothing":
+        if old != "dangling link":
+            write(outside, old.removeprefix("link to "), "precious")
+        (place / "export").symlink_to(outside)
+    with replacing(place / "export") as unfinished:
+        assert unfinished.name == "export"
+        write(unfinished, new, "new")
+    assert read(place / "export") == {"new"} and not (place / "export").is_symlink()
+    assert [path.name for path in place.iterdir()] == ["export"]
+    assert read(outside) == ({"precious"} if old in ("link to file", "link to folder") else set())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("target", ["file", "folder", "dangling"])
+def test_a_link_under_the_temporary_name_is_not_written_through(target, kind, tmp_path):
+    place, outside = tmp_path / "run", tmp_path / "outside"
+    place.mkdir()
+    if target != "dangling":
+        write(outside, target, "precious")
+    (place / ".export.tmp").symlink_to(outside)
+    with replacing(place / "export") as unfinished:
+        write(unfinished, kind, "new")
+    assert read(place / "export") == {"new"} and [path.name for path in place.iterdir()] == ["export"]
+    assert read(outside) == (set() if target == "dangling" else {"precious"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError])
+def test_an_error_of_any_kind_leaves_the_old_content_and_nothing_else(error, kind, tmp_path):
+    write(tmp_path / "export", kind, "old")
+    with pytest.raises(error), replacing(tmp_path / "export") as unfinished:
+        write(unfinished, kind, "new")
+        raise error
+    assert read(tmp_path / "export") == {"old"} and [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_leaves_the_old_content_and_nothing_else(kind, tmp_path, file_size_limit):
+    write(tmp_path / "export", kind, "old")
+    with file_size_limit(3), pytest.raises(OSError), replacing(tmp_path / "export") as unfinished:
+        write(unfinished, kind, "newer")
+    assert read(tmp_path / "export") == {"old"} and [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_folder_that_cannot_take_the_place_of_the_old_one_leaves_it(tmp_path):
+    write(tmp_path / "export", "folder", "old")
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "export"):
+        pass  # writes nothing
+    assert read(tmp_path / "export") == {"old"} and [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_sigterm_removes_the_temporary_folder(tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"), exit_on_sigterm(), replacing(tmp_path / "export") as unfinished:
+        write(unfinished, "folder", "new")
+        signal.raise_signal(signal.SIGTERM)
+    assert not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) is handler
+
+
+# Kills itself before its n-th change of a file. Only such changes raise these audit events.
+KILLED = """
+import os, pathlib, signal, sys
+from simclrv2_tf.files import replacing
+
+path, kind, moment = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+changes = 0
+
+def count(event, arguments):
+    global changes
+    writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    if writes or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+        changes += 1
+        if changes == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+with replacing(path) as unfinished:
+    write(unfinished, kind, "new")
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_kill_at_any_change_the_next_call_finds_the_old_or_the_new_content(kind, tmp_path):
+    contents, moment = [], 0
+    while not contents or contents[-1] != "finished":
+        moment += 1
+        place = tmp_path / str(moment)
+        place.mkdir()
+        write(place / "export", kind, "old")
+        script = f"import pathlib\n{inspect.getsource(write)}\n{KILLED}"
+        command = [sys.executable, "-c", script, str(place / "export"), kind, str(moment)]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if status == 0:
+            contents.append("finished")
+            continue
+        assert status == -signal.SIGKILL
+        with pytest.raises(ValueError), replacing(place / "export"):
+            raise ValueError  # the next call fails, too
+        (content,) = read(place / "export")
+        contents.append(content)
+        assert [path.name for path in place.iterdir()] == ["export"]
+    assert contents[0] == "old" and contents[-2] == "new" and sorted(contents[:-1], reverse=True) == contents[:-1]
+
+
+def test_text_is_written_as_utf8(tmp_path):
+    write_atomically(tmp_path / "text", "é")
+    assert (tmp_path / "text").read_bytes() == "é".encode()
