@@ -39,8 +39,9 @@ def run(flags: Mapping[str, Any]) -> Result:
     with explained_errors(flags.get("model_dir", "")):
         if keras.backend.backend() != "tensorflow":
             raise SettingError(f"KERAS_BACKEND={keras.backend.backend()}: must be tensorflow")
-        mode = flags.get("mode", "pretrain")
         config = resolve_config(flags)
+    mode = flags.get("mode", "pretrain")
+    with explained_errors(config.run_dir):
         strategy = tf.distribute.get_strategy() if mode in WITHOUT_DEVICES else choose_strategy(config)
         with worker_context(strategy):
             if "train_batch_size" not in flags:
