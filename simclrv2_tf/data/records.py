@@ -206,11 +206,11 @@ def _prepared_builder(config: Config) -> Any:
 
 def _suggest_data_set(dataset: str) -> str:
     """Returns what to say instead of the path of a file or folder; "" if there is none."""
-    path = pathlib.Path(os.path.expanduser(dataset))
-    if path.is_dir():
-        prepared = prepared_by_tfds(path)
+    path = os.path.expanduser(dataset)
+    if os.path.isdir(path):
+        prepared = prepared_by_tfds(pathlib.Path(path))
         return f"; say {prepared}" if prepared else f"; for a folder of images say folder:{dataset}"
-    return f"; for a file of arrays say npz:{dataset}" if path.is_file() else ""
+    return f"; for a file of arrays say npz:{dataset}" if os.path.isfile(path) else ""
 
 
 def _class_names(builder: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
