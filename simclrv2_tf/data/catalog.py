@@ -90,7 +90,10 @@ def label_subset(labels: np.ndarray, per_class: int, fraction: float, seed: int)
         of_class = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
         count = per_class or max(1, round(fraction * len(of_class)))
         if count > len(of_class):
-            raise SettingError(f"--labels_per_class={per_class}: class {label} has only {len(of_class)} images")
+            raise SettingError(
+                f"--labels_per_class={per_class}: class {label} has only {len(of_class)} images; use at most "
+                "as many, or --label_fraction"
+            )
         chosen.append(of_class[:count])
     return np.sort(np.concatenate(chosen))
 

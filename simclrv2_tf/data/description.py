@@ -1,5 +1,6 @@
 """Description of a run's data for its summary, and warnings about their classes."""
 
+import functools
 import logging
 
 import numpy as np
@@ -50,7 +51,7 @@ def describe_split(source: Source) -> str:
 
 
 def warn_about_classes(config: Config, source: Source, test: Source | None) -> None:
-    """Logs a warning for a single class, for classes with fewer than two training images, and for those without any.
+    """Logs, once per process, a warning for a single class, and for classes with one image or none.
 
     Args:
         config: the settings; fewer than two images of a class are no mistake if ``labels_per_class`` says so.
@@ -62,21 +63,24 @@ def warn_about_classes(config: Config, source: Source, test: Source | None) -> N
             continue
         empty = _names_of(split, _count_labels(split) == 0)
         if split is source and empty == [split.class_names[0]]:
-            log.warning("the labels of %s start at 1: class 0 (%s) has no images", split.name, empty[0])
+            _warn_once(f"the labels of {split.name} start at 1: class 0 ({empty[0]}) has no images")
         elif empty:
-            log.warning("%s has no images of %s", split.name, list_names(empty))
+            _warn_once(f"{split.name} has no images of {list_names(empty)}")
     if not source.class_names or source.labels is None:
         return
     if len(source.class_names) == 1:
-        log.warning(
-            "%s has one class only, %s: accuracies will be 100 %%; sort the images into one folder per class, or leave "
-            "out the labels",
-            source.name,
-            source.class_names[0],
+        _warn_once(
+            f"{source.name} has one class only, {source.class_names[0]}: accuracies will be 100 %; sort the images "
+            "into one folder per class, or leave out the labels"
         )
     single = _names_of(source, _count_labels(source) == 1)
     if single and config.labels_per_class != 1 and config.label_fraction == 1:
-        log.warning("%s has only one image of %s", source.name, list_names(single))
+        _warn_once(f"{source.name} has only one image of {list_names(single)}")
+
+
+@functools.cache  # the stages of one process have the same data
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def _names_of(source: Source, chosen: np.ndarray) -> list[str]:

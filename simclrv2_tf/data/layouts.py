@@ -130,7 +130,7 @@ def open_folder(config: Config, folder: pathlib.Path, split: str, *, with_unlabe
     except PermissionError as error:
         raise SettingError(f"{where}: {printable(error.filename)} cannot be read (no permission)") from None
     source = FileSource(
-        f"{folder.name}/{split}",
+        f"{os.path.basename(os.path.abspath(folder))}/{split}",
         tuple(images.paths),
         images.labels,
         images.class_names,
@@ -327,7 +327,10 @@ class _Reader:
                 raise self._no_images(contents.path)
             if of_class:
                 self.skipped["folder without images"] += len(of_class)
-            self.notes.append(f"{printable(os.path.basename(contents.path))} has no class folders: no labels")
+            place = printable(os.path.relpath(contents.path, self.folder))
+            self.notes.append(
+                "no class folders: no labels" if place == "." else f"no class folders in {place}: no labels"
+            )
             return _Images(loose, None, ())
         if empty := [name for name, paths in of_class.items() if not paths]:
             raise SettingError(

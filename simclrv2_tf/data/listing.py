@@ -21,6 +21,7 @@ SYSTEM_NAMES = frozenset(
     ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found")
 )
 RUN_RECORDS = frozenset(("checkpoints", "metrics.csv", "result.json", "evaluation.json", "tensorboard", "figures"))
+MAX_RUN_DEPTH = 3  # of a model directory below the folder of all runs, such as runs/NAME/finetune_10
 RUN_FOLDERS = frozenset(("checkpoints", "tensorboard", "figures", "preview", "saved_model"))
 NUM_NAMES = 10  # names that a message lists
 LINK_BACK = "link to a folder that is already listed"
@@ -73,7 +74,7 @@ def read_folder(path: str, skipped: Skipped) -> Contents:
                 images.append(entry.path)
         elif _is_hidden(entry.name):
             skipped[HIDDEN_FOLDER] += 1
-        elif num_runs := entry.name in of_run or _count_runs(entry.path):
+        elif (num_runs := 1 if entry.name in of_run else _count_runs(entry.path)) > 0:
             skipped[RUN_DIRECTORY] += num_runs
         else:
             folders.append(entry)
@@ -142,27 +143,30 @@ def _is_hidden(name: str) -> bool:
 
 
 def _count_runs(path: str, depth: int = 0) -> int:
-    """Returns the number of runs in a folder that is, or holds nothing but, directories of runs; 0 for any other.
+    """Returns the number of model directories in a folder, itself included; −1 if it has images outside of them.
 
     It stops at the first image, so that it is fast for a folder of images.
     """
-    num_runs = 0
     try:
         with os.scandir(path) as entries:
             if os.path.isfile(os.path.join(path, "config.json")):
-                return int(is_run_dir([entry.name for entry in entries]))
+                entries = list(entries)
+                if is_run_dir([entry.name for entry in entries]):
+                    return 1
+            num_runs = 0
             for entry in entries:
-                if is_folder(entry) and not _is_hidden(entry.name):
-                    # the default directory of runs, such as runs/birds-pretrain, is not deeper
-                    below = 0 if depth == 2 or entry.is_symlink() else _count_runs(entry.path, depth + 1)
-                    if not below:
-                        return 0
-                    num_runs += below
-                elif not _reason_to_skip(entry):
-                    return 0
+                if _is_hidden(entry.name):
+                    continue
+                if is_folder(entry):
+                    below = -1 if entry.is_symlink() or depth == MAX_RUN_DEPTH else _count_runs(entry.path, depth + 1)
+                else:
+                    below = 0 if _reason_to_skip(entry) else -1
+                if below < 0:
+                    return -1
+                num_runs += below
+            return num_runs
     except PermissionError:
-        return 0
-    return num_runs
+        return -1
 
 
 def _reason_to_skip(entry: os.DirEntry) -> str:

@@ -1,9 +1,13 @@
 """The meaning of a folder: its splits and classes, what is reported, and what is refused with a next step."""
 
 import os
+import pathlib
+import tempfile
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simclrv2_tf.data import layouts
 from simclrv2_tf.data.catalog import open_labelled, open_source
@@ -185,6 +189,13 @@ class TestUnlabelledSplit:
         assert refusal(root) == "--train_split=train: folder:… has only unlabelled"
         assert open_split(root, "unlabelled").paths == source.paths
 
+    def test_it_may_be_a_link(self, folder, tmp_path):
+        root = folder("train/a/1.png", "train/b/1.png")
+        (tmp_path / "many").mkdir()
+        (tmp_path / "many/1.png").write_text("")
+        (root / "unlabelled").symlink_to("../many")
+        assert counts(open_split(root, with_unlabelled=True)) == [1, 1, 1]
+
     def test_beside_images_without_labels_there_are_no_labels(self, folder):
         source = open_split(folder("train/#.png*2", "unlabelled/1.png"), with_unlabelled=True)
         assert source.num_examples == 3 and source.labels is None
@@ -291,7 +302,7 @@ def test_images_beside_classes_are_left_out_if_they_are_fewer(folder):
 def test_images_beside_folders_without_images_are_unlabelled(folder):
     source = open_split(folder("#.png*3", "empty/notes.txt"))
     assert source.num_examples == 3 and source.labels is None
-    assert source.notes == ("birds has no class folders: no labels",)
+    assert source.notes == ("no class folders: no labels",)
     assert source.skipped["folder without images"] == 1
 
 
@@ -301,7 +312,7 @@ def test_images_directly_in_folders_with_equal_sub_folders_make_them_classes(fol
 
 def test_the_hint_without_labels_says_why(folder):
     config = Config(dataset=f"folder:{folder('1.png')}", mode="supervised")
-    with pytest.raises(SettingError, match=r"has no labels, which supervised needs \(birds has no class folders: no"):
+    with pytest.raises(SettingError, match=r"has no labels, which supervised needs \(no class folders: no labels\)$"):
         open_labelled(config)
 
 
@@ -368,6 +379,32 @@ def test_links_that_lead_back_are_no_classes(folder):
     alone.mkdir()
     (alone / "self").symlink_to(".")
     assert "has no .jpg" in refusal(alone)
+
+
+@given(
+    classes=st.dictionaries(st.sampled_from("abcde"), st.integers(1, 11), min_size=2),
+    wrapper=st.sampled_from(["", "w", "w/w/w"]),
+    depth=st.sampled_from(["", "deep/er"]),
+    rubbish=st.sets(st.sampled_from(["__MACOSX/1.png", ".x/1.png", "notes.txt", "Thumbs.db"])),
+)
+def test_any_wrapped_folder_of_classes_is_split_alike(classes, wrapper, depth, rubbish):
+    with tempfile.TemporaryDirectory() as name:
+        top = pathlib.Path(name, wrapper)
+        files = [f"{label}/{depth}/{number}.png" for label, count in classes.items() for number in range(count)]
+        if depth:
+            files += [f"{label}/0.png" for label in classes]
+        for file in [*files, *rubbish]:
+            (top / file).parent.mkdir(parents=True, exist_ok=True)
+            (top / file).write_text("")
+        whole, train = open_split(name, "all"), open_split(name)
+        held_out = [(count + bool(depth)) // 5 for _, count in sorted(classes.items())]
+        test = open_split(name, "") if any(held_out) else whole.subset(np.zeros(0, int))
+    assert whole.class_names == tuple(sorted(classes)) and sum(whole.skipped.values()) == len(rubbish)
+    assert {path.removeprefix(f"{top}/").replace("//", "/") for path in whole.paths} == {
+        f.replace("//", "/") for f in files
+    }
+    assert counts(test)[1:] == held_out
+    assert sorted(train.paths + test.paths) == sorted(whole.paths)
 
 
 # TFDS

@@ -111,8 +111,9 @@ class TestRunDirectories:
     def test_they_are_left_out_with_the_folders_that_hold_nothing_else(self, tmp_path):
         write(tmp_path, "a.png", "runs/x/config.json", "runs/x/metrics.csv", "runs/x/tensorboard/sprite.png")
         write(tmp_path, "runs/y/config.json", "runs/y/checkpoints/1.index", "runs/y/b.png", "runs/log.txt")
+        write(tmp_path, "runs/z/finetune_5/config.json", "runs/z/finetune_5/metrics.csv", "runs/z/figures/a.vl.json")
         write(tmp_path, "c/run/config.json", "c/run/result.json", "c/run/d.png", "c/e.png")
-        assert list_below(tmp_path) == (["a.png", "c/e.png"], {"directory of a run": 3})
+        assert list_below(tmp_path) == (["a.png", "c/e.png"], {"directory of a run": 4})
 
     def test_the_images_of_a_folder_that_is_also_the_model_directory_remain(self, tmp_path):
         write(tmp_path, "a.png", "class/b.png", "config.json", "checkpoints/c.png", "tensorboard/sprite.png")

@@ -565,7 +565,7 @@ def test_unknown_labels_are_never_chosen():
 def test_a_class_with_too_few_images_is_refused(tmp_path):
     dataset = archive(tmp_path / "a.npz", x_train=COLOUR, y_train=LABELS)
     message = refusal(dataset, opener=open_labelled, mode="finetune", labels_per_class=3)
-    assert message == "--labels_per_class=3: class 1 has only 2 images"
+    assert message == "--labels_per_class=3: class 1 has only 2 images; use at most as many, or --label_fraction"
 
 
 @pytest.mark.parametrize("kind", ["array", "files", "records"])
