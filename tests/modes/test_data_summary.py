@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from simclrv2_tf import modes
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
 
 TOY = {
     "recipe": "none",
@@ -51,7 +53,7 @@ def test_pretraining_on_labelled_and_unlabelled_images(tmp_path, capsys):
         assert line.split("  ")[-1].strip() == text
 
 
-@pytest.mark.parametrize("split", ["train", "all"])
+@pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.slow), "all"])
 def test_a_few_images_are_evaluated_as_the_error_message_suggests(split, tmp_path):
     write_images(tmp_path / "few", "a/#.png*4", "b/#.png*4")
     with pytest.raises(SettingError, match=rf"too few images to hold some out .* --eval_split={split} "):
@@ -60,6 +62,7 @@ def test_a_few_images_are_evaluated_as_the_error_message_suggests(split, tmp_pat
     assert 0 <= result["supervised_top1"] <= 1
 
 
+@pytest.mark.slow
 def test_a_preview_describes_the_data_too(tmp_path, capsys, caplog):
     write_images(tmp_path / "birds", "a/#.png*5", "b/#.png*5", "c/1.png")
     run(tmp_path / "birds", mode="preview")
@@ -69,8 +72,11 @@ def test_a_preview_describes_the_data_too(tmp_path, capsys, caplog):
     assert "birds/train has only one image of c" in messages and "birds/test has no images of c" in messages
 
 
-def test_a_folder_that_holds_earlier_runs_gives_the_same_images(tmp_path, capsys):
-    write_images(tmp_path / "photos", "#.png*8")
-    for name in ("first", "second"):
-        run(tmp_path / "photos", model_dir=str(tmp_path / "photos/runs" / name), report=True)
-        assert "8 to train on" in capsys.readouterr().out
+def test_a_folder_that_holds_an_earlier_run_gives_the_same_images(tmp_path):
+    folder = tmp_path / "photos"
+    write_images(folder, "#.png*8")
+    before = open_source(Config(dataset=f"folder:{folder}"), "train")
+    run(folder, model_dir=str(folder / "runs/first"), report=True)
+    source = open_source(Config(dataset=f"folder:{folder}"), "train")
+    assert source.paths == before.paths and source.fingerprint == before.fingerprint
+    assert source.skipped == {"directory of a run": 1}
