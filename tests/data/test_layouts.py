@@ -356,7 +356,7 @@ def test_wrappers_inside_splits_are_entered(folder):
 
 
 def test_a_single_folder_of_images_is_a_class(folder):
-    source = open_split(folder("cat/#.png*3"))
+    source = open_split(folder("cat/#.png*3", "cat/young/1.png"))
     assert source.class_names == ("cat",) and not any("entered" in note for note in source.notes)
 
 
