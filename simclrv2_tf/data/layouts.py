@@ -288,9 +288,9 @@ class _Reader:
         images = self._read_classes(self.top)
         if images.labels is not None:
             self._check_not_splits(images)
-            self.notes.append(
-                f"sub-folders are classes{', every fifth image of each held out for test' if split != 'all' else ''}"
-            )
+            self.notes.append("sub-folders are classes")
+            if split != "all":
+                self.notes.append("every fifth image of each class is held out for test")
         rows = _rows_of_split(split, images.labels, len(images.paths))
         if not len(rows):
             reason = f"no class folders, so no images are held out for {split}; sort them into one folder per class"
@@ -312,11 +312,13 @@ class _Reader:
             below.setdefault(first, set()).add(rest[0])
         contents = list(below.values())
         if len(contents) > 1 and all(names == contents[0] for names in contents):
-            raise SettingError(
-                f"{self.where}: {list_names(below)} have the same sub-folders, {list_names(sorted(contents[0]))}; name "
-                "them train, test, validation or unlabelled if they are splits, or move their images one level up if "
-                "they are classes"
+            hint = (
+                "name them train, test, validation or unlabelled if they are splits, or move their images one level up"
             )
+            if all(canonical_split(name) in SPLIT_NAMES for name in contents[0]):
+                hint = "put the classes into the splits, as in train/CLASS"
+            same = list_names(sorted(contents[0]))
+            raise SettingError(f"{self.where}: {list_names(below)} have the same sub-folders, {same}; {hint}")
 
     def _read_classes(self, contents: Contents) -> _Images:
         """Returns the images of a split; its sub-folders are the classes, without any the images have no labels."""
@@ -333,9 +335,10 @@ class _Reader:
             )
             return _Images(loose, None, ())
         if empty := [name for name, paths in of_class.items() if not paths]:
+            full = next(name for name, paths in of_class.items() if paths)
             raise SettingError(
                 f"{self.where}: class {printable(empty[0])} has no images{self._left_out()}; remove its folder, or "
-                f"name the folder of the classes: --dataset=folder:{printable(contents.path)}/…"
+                f"give another folder, such as --dataset=folder:{printable(os.path.join(contents.path, full))}"
             )
         if loose and (len(of_class) == 1 or len(loose) >= num_images):
             raise SettingError(
@@ -361,9 +364,9 @@ class _Reader:
 
     def _no_images(self, folder: str) -> SettingError:
         hint = prepared_by_tfds(pathlib.Path(folder))
-        hint = f"; TFDS prepared it: say {hint}" if hint else ""
+        hint = f"TFDS prepared it: say {hint}" if hint else "give the folder that holds the images"
         kinds = ", ".join(IMAGE_SUFFIXES)
-        return SettingError(f"{self.where}: {printable(folder)} has no {kinds} images{self._left_out()}{hint}")
+        return SettingError(f"{self.where}: {printable(folder)} has no {kinds} images{self._left_out()}; {hint}")
 
     def _left_out(self) -> str:
         return f" (left out: {describe_skipped(self.skipped)})" if self.skipped else ""

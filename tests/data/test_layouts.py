@@ -249,6 +249,11 @@ def test_what_is_not_a_split_is_never_taken_for_a_class(folder):
             "train",
             "class b has no images (left out: 1 x not a supported image format (.txt)); re",
         ),
+        (
+            ["a/train/1.png", "b/train/1.png"],
+            "train",
+            "a, b have the same sub-folders, train; put the classes into the",
+        ),
         (["unlabelled/1.txt"], "unlabelled", "…/unlabelled has no .jpg, .jpeg, "),
         (["train/1.txt"], "train", "…/train has no .jpg, .jpeg, "),
         (
@@ -277,7 +282,7 @@ def test_sub_folders_are_classes_and_every_fifth_image_is_held_out(folder):
     source, test, whole = open_split(root), open_split(root, ""), open_split(root, "all")
     assert relative(test, root) == ["a/4.png", "a/9.png", "b/deep/er/4.png"]
     assert counts(source) == [0, 8, 4] and counts(whole) == [0, 10, 5]
-    assert source.notes == ("sub-folders are classes, every fifth image of each held out for test",)
+    assert source.notes == ("sub-folders are classes", "every fifth image of each class is held out for test")
     assert whole.notes == ("sub-folders are classes",)
 
 
