@@ -7,6 +7,7 @@ from PIL import Image
 from simclrv2_tf import modes
 from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.modes.resolve import resolve_config
 from simclrv2_tf.settings.config import Config
 
 TOY = {
@@ -51,6 +52,16 @@ def test_pretraining_on_labelled_and_unlabelled_images(tmp_path, capsys):
     }.items():
         (line,) = [line for line in box.splitlines() if line.strip().startswith(f"{name}  ")]
         assert line.split("  ")[-1].strip() == text
+
+
+def test_the_recipe_counts_the_images_that_are_trained_on(tmp_path, capsys):
+    write_images(tmp_path / "only", "unlabelled/#.png*7")
+    resolve_config({"mode": "pretrain", "dataset": f"folder:{tmp_path}/only"})
+    assert "7 images of 9 px, no labels" in capsys.readouterr().out
+    write_images(tmp_path / "both", "unlabelled/#.png*7", "train/a/#.png*3", "train/b/#.png*2")
+    for mode, count in (("pretrain", 12), ("supervised", 5)):
+        resolve_config({"mode": mode, "dataset": f"folder:{tmp_path}/both"})
+        assert f"{count} images of 9 px, 2 classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("split", [pytest.param("train", marks=pytest.mark.slow), "all"])
