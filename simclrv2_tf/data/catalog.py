@@ -7,9 +7,10 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from simclrv2_tf.data.archives import open_npz
 from simclrv2_tf.data.layouts import choose_split, open_folder
 from simclrv2_tf.data.records import open_tfds
-from simclrv2_tf.data.sources import MAX_CLASSES, ArraySource, Source, as_images
+from simclrv2_tf.data.sources import ArraySource, Source, as_images
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.settings.config import Config
 
@@ -19,12 +20,14 @@ FASHION_MNIST_CLASSES = (
 )  # fmt: skip
 
 
-def open_source(config: Config, split: str) -> Source:
+def open_source(config: Config, split: str, *, with_unlabelled: bool = False) -> Source:
     """Opens a split of the data set that ``--dataset`` names.
 
     Args:
         config: the settings; of them ``dataset``, ``data_dir``, ``cache_dataset``, ``max_corrupt_share``.
         split: the split; "" for the data set's own evaluation split.
+        with_unlabelled: to pretrain or distill: add the images of the unlabelled split of a folder or npz file to
+            those of ``train``, with label −1. For TFDS say ``train+unlabelled``.
 
     Raises:
         SettingError: naming ``--dataset`` or the split, if there is no such data.
@@ -36,9 +39,9 @@ def open_source(config: Config, split: str) -> Source:
     if config.dataset == "digits":
         return _open_digits(config, split)
     if kind == "npz":
-        return _open_npz(config, path, split)
+        return open_npz(config, path, split, with_unlabelled=with_unlabelled)
     if kind == "folder":
-        return open_folder(config, path, split)
+        return open_folder(config, path, split, with_unlabelled=with_unlabelled)
     if config.dataset == "fashion_mnist" and not config.data_dir and DEBIAN_FASHION_MNIST.is_dir():
         return _open_idx(config, DEBIAN_FASHION_MNIST, split)
     return open_tfds(config, split)
@@ -49,14 +52,15 @@ def open_labelled(config: Config, *, keep_unlabelled: bool = False) -> Source:
 
     Args:
         config: the settings; of them those of `open_source`, ``labels_per_class``, ``label_fraction`` and ``seed``.
-        keep_unlabelled: keep the other images too, with label −1.
+        keep_unlabelled: keep the other images too, and those of the unlabelled split, with label −1.
 
     Raises:
         SettingError: like `open_source`; or if there are no labels, or too few for a class.
     """
-    source = open_source(config, config.train_split)
+    source = open_source(config, config.train_split, with_unlabelled=keep_unlabelled)
     if not source.class_names:
-        raise SettingError(f"--dataset={config.dataset}: has no labels, which {config.mode} needs")
+        reason = f" ({'; '.join(source.notes)})" if source.notes else ""
+        raise SettingError(f"--dataset={config.dataset}: has no labels, which {config.mode} needs{reason}")
     if not config.labels_per_class and config.label_fraction == 1:
         return source
     source = source.with_labels()
@@ -86,7 +90,10 @@ def label_subset(labels: np.ndarray, per_class: int, fraction: float, seed: int)
         of_class = np.random.default_rng([seed, int(label)]).permutation(np.flatnonzero(labels == label))
         count = per_class or max(1, round(fraction * len(of_class)))
         if count > len(of_class):
-            raise SettingError(f"--labels_per_class={per_class}: class {label} has only {len(of_class)} images")
+            raise SettingError(
+                f"--labels_per_class={per_class}: class {label} has only {len(of_class)} images; use at most "
+                "as many, or --label_fraction"
+            )
         chosen.append(of_class[:count])
     return np.sort(np.concatenate(chosen))
 
@@ -102,35 +109,6 @@ def _open_digits(config: Config, split: str) -> ArraySource:
     large = np.clip(tf.image.resize(small, (32, 32), "bicubic").numpy(), 0, 1)
     labels = data.target[rows].astype(np.int32)
     return ArraySource(f"digits/{split}", as_images(large, "digits"), labels, tuple("0123456789"))
-
-
-def _open_npz(config: Config, path: pathlib.Path, split: str) -> ArraySource:
-    """Arrays ``x_SPLIT`` and maybe ``y_SPLIT`` of a NumPy archive."""
-    where = f"--dataset={config.dataset}"
-    if not path.is_file():
-        raise SettingError(f"{where}: there is no file {path}")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            available = tuple(name[2:] for name in arrays.files if name.startswith("x_"))
-            split = choose_split(config, split, available)
-            images = arrays[f"x_{split}"]
-            labels = {s: arrays[f"y_{s}"].reshape(-1) for s in available if f"y_{s}" in arrays.files}
-    except SettingError:
-        raise
-    except Exception as error:
-        raise SettingError(f"{where}: cannot be read ({first_line(error)})") from None
-    images = as_images(images, f"{where}: x_{split}")
-    name = f"{path.stem}/{split}"
-    if split not in labels:
-        return ArraySource(name, images, None, ())
-    for s, of_split in labels.items():  # all splits, as a class may be missing from one
-        is_integer = np.issubdtype(of_split.dtype, np.integer) and of_split.size
-        if not is_integer or of_split.min() < 0 or of_split.max() >= MAX_CLASSES:
-            raise SettingError(f"{where}: y_{s} must be whole numbers from 0 to {MAX_CLASSES - 1}")
-    if len(labels[split]) != len(images):
-        raise SettingError(f"{where}: y_{split} has {len(labels[split])} labels for {len(images)} images")
-    classes = 1 + max(int(of_split.max()) for of_split in labels.values())
-    return ArraySource(name, images, labels[split].astype(np.int32), tuple(str(i) for i in range(classes)))
 
 
 def _open_idx(config: Config, folder: pathlib.Path, split: str) -> ArraySource:

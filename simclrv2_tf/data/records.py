@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -12,7 +13,8 @@ import tensorflow as tf
 
 from simclrv2_tf.data import decoding
 from simclrv2_tf.data.decoding import graph_code
-from simclrv2_tf.data.layouts import choose_split, split_error
+from simclrv2_tf.data.layouts import choose_splits, prepared_by_tfds, split_error
+from simclrv2_tf.data.listing import list_names
 from simclrv2_tf.data.sampling import Sampler
 from simclrv2_tf.data.sources import ArraySource, Dataset, EncodedSource, Source, as_images, digest, take
 from simclrv2_tf.errors import SettingError, first_line
@@ -20,6 +22,7 @@ from simclrv2_tf.settings.config import Config
 
 IN_MEMORY_BYTES = 4 * 2**30  # decoded images of one size are loaded into memory up to this size
 SHUFFLE_BUFFER = 8192  # encoded records
+REQUIRED_FEATURES = "image: Image, label: ClassLabel"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,8 @@ class RecordSource(EncodedSource):
             shuffle_files=file_seed is not None,
             read_config=tfds.ReadConfig(try_autocache=False, shuffle_seed=file_seed),
         )
-        return data.map(lambda example: (example["image"], tf.cast(example.get("label", -1), tf.int32)))
+        has_labels = bool(self.class_names)
+        return data.map(lambda example: (example["image"], tf.cast(example["label"] if has_labels else -1, tf.int32)))
 
     def stream(self, seed: tf.Tensor | None = None) -> Dataset:
         """Returns one epoch of ``(encoded image, label)``.
@@ -152,18 +156,20 @@ def open_tfds(config: Config, split: str) -> Source:
     where = f"--dataset={config.dataset}"
     builder = _prepared_builder(config)
     if not set(split) & set("[+"):  # else a split expression, such as train[:90%]
-        split = choose_split(config, split, tuple(builder.info.splits))
+        split = "+".join(choose_splits(config, split, tuple(builder.info.splits)))
     try:
         num_examples = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
         raise split_error(config, split, f"not a split of TFDS ({first_line(error)})") from None
     if not num_examples:
         raise split_error(config, split, "has no images")
-    name, class_names = f"{config.dataset}/{split}", _class_names(builder)
+    name, (class_names, notes) = f"{config.dataset}/{split}", _class_names(builder)
     shape = builder.info.features["image"].shape
     if None in shape or num_examples * int(np.prod(shape)) > IN_MEMORY_BYTES:
         cache, limit = config.cache_dataset, config.max_corrupt_share
-        return RecordSource(name, builder, split, num_examples, class_names, cache, max_corrupt_share=limit)
+        return RecordSource(
+            name, builder, split, num_examples, class_names, cache, max_corrupt_share=limit, notes=notes
+        )
     import tensorflow_datasets as tfds
 
     try:
@@ -172,8 +178,8 @@ def open_tfds(config: Config, split: str) -> Source:
         raise SettingError(f"{where}: cannot be read from {builder.data_dir} ({first_line(error)})") from None
     labels = arrays["label"].astype(np.int32) if class_names else None
     if class_names and (labels < 0).all():  # for example STL-10's unlabelled split
-        labels, class_names = None, ()
-    return ArraySource(name, as_images(arrays["image"], where), labels, class_names)
+        labels, class_names, notes = None, (), (f"all labels of {split} are -1: no labels",)
+    return ArraySource(name, as_images(arrays["image"], where), labels, class_names, notes)
 
 
 def _prepared_builder(config: Config) -> Any:
@@ -184,10 +190,13 @@ def _prepared_builder(config: Config) -> Any:
     try:
         builder = tfds.builder(config.dataset, data_dir=config.data_dir or None)
     except Exception as error:  # TFDS raises many kinds for an unknown name
-        hint = f"; for a folder of images say folder:{config.dataset}" if os.path.isdir(config.dataset) else ""
+        hint = _suggest_data_set(config.dataset)
         raise SettingError(f"{where}: TFDS has no such data set ({first_line(error)}){hint}") from None
-    if "image" not in builder.info.features:
-        raise SettingError(f"{where}: has no feature named image")
+    features = builder.info.features
+    names = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    if not isinstance(names.get("image"), tfds.features.Image):
+        actual = list_names([f"{name}: {_describe(feature)}" for name, feature in names.items()]) or _describe(features)
+        raise SettingError(f"{where}: needs the features {REQUIRED_FEATURES}, but has {actual}")
     try:
         builder.download_and_prepare()
     except Exception as error:  # no network, full disk, manual download needed: all user-fixable
@@ -195,8 +204,27 @@ def _prepared_builder(config: Config) -> Any:
     return builder
 
 
-def _class_names(builder: Any) -> tuple[str, ...]:
+def _suggest_data_set(dataset: str) -> str:
+    """Returns what to say instead of the path of a file or folder; "" if there is none."""
+    path = os.path.expanduser(dataset)
+    if os.path.isdir(path):
+        prepared = prepared_by_tfds(pathlib.Path(path))
+        return f"; say {prepared}" if prepared else f"; for a folder of images say folder:{dataset}"
+    return f"; for a file of arrays say npz:{dataset}" if os.path.isfile(path) else ""
+
+
+def _class_names(builder: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the names of the classes, () without labels, and a note if there are labels of another kind."""
     import tensorflow_datasets as tfds
 
     label = dict(builder.info.features.items()).get("label")
-    return tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+    if isinstance(label, tfds.features.ClassLabel):
+        return tuple(label.names), ()
+    actual = f"label is {_describe(label)}" if label is not None else "there is no label"
+    return (), (f"no labels: {actual}, needed are {REQUIRED_FEATURES}",)
+
+
+def _describe(feature: Any) -> str:
+    """Describes the type of a feature, for example "Sequence(ClassLabel)"."""
+    inner = getattr(feature, "feature", None)
+    return f"{type(feature).__name__}({_describe(inner)})" if inner is not None else type(feature).__name__

@@ -51,6 +51,7 @@ class Source(abc.ABC):
         in_memory: whether the images, decoded or not, are in the memory of this process, out of reach of others.
         corrupt: names of the images that turned out to be unreadable so far.
         skipped: number of files that were left out, by reason.
+        notes: decisions about how the data are read, for the summary of a run.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source(abc.ABC):
     in_memory: bool
     corrupt: set[str]
     skipped: Mapping[str, int]
+    notes: tuple[str, ...]
 
     @property
     @abc.abstractmethod
@@ -139,6 +141,7 @@ class ArraySource(Source):
     images: np.ndarray
     labels: np.ndarray | None
     class_names: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     paths = None
     in_memory = True
@@ -195,6 +198,7 @@ class EncodedSource(Source):
     max_corrupt_share: float = 1.0
     corrupt: set[str] = dataclasses.field(default_factory=set, compare=False)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     images = None
     NOT_CORRUPT: ClassVar[int | bytes]  # stands for a readable image among the references of corrupt ones

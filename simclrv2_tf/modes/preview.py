@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from simclrv2_tf.data.catalog import open_labelled
+from simclrv2_tf.data.description import describe_data, warn_about_classes
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.inference import distribute
@@ -40,7 +41,9 @@ def preview(config: Config, strategy: Strategy) -> Result:
     model_dir = RunDirectory(pathlib.Path(config.run_dir)).model_dir
     described = vars(config) | {"resolved": resolved}
     page = write_preview(model_dir, described, estimate, figures)
-    print(box(f"before {config.mode}: {model_dir}", run_summary(described) | estimate | {"preview": str(page)}))
+    warn_about_classes(config, run.data.source, run.test)
+    summary = run_summary(described) | describe_data(run.data.source, run.test) | estimate | {"preview": str(page)}
+    print(box(f"before {config.mode}: {model_dir}", summary))
     return {"mode": "preview", "path": str(page), **estimate}
 
 

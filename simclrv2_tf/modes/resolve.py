@@ -41,7 +41,7 @@ def resolve_config(flags: Mapping[str, Any]) -> Config:
     flags = {name: value.rstrip("/") if name in ("checkpoint", "teacher") else value for name, value in flags.items()}
     checkpoint, teacher = flags.get("checkpoint", ""), flags.get("teacher", "")
     if mode == "semi_supervised":
-        return resolve_stages(flags, _data_facts(flags, None))
+        return resolve_stages(flags, _data_facts(flags, None, "pretrain"))
     if mode in ("preview", "benchmark"):
         mode = "distill" if teacher else "finetune" if checkpoint else "pretrain"
     elif mode in ("evaluate", "embed", "export") and (run_dir := checkpoint or flags.get("model_dir")):
@@ -58,10 +58,10 @@ def resolve_config(flags: Mapping[str, Any]) -> Config:
     parent = read_run_config(path, flag)[0] if path else None
     if mode == "summary":
         return resolve(flags, "" if parent else "pretrain", parent).replace(mode=parent.mode if parent else "pretrain")
-    return resolve(flags, mode, parent, _data_facts(flags, parent) if mode in STAGES else None)
+    return resolve(flags, mode, parent, _data_facts(flags, parent, mode) if mode in STAGES else None)
 
 
-def _data_facts(flags: Mapping[str, Any], parent: Config | None) -> DataFacts | None:
+def _data_facts(flags: Mapping[str, Any], parent: Config | None, mode: str) -> DataFacts | None:
     """Opens the training images if the recipe depends on them, and prints what it chooses for them."""
     inherited = {name: getattr(parent, name) for name in tagged("images")} if parent else {}
     known = {**inherited, **flags}
@@ -70,7 +70,8 @@ def _data_facts(flags: Mapping[str, Any], parent: Config | None) -> DataFacts | 
     names = ("dataset", "data_dir", "train_split", "max_corrupt_share")
     config = Config(**{name: known[name] for name in names if name in known})
     has_accelerator = bool(tf.config.list_physical_devices("GPU")) or bool(flags.get("use_tpu"))
-    facts = data_facts(open_source(config, config.train_split), has_accelerator)
+    source = open_source(config, config.train_split, with_unlabelled=mode in ("pretrain", "distill"))
+    facts = data_facts(source, has_accelerator)
     print(f"Recipe own_images, for {facts}.")
     if not has_accelerator:
         with_gpu = build_recipe(dataclasses.replace(facts, has_accelerator=True)).common

@@ -47,7 +47,7 @@ def build_run(config: Config, strategy: Strategy) -> Run:
 
 
 def _build_pretraining(config: Config, strategy: Strategy) -> Run:
-    source, test = open_source(config, config.train_split), evaluation_source(config)
+    source, test = open_source(config, config.train_split, with_unlabelled=True), evaluation_source(config)
     source, held_out = split_held_out(config, source, test)
     method_class = load_method(config)
     classes = len(source.class_names) if config.lineareval_while_pretraining else 0
@@ -80,7 +80,7 @@ def _build_distillation(config: Config, strategy: Strategy) -> Run:
     if config.distill_alpha < 1:
         source = open_labelled(config, keep_unlabelled=True)
     else:
-        source = open_source(config, config.train_split)
+        source = open_source(config, config.train_split, with_unlabelled=True)
     test = evaluation_source(config)
     data, plan = build_input(config, source, Distiller), Plan.of(config, source.num_examples)
     classes = resolved["num_classes"]

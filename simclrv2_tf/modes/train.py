@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf import metrics
+from simclrv2_tf.data.description import describe_data, warn_about_classes
 from simclrv2_tf.modes.measure import compute_features, compute_logits, knn_features, knn_subset, top_k
 from simclrv2_tf.modes.quality import feature_quality
 from simclrv2_tf.modes.resolve import Result, changed
@@ -35,9 +36,8 @@ def train(config: Config, strategy: tf.distribute.Strategy) -> Result:
         resolved = resolved_settings(run, strategy)
         changed(config, model_dir, resolved)
         run_dir.write_config(config, resolved)
-        summary = run_summary(vars(config) | {"resolved": resolved})
-        if skipped := run.data.source.skipped:
-            summary["left out"] = ", ".join(f"{count:,} x {reason}" for reason, count in skipped.items())
+        warn_about_classes(config, run.data.source, run.test)
+        summary = run_summary(vars(config) | {"resolved": resolved}) | describe_data(run.data.source, run.test)
         print("\n" + box(f"{config.mode}: {run_dir.model_dir}", summary), flush=True)
         started = time.perf_counter()
         evaluation.draw_inputs()

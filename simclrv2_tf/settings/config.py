@@ -124,12 +124,12 @@ class Config:
 
     dataset: str = _setting(
         "imagenet2012",
-        "digits, any TFDS name, folder:/path (one sub-folder of images per class; no sub-folders: unlabelled) or "
-        "npz:/path (x_train, y_train, x_test, y_test).",
+        "digits, any TFDS name, folder:/path (one sub-folder of images per class, or train, test and unlabelled with "
+        "such sub-folders; no sub-folders: unlabelled) or npz:/path (x_train, y_train, x_test, y_test, x_unlabelled).",
         tags="images",
     )
     data_dir: str = _setting("", "Directory of the TFDS data. Default: that of TFDS.", tags="images resume_ok")
-    train_split: str = _setting("train", "Split to train on.")
+    train_split: str = _setting("train", "Split to train on; all: every split but unlabelled.")
     eval_split: str = _setting("", "Split to evaluate on. Default: validation or test, whichever exists.")
     labels_per_class: int = _setting(0, "Labelled images per class to train on. 0: all.", minimum=0)
     label_fraction: float = _setting(
