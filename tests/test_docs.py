@@ -228,6 +228,7 @@ def place(tmp_path_factory):
     unlabelled.mkdir()
     for path in (place / "data/birds").rglob("*.png"):
         (unlabelled / f"{path.parent.name}{path.name}").symlink_to(path)
+    (place / "data/new").symlink_to(unlabelled)
     return place, set()
 
 

@@ -126,7 +126,7 @@ def open_folder(config: Config, folder: pathlib.Path, split: str, *, with_unlabe
         if split_folders:
             split, images = reader.read_splits(split_folders, split, with_unlabelled)
         else:
-            split, images = reader.read_held_out(split)
+            split, images = reader.read_held_out(split, with_unlabelled)
     except PermissionError as error:
         raise SettingError(f"{where}: {printable(error.filename)} cannot be read (no permission)") from None
     source = FileSource(
@@ -167,6 +167,7 @@ class _Reader:
         self.notes: list[str] = []
         self.parents: list[str] = []  # folders that a link must not lead back to
         self.top = self._enter(self.folder, self.skipped)
+        self.unlabelled = ""  # the folder of unlabelled images beside class folders
 
     def _enter(self, path: str, skipped: Skipped) -> Contents:
         """Returns the contents of a folder, or of the one to read if it is a wrapper."""
@@ -209,6 +210,11 @@ class _Reader:
                 both = printable(f"{os.path.basename(found[split])} and {entry.name}")
                 raise SettingError(f"{self.where}: {both} are both names of the split {split}; rename one of them")
             found[split] = entry.path
+        if list(found) == ["unlabelled"] and self._folders_with_images(found):
+            self.unlabelled = found["unlabelled"]
+            classes = tuple(entry for entry in self.top.folders if entry.path != self.unlabelled)
+            self.top = dataclasses.replace(self.top, folders=classes)
+            return {}
         if not found:
             return {}
         self._check_beside_splits(found)
@@ -223,10 +229,14 @@ class _Reader:
             )
         return found
 
+    def _folders_with_images(self, found: dict[str, str]) -> list[str]:
+        """Returns the names of the folders with images beside the split folders."""
+        strays = [entry for entry in self.top.folders if entry.path not in found.values()]
+        return [entry.name for entry in strays if self._list_images(entry.path, collections.Counter())]
+
     def _check_beside_splits(self, found: dict[str, str]) -> None:
         """Raises SettingError if a folder beside the splits has images; counts it as left out otherwise."""
-        strays = [entry for entry in self.top.folders if entry.path not in found.values()]
-        with_images = [entry.name for entry in strays if self._list_images(entry.path, collections.Counter())]
+        with_images = self._folders_with_images(found)
         splits = list_names([os.path.basename(path) for path in found.values()])
         if with_images:
             raise SettingError(
@@ -234,8 +244,8 @@ class _Reader:
                 f"move them into the folder train or elsewhere; a class cannot have the name of a split: if {splits} "
                 "is one, rename it"
             )
-        if strays:
-            self.skipped["folder without images"] += len(strays)
+        if num_strays := len(self.top.folders) - len(found):
+            self.skipped["folder without images"] += num_strays
 
     def read_splits(self, folders: dict[str, str], split: str, with_unlabelled: bool) -> tuple[str, _Images]:
         """Reads one or several of the split folders; labels are numbered as in ``train``."""
@@ -245,10 +255,7 @@ class _Reader:
         parts = []
         for name in chosen:
             if name == "unlabelled":
-                paths = self._list_images(folders[name], self.skipped)
-                if not paths:
-                    raise self._no_images(folders[name])
-                parts.append(_Images(paths, None, ()))
+                parts.append(self._read_unlabelled(folders[name]))
                 continue
             part = self._read_classes(self._enter(folders[name], self.skipped))
             reference = part.class_names if reference is None else reference
@@ -282,9 +289,12 @@ class _Reader:
             return _Images(part.paths, renumber[part.labels], class_names)
         raise SettingError(f"{self.where}: {reason}")
 
-    def read_held_out(self, split: str) -> tuple[str, _Images]:
-        """Reads ``train``, ``test`` or ``all`` of a folder without splits of its own."""
-        split = choose_split(self.config, split, ("train", "test", "all"))
+    def read_held_out(self, split: str, with_unlabelled: bool) -> tuple[str, _Images]:
+        """Reads ``train``, ``test`` or ``all`` of a folder without splits of its own, or the unlabelled images."""
+        available = ("train", "test", "all", *(["unlabelled"] if self.unlabelled else []))
+        split = choose_split(self.config, split, available)
+        if split == "unlabelled":
+            return split, self._read_unlabelled(self.unlabelled)
         images = self._read_classes(self.top)
         if images.labels is not None:
             self._check_not_splits(images)
@@ -300,7 +310,17 @@ class _Reader:
                     "on the training images, --eval_split=all on all; or put images into folders named train and test"
                 )
             raise NoSuchSplitError(f"{self.where}: {reason}")
-        return split, images.rows(rows)
+        images = images.rows(rows)
+        if self.unlabelled and with_unlabelled and split != "test":
+            self.notes.append(f"{split} and unlabelled together")
+            return f"{split}+unlabelled", _joined([images, self._read_unlabelled(self.unlabelled)])
+        return split, images
+
+    def _read_unlabelled(self, folder: str) -> _Images:
+        paths = self._list_images(folder, self.skipped)
+        if not paths:
+            raise self._no_images(folder)
+        return _Images(paths, None, ())
 
     def _check_not_splits(self, images: _Images) -> None:
         """Raises SettingError if all folders have the same sub-folders: they may be splits of unusual names."""

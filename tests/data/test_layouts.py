@@ -172,6 +172,16 @@ class TestUnlabelledSplit:
         assert [path for path in relative(source, root) if path.startswith("Un")] == relative(source, root)[3:]
         assert source.name == "birds/train+unlabelled" and "train and unlabelled together" in source.notes
 
+    def test_it_may_lie_beside_class_folders(self, folder):
+        root = folder("a/#.png*10", "b/#.png*5", "Unlabeled/x/#.png*3")
+        source = open_split(root, with_unlabelled=True)
+        assert counts(source) == [3, 8, 4] and source.class_names == ("a", "b")
+        assert source.name == "birds/train+unlabelled" and "train and unlabelled together" in source.notes
+        assert counts(open_split(root)) == [0, 8, 4] and counts(open_split(root, "")) == [0, 2, 1]
+        assert counts(open_split(root, "all", with_unlabelled=True)) == [3, 10, 5]
+        unlabelled = open_split(root, "unlabeled")
+        assert unlabelled.num_examples == 3 and unlabelled.labels is None
+
     def test_other_stages_do_not(self, folder):
         root = folder(*self.NAMES)
         assert counts(open_split(root)) == [0, 2, 1] == counts(open_labelled(Config(dataset=f"folder:{root}")))
@@ -221,11 +231,7 @@ def test_what_is_not_a_split_is_never_taken_for_a_class(folder):
             "train",
             "beside the split Test there are folders of images, cat; move them into",
         ),
-        (
-            ["cat/1.png", "unlabelled/1.png"],
-            "all",
-            "beside the split unlabelled there are folders of images, cat; move",
-        ),
+        (["cat/1.png", "unlabelled/1.txt"], "unlabelled", "…/unlabelled has no .jpg, .jpeg, "),
         (["train/a/1.png", "more/a/1.png"], "train", "beside the split train there are folders of images, more; move"),
         (
             ["Train/a/1.png", "training/a/1.png"],
