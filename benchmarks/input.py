@@ -6,6 +6,10 @@ Each contestant goes through the same files in a process of its own, one after t
 is the CPU time of the process (user and system, all threads), as a clock would count other programs too. Start-up
 costs nothing: an image's share is the difference between a long run and a short one. The best round counts.
 
+    python benchmarks/input.py --baseline=CHECKOUT [--folder=FOLDER] [--rounds=3]
+
+compares ours with ours of another checkout instead, in turn.
+
 * ours: what ``TrainingInput.batches`` leaves to the host; flip, colour and blur run in the compiled step.
 * official: a ``tf.data`` pipeline with the operations of the official code; blur it leaves to the device, too.
 * lightly: ``SimCLRTransform``, on PIL images, one thread, in a Python of its own that has ``lightly`` installed.
@@ -56,13 +60,26 @@ def _cpu_seconds(views: Iterable) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _cost_in_child(name: str, folder: pathlib.Path, torch_python: str) -> float:
+def _cost_in_child(name: str, folder: pathlib.Path, torch_python: str, script: str | pathlib.Path = __file__) -> float:
     python = torch_python if CONTESTANTS[name][0] == "lightly_input" else sys.executable
-    command = [python, __file__, f"--folder={folder}", f"--contestant={name}"]
+    command = [python, script, f"--folder={folder}", f"--contestant={name}"]
     child = subprocess.run(command, capture_output=True, text=True)
     if child.returncode:
         sys.exit(f"{name}: status {child.returncode}\n{child.stderr}")
     return float(child.stdout)
+
+
+def _compare_with_baseline(folder: pathlib.Path, baseline: pathlib.Path, rounds: int) -> None:
+    names = ("ours, bilinear", "ours, bicubic")
+    scripts = {"baseline": baseline / "benchmarks" / "input.py", "ours": __file__}
+    cost: dict[tuple[str, str], list[float]] = {(name, kind): [] for name in names for kind in scripts}
+    for _ in range(rounds):
+        for name, kind in cost:
+            cost[name, kind].append(_cost_in_child(name, folder, sys.executable, scripts[kind]))
+    print(f"{'':38} CPU ms an image: ours   baseline   ratio")
+    for name in names:
+        ours, theirs = min(cost[name, "ours"]), min(cost[name, "baseline"])
+        print(f"{name:38} {ours:21.3f} {theirs:10.3f} {ours / theirs:7.3f}")
 
 
 def main() -> None:
@@ -71,6 +88,7 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, help="JPEGs to read; default: made for the occasion")
     parser.add_argument("--torch-python", default=sys.executable, help="a Python that has lightly")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--baseline", type=pathlib.Path, help="another checkout")
     parser.add_argument("--contestant", choices=CONTESTANTS, help="measure this one, in this process")
     arguments = parser.parse_args()
     if arguments.contestant:
@@ -82,6 +100,9 @@ def main() -> None:
             from benchmarks.make_jpegs import make_jpegs
 
             make_jpegs(folder)
+        if arguments.baseline:
+            _compare_with_baseline(folder, arguments.baseline, arguments.rounds)
+            return
         rounds = [
             {name: _cost_in_child(name, folder, arguments.torch_python) for name in CONTESTANTS}
             for _ in range(arguments.rounds)

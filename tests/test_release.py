@@ -61,7 +61,8 @@ def test_the_wheel_says_what_it_is_and_needs(built):
     assert metadata["Version"] == simclrv2_tf.__version__ and metadata["License-Expression"] == "Apache-2.0"
     asked = metadata.get_all("Requires-Dist")
     assert [line for line in asked if "extra" not in line] == requirements("requirements.txt")
-    assert [line.partition(";")[0] for line in asked if "extra" in line] == requirements("requirements-onnx.txt")
+    extras = [line.partition(";")[0] for line in asked if "extra" in line]
+    assert extras == requirements("requirements-heif.txt") + requirements("requirements-onnx.txt")
     package = {path for path in (ROOT / "simclrv2_tf").rglob("*.*") if path.suffix != ".pyc"}
     assert {path.suffix for path in package} == {".py", ".html", ".css", ".js", ".json"}
     assert {str(path.relative_to(ROOT)) for path in package} == {name for name in names if ".dist-info/" not in name}

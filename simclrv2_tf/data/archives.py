@@ -7,7 +7,8 @@ import numpy as np
 
 from simclrv2_tf.data.layouts import canonical_split, choose_splits
 from simclrv2_tf.data.listing import list_names
-from simclrv2_tf.data.sources import MAX_CLASSES, ArraySource, as_images
+from simclrv2_tf.data.pixels import as_images
+from simclrv2_tf.data.sources import MAX_CLASSES, ArraySource
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.settings.config import Config
 

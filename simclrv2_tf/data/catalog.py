@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from simclrv2_tf.data.archives import open_npz
 from simclrv2_tf.data.layouts import choose_split, open_folder
+from simclrv2_tf.data.pixels import as_images
 from simclrv2_tf.data.records import open_tfds
-from simclrv2_tf.data.sources import ArraySource, Source, as_images
+from simclrv2_tf.data.sources import ArraySource, Source
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.settings.config import Config
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from simclrv2_tf.data import pixels
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.decoding import views_of_image
 from simclrv2_tf.data.sampling import uniform_draws
@@ -23,8 +24,8 @@ def view_batches(
 
     Args:
         dataset: images, pairs ``(image, label)``, or dicts with ``image`` and maybe ``label``, shuffled, single or
-            batched. Images are ``[h, w, 3]`` or grey ``[h, w, 1]``, of any sizes, uint8, uint16 or floats in [0, 1];
-            labels are integers, −1 where unknown.
+            batched. Images are ``[h, w, c]`` of any sizes: gray, gray and alpha, RGB or RGBA (shown on white), uint8,
+            uint16 or floats in [0, 1]; labels are integers, −1 where unknown.
         batch_size: images per batch over all replicas; the remainder at the end of a pass is dropped.
         settings: crop and augmentation of a view. Crops are computed here; flip, colour and blur in the model's step.
         seed: of the random numbers.
@@ -42,6 +43,7 @@ def view_batches(
         dataset = dataset.unbatch()
     image, label = _image_and_label(dataset.element_spec)
     is_image = image.shape.rank == 3 and (image.dtype.is_floating or image.dtype in (tf.uint8, tf.uint16))
+    is_image = is_image and image.shape[-1] in (None, 1, 2, 3, 4)
     if not is_image or label.shape.rank != 0 or not label.dtype.is_integer:
         raise ValueError(f"images [h, w, channels] and integer labels are needed, not {dataset.element_spec}")
     if 0 <= dataset.cardinality() < batch_size:
@@ -76,5 +78,4 @@ def _as_uint8_rgb(image: tf.Tensor) -> tf.Tensor:
         )
         with tf.control_dependencies([in_range]):
             image = tf.identity(image)
-    image = tf.image.convert_image_dtype(image, tf.uint8, saturate=True)
-    return tf.broadcast_to(image, tf.concat([tf.shape(image)[:2], [3]], axis=0))
+    return pixels.rgb_on_white(tf.image.convert_image_dtype(image, tf.uint8, saturate=True))

@@ -3,16 +3,20 @@
 All of it is single-threaded graph code; `tf.data` runs it on several chunks of images at a time.
 """
 
+import contextlib
 import functools
 import io
+import logging
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
-from simclrv2_tf.data import augment
+from simclrv2_tf.data import augment, headers, pixels
 from simclrv2_tf.data.augment import ViewSettings
+
+log = logging.getLogger(__name__)
 
 # Marks graph code without tensor-dependent Python control flow: converting it would only take time.
 graph_code = tf.autograph.experimental.do_not_convert
@@ -23,12 +27,18 @@ MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 # A JPEG can be decoded at 1/ratio of its size: the transform of each 8 × 8 block then yields fewer pixels.
 RATIOS = (1, 2, 4, 8)
 
+PNG_HEADER_BYTES = 33
+TIFF_BITS_PER_SAMPLE = 258  # the number of a TIFF tag
 
-def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes a JPEG, PNG, BMP, WebP or GIF image; of an animation the first frame.
+
+def decode(encoded: tf.Tensor, image_bits: int = 0) -> tf.Tensor:
+    """Decodes an image as its owner sees it: upright, and on white where it is transparent.
+
+    JPEG, PNG, BMP, WebP, GIF, TIFF, AVIF and, with ``pillow-heif``, HEIC are read; of an animation the first frame.
 
     Args:
         encoded: the file's content, a string scalar.
+        image_bits: bits per channel that images of 16 bits use, see ``pixels.reduce_depth``; 0: all 16.
 
     Returns:
         uint8 ``[height, width, 3]``.
@@ -36,47 +46,139 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     Raises:
         tf.errors.OpError: for another format, a damaged file, or more than `MAX_PIXELS`.
     """
-    with tf.control_dependencies([_check_size(encoded)]):
-        encoded = tf.identity(encoded)
-    by_tensorflow = tf.io.is_jpeg(encoded) | _is_png(encoded)
-    image = tf.cond(
-        by_tensorflow,
-        lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
-        lambda: tf.py_function(_decode_with_pillow, [encoded], tf.uint8),
-    )
+    encoded = tf.convert_to_tensor(encoded)
+    pillow = functools.partial(_decode_with_pillow, image_bits=image_bits)
+
+    def other() -> tf.Tensor:
+        by_pillow = lambda: tf.py_function(pillow, [encoded], tf.uint8)  # noqa: E731
+        return tf.cond(_is_png(encoded), lambda: _decode_png(encoded, image_bits), by_pillow)
+
+    return _decode(encoded, other)
+
+
+def decode_in_graph(encoded: tf.Tensor, image_bits: int = 0) -> tf.Tensor:
+    """Like `decode`, for JPEG and PNG alone, without Python: it can be exported, or run on a data service."""
+    encoded = tf.convert_to_tensor(encoded)
+    return _decode(encoded, lambda: _decode_png(encoded, image_bits))
+
+
+def _decode(encoded: tf.Tensor, other: Callable[[], tf.Tensor]) -> tf.Tensor:
+    image = tf.cond(tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded), other)
     return tf.ensure_shape(image, [None, None, 3])
 
 
-def _check_size(encoded: tf.Tensor) -> tf.Operation | None:
-    """Raises for a JPEG or PNG whose header announces more than `MAX_PIXELS`: a small file can fill the memory."""
-    size = tf.case(
-        [
-            (tf.io.is_jpeg(encoded), lambda: tf.io.extract_jpeg_shape(encoded)[:2]),
-            (_is_png(encoded), lambda: tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False)),
-        ],
-        default=lambda: tf.ones([2], tf.int32),
-    )
-    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    return tf.debugging.assert_less_equal(pixels, tf.constant(MAX_PIXELS, tf.int64), "too many pixels")
+def _decode_jpeg(encoded: tf.Tensor, ratio: int = 1) -> tf.Tensor:
+    with tf.control_dependencies([_check_size(tf.io.extract_jpeg_shape(encoded)[:2])]):
+        image = tf.io.decode_jpeg(encoded, channels=3, ratio=ratio)
+    return headers.turn_upright(image, headers.jpeg_orientation(encoded))
+
+
+def _check_size(size: tf.Tensor) -> tf.Operation | None:
+    """Raises for the header of a JPEG or PNG that announces more than `MAX_PIXELS`: decoded, it can fill the memory."""
+    num_pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    return tf.debugging.assert_less_equal(num_pixels, tf.constant(MAX_PIXELS, tf.int64), "too many pixels")
 
 
 def _is_png(encoded: tf.Tensor) -> tf.Tensor:
     return tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
 
 
-def _decode_with_pillow(encoded: tf.Tensor) -> np.ndarray:
+@headers.rare_branch
+def _decode_png(encoded: tf.Tensor, image_bits: int) -> tf.Tensor:
+    with tf.control_dependencies([_check_png(encoded)]):
+        encoded = tf.identity(encoded)
+    header = tf.io.decode_raw(tf.strings.substr(encoded, 24, 2), tf.uint8)
+    is_deep, has_alpha_channel = header[0] == pixels.DEEP_BITS, header[1] >= 4
+    uses_all_bits = image_bits in (0, pixels.DEEP_BITS)
+
+    def stored(channels: int) -> tf.Tensor:
+        image = lambda: tf.io.decode_png(encoded, channels)  # noqa: E731  # of 16 bits, the upper 8
+        return image() if uses_all_bits else tf.cond(is_deep, lambda: rescaled(channels), image)
+
+    def rescaled(channels: int) -> tf.Tensor:
+        image = decode_deep_png(encoded, channels)
+        color, alpha = pixels.reduce_depth(image[..., :3], image_bits), pixels.reduce_depth(image[..., 3:])
+        return tf.concat([color, alpha], axis=-1)
+
+    def seen() -> tf.Tensor:
+        transparent_color = headers.find_png_chunk(encoded, tf.constant("tRNS"))
+        has_alpha = has_alpha_channel | (transparent_color != "")
+        image = tf.cond(has_alpha, lambda: pixels.rgb_on_white(stored(4)), lambda: stored(3))
+        return headers.turn_upright(image, headers.png_orientation(encoded))
+
+    is_plain = ~(has_alpha_channel | headers.contains(encoded, "tRNS|eXIf"))
+    return tf.cond(is_plain, lambda: stored(3), seen)
+
+
+def decode_deep_png(encoded: tf.Tensor, channels: int = 3) -> tf.Tensor:
+    """Decodes a PNG with 16 bits per channel to uint16 ``[height, width, channels]``."""
+    with tf.control_dependencies([_check_png(encoded)]):
+        return tf.io.decode_png(encoded, channels, tf.uint16)
+
+
+def _check_png(encoded: tf.Tensor) -> tf.Operation | None:
+    is_png = _is_png(encoded) & (tf.strings.length(encoded) > PNG_HEADER_BYTES)
+    with tf.control_dependencies([tf.debugging.Assert(is_png, ["the image is neither JPEG nor PNG"])]):
+        return _check_size(tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, False))  # width, height
+
+
+def _decode_with_pillow(encoded: tf.Tensor, image_bits: int) -> np.ndarray:
     # no other formats, as some run programs; Pillow checks the number of pixels itself
-    with Image.open(io.BytesIO(encoded.numpy()), formats=("BMP", "GIF", "WEBP")) as image:
-        return np.asarray(image.convert("RGB"))
+    with Image.open(io.BytesIO(encoded.numpy()), formats=_pillow_formats()) as image:
+        image.load()
+        bits = tiff_depths(image)
+        _check_depth(image.mode, bits, image_bits)
+        with contextlib.suppress(Exception):  # of damaged EXIF data
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16"):
+            array = pixels.reduce_depth(np.asarray(image)[..., np.newaxis], image_bits or bits[0])
+        else:
+            array = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        return pixels.rgb_on_white(array).numpy()
 
 
-def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
+@functools.cache
+def _pillow_formats() -> tuple[str, ...]:
+    """Returns the formats that are read by Pillow; HEIC only if ``pillow-heif`` is installed."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in ("AVIF", "BMP", "GIF", "HEIF", "TIFF", "WEBP") if name in Image.OPEN)
+
+
+def tiff_depths(image: Image.Image) -> tuple[int, ...]:
+    """Returns the bits of each channel of a TIFF as its header states them; (8,) for another format."""
+    return getattr(image, "tag_v2", {}).get(TIFF_BITS_PER_SAMPLE, (8,))
+
+
+def _check_depth(mode: str, bits: tuple[int, ...], image_bits: int) -> None:
+    """Raises ValueError for pixels whose range is unknown, or that Pillow reduces to 8 bits before we can see them."""
+    if mode in ("I", "F"):
+        _refuse("images of 32 bits per channel, or of signed numbers, are not read; convert them to 8 or 16 bits")
+    if image_bits not in (0, pixels.DEEP_BITS) and len(bits) > 1 and max(bits) > 8:
+        _refuse(f"--image_bits={image_bits}: TIFF images in color with 16 bits are not read; convert them to PNG")
+
+
+def _refuse(reason: str) -> None:
+    _warn_once(f"{reason} (they count as corrupt)")
+    raise ValueError(reason)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    log.warning(message)
+
+
+def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings, image_bits: int = 0) -> tf.Tensor:
     """Decodes an image once and returns random crops of it, resized.
 
     Args:
         encoded: an image that `decode` can read.
         crops: float32 ``[views, CROP_DRAWS]``, the random numbers of ``augment.random_crop_boxes``.
         settings: ranges of the crops, size and resize method.
+        image_bits: as in `decode`.
 
     Returns:
         uint8 ``[views, size, size, 3]``.
@@ -85,9 +187,9 @@ def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) 
         return tf.cond(
             tf.io.is_jpeg(encoded),
             lambda: _views_of_scaled_jpeg(encoded, crops, settings),
-            lambda: views_of_image(decode(encoded), crops, settings),
+            lambda: views_of_image(decode(encoded, image_bits), crops, settings),
         )
-    return views_of_image(decode(encoded), crops, settings)
+    return views_of_image(decode(encoded, image_bits), crops, settings)
 
 
 def views_of_image(image: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
@@ -98,14 +200,14 @@ def views_of_image(image: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -
 
 def _views_of_scaled_jpeg(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
     """Decodes at the smallest size at which the smallest crop still has as many pixels as a view."""
-    with tf.control_dependencies([_check_size(encoded)]):
-        shape = tf.io.extract_jpeg_shape(encoded)
-    boxes = augment.random_crop_boxes(crops, shape[0], shape[1], settings)  # [views, 4]
+    shape, orientation = tf.io.extract_jpeg_shape(encoded)[:2], headers.jpeg_orientation(encoded)
+    height, width = tf.unstack(tf.where(headers.swaps_sides(orientation), shape[::-1], shape))  # of the upright image
+    boxes = augment.random_crop_boxes(crops, height, width, settings)  # [views, 4]
     smallest = tf.reduce_min(boxes[:, 2:])
     choice = tf.add_n([tf.cast(smallest >= ratio * settings.image_size, tf.int32) for ratio in RATIOS[1:]])
 
     def views_at(ratio: int) -> tf.Tensor:
-        return _views(tf.io.decode_jpeg(encoded, channels=3, ratio=ratio), boxes // ratio, settings)
+        return _views(_decode_jpeg(encoded, ratio), boxes // ratio, settings)
 
     return tf.switch_case(choice, [functools.partial(views_at, ratio) for ratio in RATIOS])
 
@@ -188,15 +290,3 @@ def read_chunk(
         "weights": tf.cast(is_read, tf.float32),
     }
     return chunk, tf.not_equal(sources, indices)
-
-
-def decode_in_graph(encoded: tf.Tensor) -> tf.Tensor:
-    """Decodes a JPEG or PNG image by TensorFlow's operations alone, for an exported SavedModel.
-
-    Args:
-        encoded: the file's content, a string scalar.
-
-    Returns:
-        uint8 ``[height, width, 3]``.
-    """
-    return tf.ensure_shape(tf.io.decode_image(encoded, channels=3, expand_animations=False), [None, None, 3])

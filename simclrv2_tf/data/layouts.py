@@ -129,16 +129,15 @@ def open_folder(config: Config, folder: pathlib.Path, split: str, *, with_unlabe
             split, images = reader.read_held_out(split, with_unlabelled)
     except PermissionError as error:
         raise SettingError(f"{where}: {printable(error.filename)} cannot be read (no permission)") from None
-    source = FileSource(
+    return FileSource.from_settings(
+        config,
         f"{os.path.basename(os.path.abspath(folder))}/{split}",
-        tuple(images.paths),
-        images.labels,
-        images.class_names,
-        max_corrupt_share=config.max_corrupt_share,
+        images.paths,
+        labels=images.labels,
+        class_names=images.class_names,
         skipped=dict(reader.skipped),
         notes=tuple(reader.notes),
     )
-    return source.cached() if config.cache_dataset else source
 
 
 @dataclasses.dataclass(frozen=True)

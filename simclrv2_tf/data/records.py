@@ -11,12 +11,13 @@ from typing import Any, Self
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.data import decoding
+from simclrv2_tf.data import checks, decoding
 from simclrv2_tf.data.decoding import graph_code
 from simclrv2_tf.data.layouts import choose_splits, prepared_by_tfds, split_error
 from simclrv2_tf.data.listing import list_names
+from simclrv2_tf.data.pixels import as_images
 from simclrv2_tf.data.sampling import Sampler
-from simclrv2_tf.data.sources import ArraySource, Dataset, EncodedSource, Source, as_images, digest, take
+from simclrv2_tf.data.sources import ArraySource, Dataset, EncodedSource, Source, digest, take
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.settings.config import Config
 
@@ -117,6 +118,10 @@ class RecordSource(EncodedSource):
     def _references(self) -> Iterator[bytes]:
         return (image or b"empty" for image, _ in self.stream().as_numpy_iterator())
 
+    def _sample(self) -> Iterator[bytes]:
+        if self.builder.info.features["image"].np_dtype == np.uint16:
+            yield from (image for image, _ in self._open(None).take(checks.NUM_SAMPLED).as_numpy_iterator())
+
     def _in_order(self) -> Dataset:
         return self.stream()
 
@@ -166,10 +171,8 @@ def open_tfds(config: Config, split: str) -> Source:
     name, (class_names, notes) = f"{config.dataset}/{split}", _class_names(builder)
     shape = builder.info.features["image"].shape
     if None in shape or num_examples * int(np.prod(shape)) > IN_MEMORY_BYTES:
-        cache, limit = config.cache_dataset, config.max_corrupt_share
-        return RecordSource(
-            name, builder, split, num_examples, class_names, cache, max_corrupt_share=limit, notes=notes
-        )
+        source = RecordSource(name, builder, split, num_examples, class_names, config.cache_dataset, notes=notes)
+        return dataclasses.replace(source, max_corrupt_share=config.max_corrupt_share, image_bits=config.image_bits)
     import tensorflow_datasets as tfds
 
     try:

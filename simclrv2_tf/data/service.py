@@ -16,7 +16,8 @@ from simclrv2_tf.data.sources import Source
 from simclrv2_tf.errors import SettingError, first_line
 
 PROTOCOL = "grpc://"
-PYTHON_FORMATS = (".bmp", ".gif", ".webp")  # decoded by a Python function of the run, which a service does not have
+# Decoded by a Python function of the run, which a service does not have.
+PYTHON_FORMATS = (".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff", ".webp")
 
 
 def serve(address: str) -> tuple[tf.data.experimental.service.DispatchServer, object]:

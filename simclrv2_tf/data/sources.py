@@ -6,23 +6,24 @@ batch holds is decided by ``sampling.py``; ``catalog.py`` opens the source that 
 
 import abc
 import dataclasses
+import functools
 import hashlib
 import itertools
 import logging
 import os
-import pathlib
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.data import augment, decoding
+from simclrv2_tf.data import augment, checks, decoding, reading
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.decoding import graph_code
 from simclrv2_tf.data.sampling import Sampler
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -193,12 +194,16 @@ class EncodedSource(Source):
 
     Attributes:
         max_corrupt_share: share of all images that may be corrupt.
+        image_bits: bits in use of images with 16 bits per channel, see ``decoding.decode``; 0: all 16.
+        warnings: names of the warnings about the images that were given.
     """
 
     max_corrupt_share: float = 1.0
+    image_bits: int = 0
     corrupt: set[str] = dataclasses.field(default_factory=set, compare=False)
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    warnings: set[str] = dataclasses.field(default_factory=set, compare=False)
 
     images = None
     NOT_CORRUPT: ClassVar[int | bytes]  # stands for a readable image among the references of corrupt ones
@@ -231,6 +236,16 @@ class EncodedSource(Source):
         Returns:
             The dicts of ``decoding.read_chunk``, and references of the corrupt images in ``corrupt``.
         """
+
+    @abc.abstractmethod
+    def _sample(self) -> Iterable[bytes]:
+        """Returns the content of ``checks.NUM_SAMPLED`` images at most that may have 16 bits per channel."""
+
+    def _check_bits(self) -> None:
+        """Warns, once, of images that need ``image_bits``."""
+        if not self.image_bits and "image_bits" not in self.warnings:
+            self.warnings.add("image_bits")
+            checks.warn_of_unused_bits(self.name, self._sample())
 
     def readable_subset(self, indices: np.ndarray) -> Self:
         if not self.corrupt:
@@ -269,6 +284,7 @@ class EncodedSource(Source):
 
     def training_batches(self, sampler: Sampler, steps: range, settings: ViewSettings, by_index: bool) -> Dataset:
         """Decodes and crops the images on the host; colour and blur are left to the device."""
+        self._check_bits()
         rows = sampler.num_rows
         size = max(n for n in range(1, CHUNK + 1) if rows % n == 0)
 
@@ -279,7 +295,7 @@ class EncodedSource(Source):
 
         @graph_code
         def views(encoded: tf.Tensor, crops: tf.Tensor) -> tf.Tensor:
-            return decoding.cropped_views(encoded, crops, settings)
+            return decoding.cropped_views(encoded, crops, settings, self.image_bits)
 
         @graph_code
         def batch(chunks: dict[str, tf.Tensor], step: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -293,9 +309,11 @@ class EncodedSource(Source):
         return Dataset.zip(chunks.batch(rows // size, drop_remainder=True), numbers).map(batch)
 
     def evaluation_examples(self, view: View, select: Select) -> Dataset:
+        self._check_bits()
+
         @graph_code
         def decoded(encoded: tf.Tensor) -> tf.Tensor:
-            return view(decoding.decode(encoded))
+            return view(decoding.decode(encoded, self.image_bits))
 
         chunks = Dataset.zip((select(self._in_order()).batch(CHUNK),))
         return self.count_corrupt(self._read(chunks, decoded, substitutes=0)).unbatch()
@@ -307,6 +325,8 @@ class FileSource(EncodedSource):
 
     Attributes:
         encoded: content of the files, object ``[n]``, if it is cached in memory.
+        max_file_mb: MB of a file at most. A larger one counts as corrupt, like anything that is no regular file; it is
+            never opened.
     """
 
     name: str
@@ -314,8 +334,24 @@ class FileSource(EncodedSource):
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     encoded: np.ndarray | None = None
+    max_file_mb: int = 200
 
     NOT_CORRUPT = -1
+
+    @classmethod
+    def from_settings(cls, config: Config, name: str, paths: Sequence[str], **fields: Any) -> Self:
+        """Builds a source that reads its files as the settings say: bits, sizes, share of corrupt ones, cached or not.
+
+        Args:
+            config: the settings; of them ``image_bits``, ``max_file_mb``, ``max_corrupt_share``, ``cache_dataset``.
+            name: of the source.
+            paths: of the files.
+            **fields: its other fields, such as ``labels`` and ``class_names``; without these it is unlabelled.
+        """
+        names = ("image_bits", "max_file_mb", "max_corrupt_share")
+        settings = {name: getattr(config, name) for name in names}
+        source = cls(name, tuple(paths), **{"labels": None, "class_names": (), **fields, **settings})
+        return source.cached() if config.cache_dataset else source
 
     @property
     def num_examples(self) -> int:
@@ -329,8 +365,8 @@ class FileSource(EncodedSource):
     def fingerprint(self) -> str:
         """Digest of names, sizes and labels of the files, wherever their folder is."""
         root = os.path.commonpath(self.paths)
-        sizes = [os.path.getsize(path) if os.path.exists(path) else 0 for path in self.paths]
-        names = (f"{os.path.relpath(path, root)} {size}" for path, size in zip(self.paths, sizes, strict=True))
+        sizes = zip(self.paths, self._sizes, strict=True)
+        names = (f"{os.path.relpath(path, root)} {max(size, 0)}" for path, size in sizes)
         return digest(self.num_examples, self.labels, *names, *self.class_names)
 
     def subset(self, indices: np.ndarray) -> Self:
@@ -343,7 +379,21 @@ class FileSource(EncodedSource):
 
     def cached(self) -> Self:
         """Returns the source with the content of all files in memory."""
-        return dataclasses.replace(self, encoded=np.array([_content_of(path) for path in self.paths], dtype=object))
+        contents = [reading.read_file(path, self._max_bytes) for path in self.paths]
+        return dataclasses.replace(self, encoded=np.array(contents, dtype=object))
+
+    @property
+    def _max_bytes(self) -> int:
+        return self.max_file_mb * 10**6
+
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        """``reading.file_size`` of each file: a system call per file, once per source, not whenever it is read."""
+        return [reading.file_size(path) for path in self.paths]
+
+    def _sample(self) -> Iterator[bytes]:
+        for i in range(0, self.num_examples, max(1, -(-self.num_examples // checks.NUM_SAMPLED))):
+            yield self.encoded[i] if self.in_memory else checks.read_if_deep(self.paths[i], self._max_bytes)
 
     def _name_of(self, reference: int) -> str:
         return self.paths[reference]
@@ -363,7 +413,11 @@ class FileSource(EncodedSource):
 
     def _read(self, chunks: Dataset, view: Callable[..., tf.Tensor], substitutes: int) -> Dataset:
         labels = self._label_tensor()
-        files = tf.constant(self.encoded if self.in_memory else [os.fsencode(path) for path in self.paths])
+        if self.in_memory:
+            files = tf.constant(self.encoded)
+        else:  # the path "" is that of no file, so what must not be opened counts as corrupt
+            sizes = zip(self.paths, self._sizes, strict=True)
+            files = tf.constant([os.fsencode(path) if 0 <= size <= self._max_bytes else b"" for path, size in sizes])
 
         def read_view(index: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor:
             return view(files[index] if self.in_memory else tf.io.read_file(files[index]), *arguments)
@@ -374,34 +428,6 @@ class FileSource(EncodedSource):
             return chunk | {"corrupt": tf.where(is_corrupt, indices, tf.constant(self.NOT_CORRUPT, tf.int64))}
 
         return chunks.map(read, tf.data.AUTOTUNE)
-
-
-def as_images(array: np.ndarray, where: str) -> np.ndarray:
-    """Converts grey or RGB images, uint8 or floats in [0, 1], to uint8 ``[n, height, width, 3]``.
-
-    Raises:
-        SettingError: for anything else; its text begins with ``where``.
-    """
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4 or array.shape[-1] not in (1, 3) or not array.size:
-        raise SettingError(f"{where}: images must be [n, height, width], [..., 1] or [..., 3], not {array.shape}")
-    if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise SettingError(f"{where}: floating-point images must be finite and in [0, 1]")
-        array = np.rint(array * 255)
-    elif array.dtype != np.uint8:
-        raise SettingError(f"{where}: images must be uint8 or floats in [0, 1], not {array.dtype}")
-    array = array.astype(np.uint8)
-    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
-
-
-def _content_of(path: str) -> bytes:
-    """Returns the content of a file, empty if it cannot be read: it then counts as corrupt."""
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError:
-        return b""
 
 
 def take(values: np.ndarray | None, indices: np.ndarray) -> np.ndarray | None:

@@ -44,7 +44,8 @@ def export(config: Config, strategy: tf.distribute.Strategy) -> Result:
         else:
             write, name, usage = WRITERS[config.output_format]
             path, size, class_names = model_dir / name, config.image_size, _class_names(config, network.num_classes)
-            write(network, size, path, config.eval_resize, class_names)
+            bits = {"image_bits": config.image_bits} if write is save_saved_model else {}  # others decode no files
+            write(network, size, path, config.eval_resize, class_names, **bits)
             classes = f"{network.num_classes} classes" if network.num_classes else "features only, no classifier"
             print(f"{path}: {classes}; {usage.format(size=size)}")
     return {"mode": "export", "path": str(path)}

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 import tensorflow as tf
 from keras.callbacks import Callback, CallbackList
 
-from simclrv2_tf.data.input import TrainingInput
+from simclrv2_tf.data.checks import warn_if_blank
+from simclrv2_tf.data.input import Part, TrainingInput
 from simclrv2_tf.data.sources import Source
 from simclrv2_tf.distributed.devices import gather_from_workers, prefetch_device
 from simclrv2_tf.errors import SettingError, first_line
@@ -122,7 +123,11 @@ def _start_input(run: Run, first_step: int) -> Iterator:
     """Returns one iterator for all remaining steps, so that no interval builds another; prints the step's memory."""
     config, method, data, num_steps = run.config, run.method, run.data, run.plan.total_steps - first_step
     strategy = method.distribute_strategy
-    make_batches = lambda part: data.of(part).batches(first_step, num_steps)  # noqa: E731
+    resident = None if data.resident is None else data.source.images
+
+    def make_batches(part: Part) -> tf.data.Dataset:
+        return warn_if_blank(data.of(part).batches(first_step, num_steps), data.source.name, resident)
+
     batches = iter(distribute(strategy, data.batch_size, make_batches, prefetch_device(config)))
     memory = step_memory(method, method.trace_steps(batches), data.resident_bytes)
     print(f"Memory: {format_memory_estimate(memory, strategy.num_replicas_in_sync, max(config.cpu_replicas, 1))}")

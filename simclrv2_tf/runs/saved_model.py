@@ -55,17 +55,21 @@ class ExportedModel(tf.__internal__.tracking.AutoTrackable):
         return outputs
 
 
-def build_signatures(model: ExportedModel, image_size: int, resize_method: str) -> dict[str, Callable]:
+def build_signatures(
+    model: ExportedModel, image_size: int, resize_method: str, image_bits: int = 0
+) -> dict[str, Callable]:
     """Builds the signatures of a SavedModel. All but ``train`` crop and resize as evaluation does.
 
     * ``serving_default`` takes ``images``, uint8 ``[n, h, w, 3]``, and returns ``probabilities [n, num_classes]``,
       ``class_name [n]`` and ``features [n, d]``; without a classifier only the features.
     * ``serve_float`` does so for float32 images in [0, 1]. Other values raise InvalidArgumentError.
-    * ``serve_encoded`` does so for ``image_bytes``, a string vector of JPEG and PNG files.
+    * ``serve_encoded`` does so for ``image_bytes``, a string vector of JPEG and PNG files, which it decodes as training
+      does: upright, on white, with ``image_bits`` of 16.
     * ``endpoints`` takes uint8 images and returns every endpoint.
     * ``train`` is ``model(images, trainable=True)``.
     """
     any_size, size = [None, None, None, 3], (image_size, image_size)
+    decode_file = functools.partial(decode_in_graph, image_bits=image_bits)
 
     def crop(image: tf.Tensor) -> tf.Tensor:
         return tf.ensure_shape(center_crop_and_resize(image, size, method=resize_method), [*size, 3])
@@ -86,7 +90,7 @@ def build_signatures(model: ExportedModel, image_size: int, resize_method: str) 
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")], autograph=False)
     def serve_encoded(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        return model.classify(crop_each(image_bytes, decode_in_graph))
+        return model.classify(crop_each(image_bytes, decode_file))
 
     @tf.function(input_signature=[tf.TensorSpec(any_size, tf.uint8, name="images")], autograph=False)
     def endpoints(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -106,6 +110,7 @@ def save_saved_model(
     path: pathlib.Path,
     resize_method: str = "bicubic",
     class_names: Sequence[str] = (),
+    image_bits: int = 0,
 ) -> None:
     """Writes a SavedModel directory; ``ExportedModel`` and ``build_signatures`` describe it.
 
@@ -116,6 +121,7 @@ def save_saved_model(
         path: the directory; an earlier one is replaced as a whole.
         resize_method: of the signatures, as for ``augment.center_crop_and_resize``.
         class_names: by default the classes are numbered.
+        image_bits: of encoded images with 16 bits per channel, the bits in use; 0: all.
 
     Raises:
         ValueError: if the number of names is not that of the classes.
@@ -125,4 +131,5 @@ def save_saved_model(
         names_file = unfinished.with_name("class_names.txt")
         names_file.write_text(name_lines(names), encoding="utf-8")
         model = ExportedModel(network, image_size, names, names_file)
-        tf.saved_model.save(model, str(unfinished), build_signatures(model, image_size, resize_method))
+        signatures = build_signatures(model, image_size, resize_method, image_bits)
+        tf.saved_model.save(model, str(unfinished), signatures)

@@ -139,6 +139,14 @@ class Config:
     max_corrupt_share: float = _setting(
         0.05, "Corrupt images are skipped up to this fraction.", minimum=0, maximum=1, tags="resume_ok"
     )
+    max_file_mb: int = _setting(200, "A larger image file counts as corrupt, in MB.", minimum=1, tags="resume_ok")
+    image_bits: int = _setting(
+        0,
+        "Bits in use of images with 16 bits per channel: 12 if 4095 is white, 10 if 1023 is. 0: all 16.",
+        minimum=0,
+        maximum=16,
+        tags="images",
+    )
 
     method: str = _setting(
         "simclr", "Pretraining method: simclr, or package.module:Class of your own.", tags="not_inherited"
@@ -313,6 +321,8 @@ class Config:
             refuse("stem", "selective kernels with the cifar stem are for images up to 32 px")
         if self.ft_proj_selector > self.head_layers:
             refuse("ft_proj_selector", f"the projection head has only {self.head_layers} layers")
+        if 0 < self.image_bits < 8:
+            refuse("image_bits", "must be 8 to 16, or 0 for all 16")
         if self.labels_per_class and self.label_fraction < 1:
             refuse("label_fraction", f"cannot be combined with --labels_per_class={self.labels_per_class}; give one")
         if self.mode == "pretrain" and self.train_batch_size == 1 and not self.memory_size:

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.datasets import view_batches
+from simclrv2_tf.data.decoding import decode
 from simclrv2_tf.data.input import make_views
 
 SIZE = 8
@@ -54,6 +55,26 @@ def test_without_labels_and_colours():
     np.testing.assert_array_equal(batch["images"], single(np.repeat(RAMP[..., :1], 3, axis=-1))["images"])
 
 
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_transparent_arrays_show_white_as_files_do(channels, dtype):
+    image = np.concatenate([RAMP[..., : channels - 1], RAMP[..., ::-1][..., :1]], axis=-1)
+    expected = decode(tf.io.encode_png(image)).numpy()
+    assert (expected != RAMP).any()
+    scaled = {"uint8": image, "uint16": image * np.uint16(257), "float32": image / np.float32(255)}[dtype]
+    np.testing.assert_array_equal(single(scaled)["images"], single(expected)["images"])
+
+
+def test_the_number_of_channels_may_be_known_late():
+    images = [RAMP[..., :1], np.concatenate([RAMP, RAMP[..., :1]], axis=-1), RAMP]
+    spec = tf.TensorSpec([None, None, None], tf.uint8)
+    batches = view_batches(tf.data.Dataset.from_generator(lambda: images, output_signature=spec), 3, SETTINGS)
+    (views,) = [batch["images"] for batch in batches]
+    for i, image in enumerate(images):
+        (same,) = view_batches(tf.data.Dataset.from_tensors(image).repeat(3), 3, SETTINGS)
+        np.testing.assert_array_equal(views[i], same["images"][i])
+
+
 def test_every_pass_draws_new_numbers_which_depend_on_the_seed_alone():
     images = tf.data.Dataset.from_tensors(RAMP).repeat(4)
 
@@ -80,6 +101,7 @@ def test_a_batched_data_set_is_unbatched():
     [
         (np.zeros((8, 8), "uint8"), "channels"),
         (np.zeros((8, 8, 3), "int32"), "channels"),
+        (np.zeros((8, 8, 5), "uint8"), "channels"),
         ((RAMP, np.zeros(10, "float32")), "labels"),
         (RAMP, "a batch of 2"),
     ],

@@ -75,6 +75,20 @@ def test_services_produce_the_same_batches(photos, addresses, count):
     assert_equal(batches(served, services=services, first=4), expected[4:])  # a resumed run
 
 
+def test_services_turn_images_upright_and_show_them_on_white(tmp_path, addresses):
+    """JPEG and PNG are decoded without Python, whatever they need."""
+    exif, pixels = Image.Exif(), np.random.default_rng(0).integers(0, 256, (COUNT, 20, 24, 4), np.uint8)
+    exif[0x0112] = 6
+    paths = [tmp_path / f"{i:02}.{suffix}" for i, suffix in zip(range(BATCH), ["jpg", "png"] * BATCH, strict=False)]
+    for i, path in enumerate(paths):
+        image = Image.fromarray(pixels[i])
+        (image.convert("RGB") if path.suffix == ".jpg" else image).save(path, exif=exif)
+    Image.fromarray(pixels[0, :, :, 0].astype(np.uint16)).save(paths[1])  # nearly black
+    source = FileSource("odd", tuple(map(str, paths)), None, ())
+    assert_equal(batches(source, services=(addresses[0],)), batches(source))
+    assert source.corrupt == set()
+
+
 def test_each_worker_asks_for_its_own_rows_and_services_can_augment(photos, addresses):
     part = Part(1, 2)
     expected = batches(photos, part, augment_on_host=True)
@@ -106,6 +120,8 @@ def test_a_service_with_several_workers_is_refused(photos):
         ("grpc://localhost:1", {}, r"grpc://localhost:1 did not answer within --worker_timeout=1 seconds"),
         ("grpc://a:1,grpc://a:1", {}, r"the same service is listed twice"),
         ("grpc://a:1", {"paths": ("a.png", "b.webp")}, r"services decode JPEG and PNG, not b\.webp"),
+        ("grpc://a:1", {"paths": ("a.JPG", "b.jfif", "c.TIFF")}, r"services decode JPEG and PNG, not c\.TIFF"),
+        ("grpc://a:1", {"paths": ("a.png", "b.avif", "c.heic")}, r"services decode JPEG and PNG, not b\.avif"),
         ("grpc://a:1", {"encoded": np.array([b""])}, r"photos is in this machine's memory, .*"),
     ],
 )

@@ -273,8 +273,10 @@ LABELS = np.arange(7) % 3
         ((COLOUR / 255).astype(np.float32), COLOUR),
         (COLOUR[..., 0] / 255, COLOUR[..., :1].repeat(3, axis=-1)),
         (np.maximum(COLOUR / 255 - 0.001, 0), COLOUR),
+        (np.concatenate([COLOUR, np.full_like(COLOUR[..., :1], 255)], axis=-1), COLOUR),
+        (np.concatenate([COLOUR, np.zeros_like(COLOUR[..., :1])], axis=-1), np.full_like(COLOUR, 255)),
     ],
-    ids=["rgb", "grey", "grey with channel", "float32", "float64 grey", "to be rounded"],
+    ids=["rgb", "grey", "grey with channel", "float32", "float64 grey", "to be rounded", "opaque", "transparent"],
 )
 def test_an_archive_of_arrays(tmp_path, stored, expected):
     dataset = archive(tmp_path / "some.npz", x_train=stored, y_train=LABELS[:, None], x_test=stored[:2])

@@ -1,5 +1,6 @@
 """A SavedModel, loaded with TensorFlow alone, is called like those of the authors, is fine-tuned, and serves images."""
 
+import io
 import json
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from PIL import Image
 
 from simclrv2_tf.data.augment import center_crop_and_resize
+from simclrv2_tf.data.decoding import decode
 from simclrv2_tf.models.heads import ProjectionHead
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.resnet import ResNet
@@ -209,6 +212,23 @@ def test_names_are_an_attribute_and_an_asset(exported, loaded):
     asset = exported[1] / "assets/class_names.txt"
     assert asset.read_text(encoding="utf-8").splitlines() == NAMES
     assert loaded.class_names_file.asset_path.numpy().decode() == str(asset)
+
+
+def test_files_are_decoded_as_in_training(tmp_path):
+    """Turned upright, shown on white and scaled by the bits in use."""
+    network = network_of(tiny.encoder(), num_classes=0)
+    save_saved_model(network, tiny.SIZE, tmp_path / "model", image_bits=10)
+    pixels = np.random.default_rng(2).integers(0, 1024, (20, 30, 4), dtype=np.uint16)
+    exif, turned = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray((pixels >> 2).astype(np.uint8)).save(turned, "PNG", exif=exif)
+    files = [tf.io.encode_png(pixels[..., :3]).numpy(), turned.getvalue()]
+    loaded = tf.saved_model.load(str(tmp_path / "model"))
+    outputs = loaded.signatures["serve_encoded"](image_bytes=tf.constant(files))
+    images = [decode(file, image_bits=10).numpy() for file in files]
+    assert images[0].max() == 255 and images[1].shape == (30, 20, 3)
+    expected = network(views_of(images, tiny.SIZE), training=False)["final_avg_pool"]
+    np.testing.assert_allclose(outputs["features"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_without_a_classifier_only_features_are_served(tmp_path, images):

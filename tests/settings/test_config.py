@@ -81,6 +81,9 @@ BOUNDS = [
     ("label_fraction", 1.1, "1 or less"),
     ("labels_per_class", -1, "0 or more"),
     ("max_corrupt_share", 1.1, "1 or less"),
+    ("max_file_mb", 0, "1 or more"),
+    ("image_bits", -1, "0 or more"),
+    ("image_bits", 17, "16 or less"),
     ("width_multiplier", 0.0, "above 0"),
     ("sk_ratio", -0.1, "0 or more"),
     ("image_size", 7, "8 or more"),
@@ -126,6 +129,7 @@ def test_every_number_has_a_lower_bound():
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"image_bits": 7}, "--image_bits=7: must be 8 to 16, or 0 for all 16"),
         (dict(resnet_depth=42), "--resnet_depth=42: must be 10, 18, 34, 50, 101, 152 or 200"),
         (dict(resnet_depth=18, sk_ratio=0.0625), "--sk_ratio=0.0625: selective kernels need --resnet_depth of 50"),
         (dict(sk_ratio=0.0625, stem="cifar", image_size=64), "--stem=cifar: "),
@@ -263,12 +267,12 @@ TAGS = {
     "network": "encoder resnet_depth width_multiplier sk_ratio se_ratio stem proj_head_mode num_proj_layers "
     "proj_out_dim",
     "encoder": "encoder resnet_depth width_multiplier sk_ratio se_ratio",
-    "images": "dataset data_dir image_size crop_area_min use_flip resize_method jpeg_scaling eval_resize",
+    "images": "dataset data_dir image_size crop_area_min use_flip resize_method jpeg_scaling eval_resize image_bits",
     "not_inherited": "mode model_dir checkpoint recipe stage format method callbacks trust_run_code",
     "resume_ok": "model_dir recipe stage format compare checkpoint_epochs checkpoint_steps keep_checkpoint_max "
-    "keep_best on_checkpoint_error override_config report callbacks data_dir cache_dataset max_corrupt_share on_nan "
-    "steps_per_execution resident_mb deterministic remat cpu_replicas worker_timeout data_service use_tpu tpu_name "
-    "trust_run_code",
+    "keep_best on_checkpoint_error override_config report callbacks data_dir cache_dataset max_corrupt_share "
+    "max_file_mb on_nan steps_per_execution resident_mb deterministic remat cpu_replicas worker_timeout data_service "
+    "use_tpu tpu_name trust_run_code",
 }
 
 

@@ -17,7 +17,7 @@ NETWORK = (
 )
 IMAGES = (
     *("dataset", "data_dir", "image_size", "crop_area_min", "use_flip"),
-    *("resize_method", "jpeg_scaling", "eval_resize"),
+    *("resize_method", "jpeg_scaling", "eval_resize", "image_bits"),
 )
 
 
@@ -126,6 +126,7 @@ PARENT = Config(
     resize_method="bilinear",
     jpeg_scaling=True,
     eval_resize="tf1",
+    image_bits=12,
     resnet_depth=101,
     width_multiplier=0.5,
     proj_head_mode="linear",
