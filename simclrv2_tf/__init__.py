@@ -24,6 +24,7 @@ _NAMES = {
     "metrics": ("knn_accuracy", "linear_probe"),
     "models": ("BatchNorm", "BatchNormSettings", "Classifier", "Network", "ProjectionHead", "ResNet", "summarize"),
     "runs.checkpoints": ("load_network",),
+    "runs.networks": ("load_run",),
     "runs.saved_model": ("save_saved_model",),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

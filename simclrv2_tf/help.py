@@ -36,6 +36,10 @@ EXAMPLES = {
     "supervised": ("--dataset=folder:/data/birds --labels_per_class=10",),
     "semi_supervised": ("--dataset=folder:/data/birds", "--dataset=digits --labels_per_class=5"),
     "evaluate": ("--checkpoint=runs/birds-ft", "--checkpoint=runs/birds-ft --dataset=folder:/data/other_birds"),
+    "predict": (
+        "--checkpoint=runs/birds-ft --images=/data/photos",
+        "--checkpoint=runs/birds-ft --images='/data/*.jpg' --format=parquet",
+    ),
     "embed": ("--checkpoint=runs/birds --format=parquet",),
     "export": ("--checkpoint=runs/birds-small", "--checkpoint=runs/birds-small --format=onnx"),
     "import_checkpoint": ("--checkpoint=/downloads/r50_1x_sk0 --model_dir=runs/r50",),
@@ -62,7 +66,7 @@ TRAINS = (*RUNS, "preview", "benchmark")
 PRETRAINS = ("pretrain", "semi_supervised", "preview", "benchmark")
 CLASSIFIES = ("linear_eval", "supervised", "finetune", "semi_supervised", "preview", "benchmark")
 DISTILLS = ("distill", "semi_supervised", "preview", "benchmark")
-LOOKS = ("evaluate", "embed", "export")
+LOOKS = ("evaluate", "predict", "embed", "export")
 GROUPS = (
     Group("mode", "General", tuple(MODES)),
     Group("checkpoint_epochs", "Checkpoints and report", RUNS),
@@ -79,9 +83,11 @@ MODES_OF_FLAG = {  # where they are not those of the group
     "recipe": (*TRAINS, "summary"),
     "stage": ("semi_supervised",),
     "seed": (*TRAINS, *LOOKS),
-    "format": ("export", "embed"),
+    "format": ("export", "embed", "predict"),
     "compare": ("report",),
     "override_config": (*RUNS, "import_checkpoint"),
+    "images": ("predict",),
+    "max_corrupt_share": (*TRAINS, "evaluate", "embed", "predict"),
     "method": PRETRAINS,
     "encoder": (*TRAINS, *LOOKS, "summary"),
     "trust_run_code": (*TRAINS, *LOOKS, "summary"),

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import saved_runs
 import tensorflow as tf
 
 import simclrv2_tf
@@ -77,12 +78,22 @@ EXAMPLES = [name for name, value in public_objects().items() if example_finder()
 
 def test_every_public_class_and_the_main_functions_have_an_example():
     classes = {name for name, value in public_objects().items() if inspect.isclass(value)}
-    assert set(EXAMPLES) >= classes | {"knn_accuracy", "linear_probe", "nt_xent", "view_batches"}
+    assert set(EXAMPLES) >= classes | {"knn_accuracy", "linear_probe", "load_run", "nt_xent", "view_batches"}
+
+
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    """Makes a directory the current one that has a run and photos, as the examples assume."""
+    monkeypatch.chdir(tmp_path)
+    saved_runs.save_run(tmp_path / "runs/birds-ft", ("robin", "wren"))
+    saved_runs.save_images(tmp_path / "photos", ["a.jpg", "b.jpg"])
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_in_the_docstring_runs(name):
+def test_example_in_the_docstring_runs(name, request):
     """The names that an example may use: NumPy, TensorFlow, Keras, all public names, ``images``."""
+    if name == "load_run":
+        request.getfixturevalue("reader")
     dataset = tf.data.Dataset.from_tensor_slices((images(8), np.arange(8) % 2))
     names = {"np": np, "tf": tf, "keras": keras, "images": dataset, **public_objects()}
     names = vars(inspect.getmodule(names[name])) | names

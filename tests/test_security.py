@@ -133,7 +133,15 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused_or_has_no_effect(run, network,
 
 
 DAMAGED = ["", "[" * 10**5, "[1]", '"x"', "\ud800"]
-RESOLVED = (1, [], {"num_classes": -1}, {"num_classes": 10**9}, {"head_input": {}})
+RESOLVED = (
+    1,
+    [],
+    {"num_classes": -1},
+    {"num_classes": 10**9},
+    {"head_input": {}},
+    {"num_classes": 2, "class_names": ["a"]},
+    {"num_classes": 2, "class_names": [1, 2]},
+)
 SETTINGS = [{"resnet_depth": "__import__(1)"}, {"stage": 1}, *({"resolved": resolved} for resolved in RESOLVED)]
 DAMAGED += [json.dumps({"config_version": 1} | settings) for settings in SETTINGS]
 

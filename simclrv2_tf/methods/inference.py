@@ -8,7 +8,6 @@ import tensorflow as tf
 from simclrv2_tf.data.input import Part
 from simclrv2_tf.distributed.collectives import all_gather
 from simclrv2_tf.distributed.devices import has_workers
-from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import Batch, Method
 
 MakeBatches = Callable[[Part], tf.data.Dataset]
@@ -53,10 +52,8 @@ def collect(
         names: endpoints of ``call``.
 
     Returns:
-        The endpoints and ``labels``, ``[n, ...]`` in the order of the images for any number of replicas.
-
-    Raises:
-        SettingError: if there are no images.
+        The endpoints and ``labels``, ``[n, ...]`` in the order of the images for any number of replicas, without
+        corrupt images; and ``rows``, int64 ``[n]``: the positions of the others among all images.
     """
     # Names are bound, not passed: arguments are sent to a TPU. The function is cached, so it is traced once.
     forward = tf.function(lambda batch: _endpoints(method, batch, names), autograph=False)
@@ -69,10 +66,8 @@ def collect(
             local = strategy.experimental_local_results(value)
             parts[name].append(local[0].numpy() if has_workers(strategy) else np.concatenate(local))
     outputs = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    is_image = outputs.pop("weights") > 0
-    if not is_image.any():
-        raise SettingError("--dataset: no image could be read")
-    return {name: values[is_image] for name, values in outputs.items()}
+    rows = np.flatnonzero(outputs.pop("weights") > 0)
+    return {name: values[rows] for name, values in outputs.items()} | {"rows": rows}
 
 
 def _endpoints(method: Method, batch: Batch, names: tuple[str, ...]) -> dict[str, tf.Tensor]:

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from simclrv2_tf.distributed.devices import choose_strategy, worker_context
 from simclrv2_tf.errors import SettingError, explained_errors
-from simclrv2_tf.modes import benchmark, evaluate, export, preview, report, semi_supervised, summary, train
+from simclrv2_tf.modes import benchmark, evaluate, export, predict, preview, report, semi_supervised, summary, train
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, finished_result, resolve_config
 from simclrv2_tf.settings.config import STAGES, Config
 
@@ -16,6 +16,7 @@ MODES: dict[str, Callable[[Config, Strategy], Result]] = {
     **dict.fromkeys(STAGES, train.train),
     "semi_supervised": semi_supervised.semi_supervised,
     "evaluate": evaluate.evaluate,
+    "predict": predict.predict,
     "embed": evaluate.embed,
     "export": export.export,
     "import_checkpoint": export.import_checkpoint,

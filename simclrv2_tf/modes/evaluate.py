@@ -7,11 +7,13 @@ import tensorflow as tf
 
 from simclrv2_tf import metrics
 from simclrv2_tf.data.catalog import open_source
+from simclrv2_tf.data.classes import align_labels, match_classes
+from simclrv2_tf.data.sources import Source
 from simclrv2_tf.files import replacing, write_atomically
 from simclrv2_tf.modes.measure import (
-    check_classes,
     compute_features,
     compute_logits,
+    compute_outputs,
     evaluation_source,
     knn_features,
     knn_subset,
@@ -23,6 +25,7 @@ from simclrv2_tf.report import format_accuracies
 from simclrv2_tf.report.console import box
 from simclrv2_tf.runs.embeddings import Embedded, write_npz, write_parquet
 from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
+from simclrv2_tf.runs.trained import TrainedModel
 from simclrv2_tf.settings.config import Config
 
 WRITERS = {"npz": write_npz, "parquet": write_parquet}
@@ -30,10 +33,12 @@ WRITERS = {"npz": write_npz, "parquet": write_parquet}
 
 def evaluate(config: Config, strategy: tf.distribute.Strategy) -> Result:
     """Computes top-1 and top-5 of a run's classifier on the evaluation split; kNN if training images have labels."""
-    source, test = open_source(config, config.train_split), evaluation_source(config)
+    sources = open_source(config, config.train_split), evaluation_source(config)
     model = load_trained(config, strategy)
-    check_classes(test, model.network.num_classes, f"--checkpoint={config.checkpoint}")
-    result: Result = {"mode": "evaluate", "checkpoint": config.checkpoint, "eval_images": test.num_examples}
+    flag = f"--checkpoint={config.checkpoint}"
+    source, test = (align_labels(each, model.class_names, flag) for each in sources)
+    result: Result = {"mode": "evaluate", "checkpoint": config.checkpoint, "dataset": config.dataset}
+    result |= {"split": test.name.rpartition("/")[2], "eval_images": test.num_examples}
     if model.network.classifier is not None:
         result |= top_k(*compute_logits(model, config, test))
     if source.class_names:
@@ -41,7 +46,8 @@ def evaluate(config: Config, strategy: tf.distribute.Strategy) -> Result:
         result["knn_top1"] = metrics.knn_accuracy(*train_features, *compute_features(model, config, test))
     run_dir = RunDirectory(writable_dir(pathlib.Path(config.run_dir), strategy))
     write_atomically(run_dir.model_dir / "evaluation.json", json.dumps(result, indent=1))
-    print(box(f"evaluate: {config.checkpoint}", format_accuracies(result)))
+    images = {"images": f"{test.num_examples:,} of {test.name}"}
+    print(box(f"evaluate: {config.checkpoint}", images | format_accuracies(result)))
     return result
 
 
@@ -49,10 +55,18 @@ def embed(config: Config, strategy: tf.distribute.Strategy) -> Result:
     """Writes the features of both splits to ``embeddings.npz`` or ``.parquet``."""
     sources = [open_source(config, config.train_split), evaluation_source(config)]
     model = load_trained(config, strategy)
-    splits = [Embedded(source, *compute_features(model, config, source)) for source in sources if source is not None]
+    splits = [_embed_split(model, config, source) for source in sources if source is not None]
     run_dir = RunDirectory(writable_dir(pathlib.Path(config.run_dir), strategy))
     path = run_dir.model_dir / f"embeddings.{config.output_format}"
     with replacing(path) as unfinished:
         WRITERS[config.output_format](splits, unfinished)
     print(f"{path}: " + ", ".join(f"{split.name} {split.features.shape}" for split in splits))
     return {"mode": "embed", "path": str(path)}
+
+
+def _embed_split(model: TrainedModel, config: Config, source: Source) -> Embedded:
+    """Computes the features of a split; its labels are the run's if the run knows all of its classes."""
+    if match_classes(source.class_names, model.class_names) is not None:
+        source = align_labels(source, model.class_names, f"--checkpoint={config.checkpoint}")
+    outputs = compute_outputs(model, config, source, "final_avg_pool")
+    return Embedded(source, outputs["final_avg_pool"], outputs["labels"], outputs["rows"])

@@ -65,7 +65,11 @@ def import_checkpoint(config: Config, strategy: tf.distribute.Strategy) -> Resul
     with strategy.scope():
         network = build_network(config, strategy, checkpoint.num_classes, config.ft_proj_selector)
     report = official.load(network, checkpoint)
-    resolved = {"num_classes": checkpoint.num_classes, "class_names": [], "head_input": config.ft_proj_selector}
+    resolved = {
+        "num_classes": checkpoint.num_classes,
+        "class_names": list(checkpoint.class_names),
+        "head_input": config.ft_proj_selector,
+    }
     run_dir = RunDirectory(writable_dir(pathlib.Path(config.run_dir), strategy))
     with run_dir.locked():
         changed(config, run_dir.model_dir)

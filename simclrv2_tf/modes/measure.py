@@ -38,20 +38,16 @@ def evaluation_source(config: Config) -> Source | None:
     return None
 
 
-def check_classes(source: Source | None, classes: int, flag: str) -> None:
-    """Raises SettingError, naming the flag, if a labelled split and a network differ in their number of classes."""
-    if source is not None and classes and source.class_names and len(source.class_names) != classes:
-        raise SettingError(f"{flag}: has {classes} classes, but {source.name} has {len(source.class_names)}")
-
-
 def compute_logits(model: Method, config: Config, source: Source) -> Features:
     """Computes logits ``[n, classes]`` and returns them with the labels ``[n]`` of a split."""
-    return _collect(model, config, source, "logits_sup", config.eval_steps)
+    outputs = compute_outputs(model, config, source, "logits_sup", config.eval_steps)
+    return outputs["logits_sup"], outputs["labels"]
 
 
 def compute_features(model: Method, config: Config, source: Source, max_steps: int = 0) -> Features:
     """Computes the encoder's features ``[n, d]`` and returns them with the labels ``[n]`` of a split."""
-    return _collect(model, config, source, "final_avg_pool", max_steps)
+    outputs = compute_outputs(model, config, source, "final_avg_pool", max_steps)
+    return outputs["final_avg_pool"], outputs["labels"]
 
 
 def knn_subset(source: Source) -> Source:
@@ -70,8 +66,14 @@ def knn_features(model: Method, config: Config, source: Source) -> Features:
     return features[labels >= 0], labels[labels >= 0]
 
 
-def _collect(model: Method, config: Config, source: Source, name: str, max_steps: int) -> Features:
-    """Computes an endpoint of every image of a split; SettingError if too many images are corrupt."""
+def compute_outputs(
+    model: Method, config: Config, source: Source, name: str, max_steps: int = 0
+) -> dict[str, np.ndarray]:
+    """Computes an endpoint of every image of a split; returns it with ``labels`` and ``rows``, see ``collect``.
+
+    Raises:
+        SettingError: if too many images are corrupt, or all.
+    """
     size = config.eval_batch_size
 
     def batches(part: Part) -> tf.data.Dataset:
@@ -81,7 +83,9 @@ def _collect(model: Method, config: Config, source: Source, name: str, max_steps
         outputs = collect(model, batches, size, (name,))
     finally:
         source.check_corrupt()
-    return outputs[name], outputs["labels"]
+    if not len(outputs["rows"]):
+        raise SettingError(f"--dataset={config.dataset}: no image could be read")
+    return outputs
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:

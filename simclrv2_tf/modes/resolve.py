@@ -44,7 +44,7 @@ def resolve_config(flags: Mapping[str, Any]) -> Config:
         return resolve_stages(flags, _data_facts(flags, None, "pretrain"))
     if mode in ("preview", "benchmark"):
         mode = "distill" if teacher else "finetune" if checkpoint else "pretrain"
-    elif mode in ("evaluate", "embed", "export") and (run_dir := checkpoint or flags.get("model_dir")):
+    elif mode in ("evaluate", "predict", "embed", "export") and (run_dir := checkpoint or flags.get("model_dir")):
         # the output belongs to the run that is looked at
         flags = {"model_dir": find_checkpoint(run_dir).rpartition("/checkpoints/")[0], "checkpoint": run_dir} | flags
         checkpoint = flags["checkpoint"]

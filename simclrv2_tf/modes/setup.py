@@ -12,10 +12,11 @@ import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.catalog import open_labelled, open_source
+from simclrv2_tf.data.classes import align_labels
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.service import services
 from simclrv2_tf.data.sources import Source
-from simclrv2_tf.distributed.devices import default_steps_per_execution, dtype_policy, has_workers, use_xla
+from simclrv2_tf.distributed.devices import default_steps_per_execution, has_workers, use_xla
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods import METHODS
 from simclrv2_tf.methods.base import Method
@@ -23,12 +24,13 @@ from simclrv2_tf.methods.classifier import ClassificationModel
 from simclrv2_tf.methods.distiller import Distiller
 from simclrv2_tf.methods.optimizers import build_optimizer
 from simclrv2_tf.methods.schedules import Plan
-from simclrv2_tf.models import BatchNormSettings, Network, ProjectionHead
-from simclrv2_tf.models.encoders import build_encoder, describe_encoder, warn_about_local_batch_norm
-from simclrv2_tf.modes.measure import check_classes, evaluation_source
+from simclrv2_tf.models.encoders import describe_encoder
+from simclrv2_tf.modes.measure import evaluation_source
 from simclrv2_tf.modes.quality import split_held_out
 from simclrv2_tf.runs.checkpoints import load_network, read_run_config
 from simclrv2_tf.runs.loop import Run
+from simclrv2_tf.runs.networks import build_network, load_model
+from simclrv2_tf.runs.trained import TrainedModel
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.settings.plugins import load_plugin
 from simclrv2_tf.settings.recipes import describe_recipe
@@ -47,50 +49,52 @@ def build_run(config: Config, strategy: Strategy) -> Run:
 
 
 def _build_pretraining(config: Config, strategy: Strategy) -> Run:
-    source, test = open_source(config, config.train_split, with_unlabelled=True), evaluation_source(config)
+    source = open_source(config, config.train_split, with_unlabelled=True)
+    source, test, names = _align_with_classifier(config, source)
     source, held_out = split_held_out(config, source, test)
     method_class = load_method(config)
-    classes = len(source.class_names) if config.lineareval_while_pretraining else 0
+    names = names if config.lineareval_while_pretraining else ()
     data, plan = build_input(config, source, method_class), Plan.of(config, source.num_examples)
     check_micro_batch(config, strategy)
     with strategy.scope():
-        network = build_network(config, strategy, classes)
+        network = build_network(config, strategy, len(names))
         if config.checkpoint:
             load_network(network, config.checkpoint, with_classifier=False)
         method = method_class.from_settings(network, data.settings, config)
         compile_method(method, config, strategy, plan)
-    return Run(config, method, data, plan, test, held_out)
+    return Run(config, method, data, plan, test, held_out, class_names=names)
 
 
 def _build_classification(config: Config, strategy: Strategy) -> Run:
-    source, test = open_labelled(config), evaluation_source(config)
+    source, test, names = _align_with_classifier(config, open_labelled(config))
     data, plan = build_input(config, source, ClassificationModel), Plan.of(config, source.num_examples)
     with strategy.scope():
-        network = build_network(config, strategy, len(source.class_names), config.ft_proj_selector)
+        network = build_network(config, strategy, len(names), config.ft_proj_selector)
         if config.checkpoint:
             load_network(network, config.checkpoint, with_classifier=False)
         method = ClassificationModel(network, data.settings, weight_decay=config.weight_decay)
         freeze(method, config)
         compile_method(method, config, strategy, plan)
-    return Run(config, method, data, plan, test)
+    return Run(config, method, data, plan, test, class_names=names)
 
 
 def _build_distillation(config: Config, strategy: Strategy) -> Run:
     teacher_config, resolved = read_run_config(config.teacher, "teacher")
+    names, flag = tuple(resolved["class_names"]), f"--teacher={config.teacher}"
+    if not names:
+        raise SettingError(f"{flag}: has no classifier; give a fine-tuned or supervised run")
     if config.distill_alpha < 1:
-        source = open_labelled(config, keep_unlabelled=True)
+        source = align_labels(open_labelled(config, keep_unlabelled=True), names, flag)
     else:
         source = open_source(config, config.train_split, with_unlabelled=True)
-    test = evaluation_source(config)
+    test = align_labels(evaluation_source(config), names, flag)
     data, plan = build_input(config, source, Distiller), Plan.of(config, source.num_examples)
-    classes = resolved["num_classes"]
-    if not classes:
-        raise SettingError(f"--teacher={config.teacher}: has no classifier; give a fine-tuned or supervised run")
-    check_classes(test, classes, f"--teacher={config.teacher}")
+    if _resumed_classes(config) not in ((), names):
+        raise SettingError(f"{flag}: has other classes than the run in --model_dir={config.run_dir}; choose another")
     with strategy.scope():
-        teacher = build_network(teacher_config, strategy, classes, resolved["head_input"])
+        teacher = build_network(teacher_config, strategy, len(names), resolved["head_input"])
         load_network(teacher, config.teacher, with_classifier=True, flag="teacher")
-        network = build_network(config, strategy, classes, config.ft_proj_selector)
+        network = build_network(config, strategy, len(names), config.ft_proj_selector)
         if config.checkpoint:
             load_network(network, config.checkpoint, with_classifier=False)
         method = Distiller(
@@ -102,7 +106,29 @@ def _build_distillation(config: Config, strategy: Strategy) -> Run:
             weight_decay=config.weight_decay,
         )
         compile_method(method, config, strategy, plan)
-    return Run(config, method, data, plan, test)
+    return Run(config, method, data, plan, test, class_names=names)
+
+
+def _align_with_classifier(config: Config, source: Source) -> tuple[Source, Source | None, tuple[str, ...]]:
+    """Aligns the labels of training and evaluation images with the classifier: a new one, or that of a resumed run.
+
+    Returns:
+        Both sources, and the names of the classes.
+    """
+    if names := _resumed_classes(config):
+        source = align_labels(source, names, f"--model_dir={config.run_dir}")
+    names = names or source.class_names
+    return source, align_labels(evaluation_source(config), names, f"--train_split={config.train_split}"), names
+
+
+def _resumed_classes(config: Config) -> tuple[str, ...]:
+    """Returns the classes of the run that ``--override_config`` resumes with other images; () if there is none."""
+    if not config.override_config:
+        return ()
+    try:
+        return tuple(read_run_config(config.run_dir, "model_dir")[1]["class_names"])
+    except SettingError:  # no checkpoint yet; a damaged config.json is reported when it is compared
+        return ()
 
 
 def _with_images(run: Run, strategy: Strategy) -> Run:
@@ -120,13 +146,9 @@ def _with_images(run: Run, strategy: Strategy) -> Run:
     return dataclasses.replace(run, data=data)
 
 
-def load_trained(config: Config, strategy: Strategy) -> ClassificationModel:
+def load_trained(config: Config, strategy: Strategy) -> TrainedModel:
     """Builds the network of ``--checkpoint`` with its weights, to evaluate or export it."""
-    _, resolved = read_run_config(config.checkpoint)
-    with strategy.scope():
-        network = build_network(config, strategy, resolved["num_classes"], resolved["head_input"])
-        path = load_network(network, config.checkpoint, with_classifier=bool(resolved["num_classes"]))
-        model = ClassificationModel(network, build_views(config, ClassificationModel))
+    model, path = load_model(config, build_views(config, ClassificationModel), strategy)
     print(f"{config.mode}: {path}")
     return model
 
@@ -143,27 +165,6 @@ def load_method(config: Config) -> type[Method]:
     if not (isinstance(method_class, type) and issubclass(method_class, Method)):
         raise SettingError(f"--method={config.method}: must be a subclass of simclrv2_tf.Method")
     return method_class
-
-
-def build_network(config: Config, strategy: Strategy, num_classes: int, head_input: int = 0) -> Network:
-    """Builds the network that the settings describe, with seeded initial weights. Call it in the strategy's scope."""
-    keras.config.set_dtype_policy(dtype_policy(config))
-    keras.utils.set_random_seed(config.seed)
-    batch_norm = BatchNormSettings(
-        momentum=config.batch_norm_decay, synchronized=config.global_bn, fused=not use_xla(config, strategy)
-    )
-    encoder = build_encoder(config, batch_norm)
-    warn_about_local_batch_norm(encoder, config, strategy.num_replicas_in_sync)
-    head = ProjectionHead(
-        config.proj_head_mode, config.num_proj_layers, config.proj_out_dim, batch_norm, name="projection_head"
-    )
-    network = Network(encoder, head, num_classes, head_input, config.zero_init_logits_layer, name="network")
-    size = None if config.encoder == "resnet" else config.image_size
-    try:
-        network.build((None, size, size, 3))
-    except ValueError as error:
-        raise SettingError(f"--encoder={config.encoder}: {error}") from None
-    return network
 
 
 def build_views(config: Config, method_class: type[Method]) -> ViewSettings:
@@ -252,7 +253,7 @@ def resolved_settings(run: Run, strategy: Strategy) -> dict[str, Any]:
         "train_images": data.source.num_examples,
         "images": data.source.fingerprint,
         "num_classes": network.num_classes,
-        "class_names": list(data.source.class_names),
+        "class_names": list(run.class_names),
         "head_input": network.head_input,
         "recipe": describe_recipe(config),
         "encoder_description": describe_encoder(config),

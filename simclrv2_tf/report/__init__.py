@@ -1,6 +1,6 @@
 """Figures and HTML pages about runs, and the text form of their numbers."""
 
-from simclrv2_tf.report.page import write_comparison, write_preview, write_report
+from simclrv2_tf.report.page import write_comparison, write_predictions, write_preview, write_report
 from simclrv2_tf.report.tables import format_accuracies, format_table, format_value, run_summary
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "format_value",
     "run_summary",
     "write_comparison",
+    "write_predictions",
     "write_preview",
     "write_report",
 ]

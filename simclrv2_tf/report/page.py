@@ -1,4 +1,4 @@
-"""HTML pages about runs, each one file that works offline: ``report.html``, ``comparison.html`` and ``preview.html``.
+"""HTML pages about runs, each one file that works offline: report, comparison, preview and predictions.
 
 A model directory holds ``config.json``, ``metrics.csv``, ``result.json`` and ``figures/*.vl.json``; that of a
 semi-supervised run also has a sub-directory of the same kind per stage. Any of these may be missing or damaged. A page
@@ -20,15 +20,17 @@ from statistics import median
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from simclrv2_tf.files import write_atomically
 from simclrv2_tf.report import charts, tables
+from simclrv2_tf.report.tables import shorten
 from simclrv2_tf.settings.config import STAGES
 
 FIGURE_ORDER = ("label_efficiency", *(panel[0] for panel in charts.PANELS), "views", "batch", "labels", "embedding",
                 "neighbours", "confusion", "mistakes")  # fmt: skip
-MAX_TABLE_ROWS = 400  # of the table below a figure
+MAX_TABLE_ROWS = 400  # of the table below a figure, and of classes
 MAX_RUNS_WITH_THUMBNAILS = 4  # in a comparison; the thumbnails of more embeddings would make the page too large
 
 
@@ -98,6 +100,41 @@ def write_preview(
     return _write_page(model_dir / "preview.html", "preview.html", content)
 
 
+def write_predictions(
+    path: pathlib.Path,
+    summary: Mapping[str, str],
+    counts: Sequence[tuple[str, int, float]],
+    images: Sequence[tuple[str, np.ndarray, Sequence[tuple[str, float]]]],
+    corrupt: Sequence[str],
+) -> pathlib.Path:
+    """Writes a page about predicted images.
+
+    Args:
+        path: of the page.
+        summary: lines at the top, by name.
+        counts: name, number of images and mean probability of each predicted class.
+        images: path, pixels ``[h, w, 3]`` in [0, 1], and the most probable classes with their probabilities.
+        corrupt: paths of the files that could not be read.
+    """
+    rows = [[shorten(name, 60), f"{count:,}", f"{mean:.1%}"] for name, count, mean in counts[:MAX_TABLE_ROWS]]
+    cards = [
+        {
+            "path": file,
+            "image": charts.data_url(pixels),
+            "classes": [(shorten(name, 60), f"{probability:.1%}") for name, probability in classes],
+        }
+        for file, pixels, classes in images
+    ]
+    content = {
+        "title": "SimCLRv2: predictions",
+        "summary": summary,
+        "counts": [["class", "images", "mean probability"], *rows],
+        "cards": cards,
+        "corrupt": corrupt,
+    }
+    return _write_page(path, "predictions.html", content)
+
+
 def _write_page(path: pathlib.Path, template: str, content: Mapping[str, Any]) -> pathlib.Path:
     write_atomically(path, _environment().get_template(template).render(content))
     return path
@@ -130,7 +167,8 @@ def _figure(spec: charts.Spec, prefix: str = "", thumbnails: bool = True) -> dic
         rows = [{key: value for key, value in row.items() if key != "image"} for row in spec["data"]["values"]]
         shown["data"] = {"values": rows}
     caption = prefix + (title if isinstance(title, str) else " ".join(title))
-    return {"caption": caption, "spec": shown, "rows": _tooltip_rows(spec)}
+    recall = shown.pop("usermeta", {}).get("recall", [])
+    return {"caption": caption, "spec": shown, "rows": _tooltip_rows(spec), "recall": recall}
 
 
 def _tooltip_rows(spec: charts.Spec) -> list[list[str]]:

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from simclrv2_tf.data.classes import numbered_classes
 from simclrv2_tf.data.sources import MAX_CLASSES
 from simclrv2_tf.distributed.devices import is_chief
 from simclrv2_tf.errors import ConfigVersionError, SettingError
@@ -193,6 +194,9 @@ def find_checkpoint(path: str, flag: str = "checkpoint") -> str:
 def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]:
     """Reads the ``config.json`` of the run that wrote a checkpoint: its settings and the values derived from them.
 
+    Among these are always ``num_classes``, ``head_input`` and ``class_names``, one per class of the classifier: numbers
+    if the run knows no names.
+
     Raises:
         SettingError: if there is no checkpoint, or its ``config.json`` is missing, damaged or of another version.
     """
@@ -206,11 +210,14 @@ def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[s
         network = {name: resolved.get(name, 0) for name in ("num_classes", "head_input")}
         if not (0 <= network["num_classes"] <= MAX_CLASSES and 0 <= network["head_input"] <= config.head_layers):
             raise ValueError
+        class_names = list(resolved.get("class_names") or numbered_classes(network["num_classes"]))
+        if len(class_names) != network["num_classes"] or not all(isinstance(name, str) for name in class_names):
+            raise ValueError
     except ConfigVersionError as error:
         raise SettingError(f"--{flag}={path}: its {error}") from None
     except (SettingError, tf.errors.OpError, ValueError, AttributeError, TypeError):
         raise SettingError(f"--{flag}={path}: its config.json is damaged") from None
-    return config, resolved | network
+    return config, resolved | network | {"class_names": class_names}
 
 
 def load_network(network: Network, path: str, *, with_classifier: bool, flag: str = "checkpoint") -> str:

@@ -18,11 +18,13 @@ class Embedded:
         source: the images; those that turned out corrupt have no features.
         features: float32 ``[n, d]``.
         labels: int32 ``[n]``; −1: unknown.
+        rows: int64 ``[n]``: the positions of the n images in the source.
     """
 
     source: Source
     features: np.ndarray
     labels: np.ndarray
+    rows: np.ndarray
 
     @property
     def name(self) -> str:
@@ -34,8 +36,12 @@ class Embedded:
         """Paths of the n images, if they are files; bytes that are not UTF-8 are escaped."""
         if self.source.paths is None:
             return None
-        readable = (path for path in self.source.paths if path not in self.source.corrupt)
-        return [os.fsencode(path).decode(errors="backslashreplace") for path in readable]
+        return [printable_path(self.source.paths[row]) for row in self.rows]
+
+
+def printable_path(path: str) -> str:
+    """Returns a path as UTF-8 text; other bytes are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def write_npz(splits: Sequence[Embedded], path: pathlib.Path) -> None:

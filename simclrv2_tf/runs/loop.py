@@ -47,6 +47,7 @@ class Run:
         plan: number of steps, intervals and the learning-rate schedule.
         test: labelled images to evaluate on; None without them.
         held_out: images that pretraining does not see, labelled or not; None without them.
+        class_names: of the classifier; empty without one.
     """
 
     config: Config
@@ -55,6 +56,7 @@ class Run:
     plan: Plan
     test: Source | None
     held_out: Source | None = None
+    class_names: tuple[str, ...] = ()
 
 
 def train(run: Run, run_dir: RunDirectory, evaluate: Evaluate, callbacks: Sequence[Callback] = ()) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from simclrv2_tf.data.classes import imagenet_classes
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.official_names import TF2_VALUE, official_names, tf2_names
@@ -62,6 +63,12 @@ class OfficialCheckpoint:
     def num_classes(self) -> int:
         """Number of classes of the classifier; 0 without one."""
         return self.shapes.get(f"{CLASSIFIER}/bias", (0,))[0]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """ImageNet's names for 1,000 classes, and for 1,001, of which the first is the background; none for others."""
+        names = {len(imagenet_classes()): (), len(imagenet_classes()) + 1: ("background",)}.get(self.num_classes)
+        return () if names is None else (*names, *imagenet_classes().values())
 
     @property
     def eval_resize(self) -> str:
@@ -225,6 +232,8 @@ def _report(checkpoint: OfficialCheckpoint) -> str:
         ),
         "  missing: 0, left over: 0",
     ]
+    if checkpoint.class_names:
+        lines.append("  assumed: the classes are those of ImageNet, in the order of their synset ids")
     if len(checkpoint.taps) > 1:
         lines.append(
             f"  assumed: the classifier reads layer {checkpoint.head_input} of the head. Layers {checkpoint.taps} have "

@@ -17,7 +17,8 @@ CONFIG_VERSION = 1  # of config.json; raised when a setting is renamed, removed 
 
 UNNAMED_RECIPES = ("auto", "official", "own_images", "none")  # values of --recipe that name no recipe
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
-FORMATS = {"export": ("saved_model", "litert", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet")}
+FORMATS = {"export": ("saved_model", "litert", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet"),
+           "predict": ("csv", "parquet", "jsonl")}  # fmt: skip
 MODES = {
     "pretrain": "Learn features from images without labels.",
     "finetune": "Train a pretrained network on a few labels.",
@@ -26,6 +27,7 @@ MODES = {
     "supervised": "Train the same network from scratch on labels, for comparison.",
     "semi_supervised": "Run all of the above and compare them in a table.",
     "evaluate": "Compute top-1, top-5 and kNN accuracy of a run.",
+    "predict": "Write the classes of images without labels to a table and a page.",
     "embed": "Write the features of all images to a file.",
     "export": "Write the network of a run for other programs.",
     "import_checkpoint": "Turn a checkpoint of the official code into a run.",
@@ -92,8 +94,8 @@ class Config:
     format: str = _setting(
         "auto",
         "For export: saved_model, litert (TFLite), onnx (needs requirements-onnx.txt) or tf1_checkpoint, with the "
-        "official names. For embed: npz or parquet. auto: the first of these.",
-        choices=("auto", *(name for names in FORMATS.values() for name in names)),
+        "official names. For embed: npz or parquet. For predict: csv, parquet or jsonl. auto: the first of these.",
+        choices=("auto", *dict.fromkeys(name for names in FORMATS.values() for name in names)),
         tags="not_inherited resume_ok",
     )
     compare: str = _setting(
@@ -136,6 +138,11 @@ class Config:
         1.0, "Fraction of the labelled images of each class to train on.", above=0, maximum=1
     )
     cache_dataset: bool = _setting(False, "Keep the encoded images in memory.", tags="resume_ok")
+    images: str = _setting(
+        "",
+        "Images to predict: a folder, a file or a glob; several separated by commas.",
+        tags="not_inherited resume_ok",
+    )
     max_corrupt_share: float = _setting(
         0.05, "Corrupt images are skipped up to this fraction.", minimum=0, maximum=1, tags="resume_ok"
     )
@@ -331,8 +338,10 @@ class Config:
             refuse("train_epochs", "set --train_epochs or --train_steps above 0")
         if self.mode == "distill" and not self.teacher:
             refuse("teacher", "distill needs the model directory of a fine-tuned run")
-        if self.mode in ("evaluate", "embed", "export", "linear_eval") and not self.checkpoint:
+        if self.mode in ("evaluate", "predict", "embed", "export", "linear_eval") and not self.checkpoint:
             refuse("checkpoint", f"{self.mode} needs the model directory of a trained run")
+        if self.mode == "predict" and not self.images:
+            refuse("images", "predict needs a folder, files separated by commas, or a glob")
         if self.mode == "import_checkpoint" and not self.checkpoint:
             refuse("checkpoint", "import_checkpoint needs a checkpoint of the official code")
         if "://" in self.model_dir:

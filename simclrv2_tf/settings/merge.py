@@ -86,7 +86,7 @@ def _inherited(parent: Config | None, mode: str) -> Mapping[str, Any]:
     """Returns the settings that a run takes from its parent unless it is told otherwise."""
     if parent is None:
         return {}
-    looks = mode in ("evaluate", "embed", "export", "summary")
+    looks = mode in ("evaluate", "predict", "embed", "export", "summary")
     names = DEFAULTS.keys() - set(tagged("not_inherited")) if looks else tagged("images")
     return {name: getattr(parent, name) for name in names}
 

@@ -356,7 +356,8 @@ class TestCollect:
         source = ArraySource("test", np.array(images), np.arange(9, dtype="int32"), tuple("abcdefghi"))
         make_batches = lambda part: evaluation_batches(source, 4, tiny.SIZE, part=part)  # noqa: E731
         outputs = collect(model, make_batches, 4, ("final_avg_pool", "logits_sup"))
-        assert outputs.keys() == {"final_avg_pool", "logits_sup", "labels"}
+        assert outputs.keys() == {"final_avg_pool", "logits_sup", "labels", "rows"}
+        np.testing.assert_array_equal(outputs["rows"], np.arange(9))
         np.testing.assert_array_equal(outputs["labels"], np.arange(9))
         expected = model.network(images.astype("float32") / 255, training=False)
         for name in ("final_avg_pool", "logits_sup"):

@@ -115,6 +115,15 @@ def test_confusion_of_many_classes_shows_the_most_confused():
     assert {"c500", "c700"} <= {row["true"] for row in spec["data"]["values"]}
 
 
+def test_recall_per_class_is_listed_worst_first():
+    spec = charts.confusion([[8, 2, 0], [4, 5, 1], [0, 0, 0]], ["cat", "dog", "owl"])
+    header, *rows = spec["usermeta"]["recall"]
+    assert header == ["true class", "recall", "images", "most often taken for"]
+    assert rows == [["dog", "50.0%", "10", "cat"], ["cat", "80.0%", "10", "dog"]]  # there is no owl
+    rows = charts.confusion(np.eye(50, dtype=int) * 3, list(map(str, range(50))))["usermeta"]["recall"]
+    assert len(rows) == 1 + 30 and rows[1] == ["0", "100.0%", "3", ""]
+
+
 def test_equal_class_names_are_numbered():
     names = {row["true"] for row in charts.confusion(np.eye(3), ["crane", "crane", "ship"])["data"]["values"]}
     assert names == {"crane (0)", "crane (1)", "ship"}

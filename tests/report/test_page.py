@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from browser import Browser, needs_chromium
 
-from simclrv2_tf.report import write_comparison, write_preview, write_report
+from simclrv2_tf.report import write_comparison, write_predictions, write_preview, write_report
 
 
 class Page(html.parser.HTMLParser):
@@ -104,6 +104,12 @@ def test_tooltip_values_are_also_in_a_table(page):
     assert "contrastive accuracy" in text and "75.0%" in text and "2.25" in text
 
 
+def test_recall_per_class_is_beside_the_confusion_matrix(page):
+    captions = [attrs["aria-label"] for attrs in page.all("div") if attrs.get("role") == "region"]
+    assert captions.count("Recall per class, worst first") == 1  # in the only stage with a confusion matrix
+    assert "most often taken for" in page.text
+
+
 def test_a_page_makes_no_requests(page):
     for _, attrs in page.tags:
         for name in ("src", "href", "srcset", "action", "data", "style"):
@@ -187,6 +193,39 @@ def test_a_preview_is_complete_and_safe(model_dir, tmp_path):
     assert [text for _, text in page.headings] == ["SimCLRv2: preview of pretrain", "Estimate", "Images"]
 
 
+LONG = "/photos/" + "a_long_folder_name_" * 5 + "/" + "IMG_2026" * 15 + ".jpg"
+
+
+@pytest.fixture(scope="module")
+def predictions(tmp_path_factory):
+    images, _ = runs.digits()
+    names = runs.HOSTILE
+    classes = [[(name, 0.5), (names[(i + 1) % len(names)], 0.25)] for i, name in enumerate(names)]
+    rows = [
+        (f"<i>{i}{LONG}", image, of_image) for i, (image, of_image) in enumerate(zip(images, classes, strict=False))
+    ]
+    counts = [(name, 1200, 0.5) for name in names]
+    path = tmp_path_factory.mktemp("predictions") / "predictions.html"
+    return write_predictions(path, {"run": LONG, "images": "<b>12"}, counts, rows, [LONG])
+
+
+def test_predictions_are_complete_and_safe(predictions):
+    page = Page(predictions.read_text(encoding="utf-8"))
+    assert not page.all("b") and not page.all("i") and not page.all("script")
+    images = page.all("img")
+    assert len(images) == len(runs.HOSTILE) and all(re.match("data:image/(png|webp);base64,", i["src"]) for i in images)
+    assert "1,200" in page.text and "50.0%" in page.text and "25.0%" in page.text and page.text.count(LONG) == 2
+    assert f"<i>0{LONG}" in page.text
+    assert [level for level, _ in page.headings] == [1, 2, 2]
+    policy = next(attrs["content"] for attrs in page.all("meta") if "http-equiv" in attrs)
+    assert policy.startswith("default-src 'none';img-src data:;")
+
+
+def test_predictions_without_a_readable_image(tmp_path):
+    page = Page(write_predictions(tmp_path / "x.html", {}, [], [], ["a.jpg"]).read_text(encoding="utf-8"))
+    assert not page.all("img") and not page.all("table") and "a.jpg" in page.text
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     browser = Browser(tmp_path_factory.mktemp("profile"))
@@ -212,6 +251,24 @@ def test_every_figure_is_drawn_without_errors(browser, model_dir, comparison, wi
         assert labelled
         ink = browser.evaluate("getComputedStyle(document.querySelector('.chart svg .role-axis-label text')).fill")
         assert (sum(map(int, re.findall(r"\d+", ink)[:3])) > 380) is dark
+    assert not browser.problems
+
+
+OUTSIDE = """[...document.querySelectorAll('th, td, dt, dd, li, p, figcaption, h1, h2, h3, img, svg')].filter(e => {
+  const box = e.getBoundingClientRect();
+  return box.width > 0 && (box.right > innerWidth + 0.5 || box.left < -0.5);
+}).map(e => e.textContent.slice(0, 60))"""
+
+
+@needs_chromium
+def test_nothing_is_outside_of_a_phone_screen(browser, model_dir, comparison, predictions, tmp_path):
+    root = shutil.copytree(model_dir, tmp_path / "long")
+    result = json.loads((root / "result.json").read_text())
+    (root / "result.json").write_text(json.dumps(result | {"corrupt_images": [LONG, LONG], "path": LONG}))
+    for path in (write_report(root), comparison, predictions):
+        browser.open(path, 390)
+        browser.evaluate("document.querySelectorAll('details').forEach(e => { e.open = true })")
+        assert browser.evaluate(OUTSIDE) == [] and browser.evaluate("document.documentElement.scrollWidth") <= 390
     assert not browser.problems
 
 

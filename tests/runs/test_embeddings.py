@@ -19,8 +19,7 @@ PATHS = ("/a/Straße/1.png", "/a/b/broken.png", "/a/b/2.png", "/a/b/\udcff.png")
 
 def embedded_files(split, labels, class_names):
     source = FileSource(f"folder/{split}", PATHS, None, class_names)
-    source.corrupt.add("/a/b/broken.png")
-    return Embedded(source, FEATURES, np.array(labels, np.int32))
+    return Embedded(source, FEATURES, np.array(labels, np.int32), np.array([0, 2, 3]))  # without the broken one
 
 
 def test_npz(tmp_path):
@@ -35,7 +34,7 @@ def test_npz(tmp_path):
 def test_parquet(tmp_path):
     images = ArraySource("digits/test", np.zeros((3, 2, 2, 3), np.uint8), None, ())
     files = embedded_files("train", [0, 1, -1], ("Straße", "b"))
-    splits = [files, Embedded(images, FEATURES + 6, np.full(3, -1, np.int32))]
+    splits = [files, Embedded(images, FEATURES + 6, np.full(3, -1, np.int32), np.arange(3))]
     write_parquet(splits, tmp_path / "x.parquet")
     assert pq.read_table(tmp_path / "x.parquet").to_pydict() == {
         "split": ["train"] * 3 + ["test"] * 3,

@@ -8,9 +8,10 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import saved_runs
 import tensorflow as tf
 
-from simclrv2_tf import cli, modes
+from simclrv2_tf import cli, load_run, modes
 from simclrv2_tf.data.augment import center_crop_and_resize
 from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.distributed.devices import choose_strategy
@@ -166,6 +167,43 @@ def test_variables_beside_the_network_are_ignored_with_a_reason(tmp_path):
     assert f"ignored: {len(tensors) - 1}, a second copy" in result["report"]
     assert "ignored: 2, the optimizer's state (base_model/conv2d/kernel/LARSOptimizer, beta1_power)" in result["report"]
     assert "no classifier" in result["report"]
+
+
+@pytest.mark.parametrize(("classes", "first"), [(1000, "tench"), (1001, "background"), (10, "0")])
+def test_classes_of_imagenet_are_named(classes, first, tmp_path):
+    tensors = tiny(classes=classes)
+    report = import_run(write(tmp_path / "model.ckpt-7", tensors), tmp_path / "run")["report"]
+    names = read_run_config(str(tmp_path / "run"))[1]["class_names"]
+    assert len(names) == classes and names[0] == first
+    assert (
+        (names[-1] == "toilet tissue") is ("assumed: the classes are those of ImageNet" in report) is (classes >= 1000)
+    )
+
+
+def test_an_imported_network_predicts_the_names_of_imagenet_and_is_evaluated_on_synset_ids(tmp_path):
+    import_run(write(tmp_path / "model.ckpt-7", tiny(classes=1000)), tmp_path / "run", image_size=16)
+    files = saved_runs.save_images(
+        tmp_path / "in", [f"{n}/{i}.png" for n in ("n01443537", "n01440764") for i in range(5)]
+    )
+    run = str(tmp_path / "run")
+    modes.run({"mode": "predict", "checkpoint": run, "images": str(tmp_path / "in")})
+    header, first, *_ = (tmp_path / "run/predictions.csv").read_text().splitlines()
+    logits = network_of(tmp_path / "run")(evaluated(sorted(files)))["logits_sup"].numpy()
+    assert load_run(run).class_names[logits[0].argmax()] in first and header.startswith(
+        "path,class,probability,class_2,"
+    )
+    result = modes.run(
+        {"mode": "evaluate", "checkpoint": run, "dataset": f"folder:{tmp_path}/in", "eval_split": "train"}
+    )
+    labels = [0] * 4 + [1] * 4  # tench, goldfish
+    kept = [i for i in range(10) if i % 5 != 4]
+    assert result["top1"] == np.mean(logits.argmax(axis=1)[kept] == labels)
+
+
+def evaluated(files):
+    """Returns images as evaluated."""
+    images = [tf.io.decode_image(path.read_bytes()) for path in files]
+    return tf.stack([center_crop_and_resize(image / 255, (16, 16), method="tf1") for image in images])
 
 
 def with_untrained_head(tensors):

@@ -67,6 +67,7 @@ def test_values_on_their_bounds_are_accepted(name, value):
     needs = {
         "teacher": "run",
         "checkpoint": "run",
+        "images": "folder",
         "train_steps": 1,
         "memory_size": 1,
     }  # what another mode or no epochs would ask for
@@ -149,6 +150,12 @@ def test_every_number_has_a_lower_bound():
         (dict(mode="evaluate"), "--checkpoint=: evaluate needs"),
         (dict(mode="embed"), "--checkpoint=: embed needs"),
         (dict(mode="export"), "--checkpoint=: export needs"),
+        (dict(mode="predict"), "--checkpoint=: predict needs"),
+        (dict(mode="predict", checkpoint="x"), "--images=: predict needs a folder"),
+        (
+            dict(mode="predict", checkpoint="x", images="y", format="npz"),
+            "--format=npz: predict writes csv, parquet, j",
+        ),
         (dict(mode="linear_eval"), "--checkpoint=: linear_eval needs"),
     ],
 )
@@ -268,8 +275,8 @@ TAGS = {
     "proj_out_dim",
     "encoder": "encoder resnet_depth width_multiplier sk_ratio se_ratio",
     "images": "dataset data_dir image_size crop_area_min use_flip resize_method jpeg_scaling eval_resize image_bits",
-    "not_inherited": "mode model_dir checkpoint recipe stage format method callbacks trust_run_code",
-    "resume_ok": "model_dir recipe stage format compare checkpoint_epochs checkpoint_steps keep_checkpoint_max "
+    "not_inherited": "mode model_dir checkpoint recipe stage format images method callbacks trust_run_code",
+    "resume_ok": "model_dir recipe stage format images compare checkpoint_epochs checkpoint_steps keep_checkpoint_max "
     "keep_best on_checkpoint_error override_config report callbacks data_dir cache_dataset max_corrupt_share "
     "max_file_mb on_nan steps_per_execution resident_mb deterministic remat cpu_replicas worker_timeout data_service "
     "use_tpu tpu_name trust_run_code",

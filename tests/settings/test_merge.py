@@ -195,11 +195,12 @@ def test_a_student_chooses_its_own_network():
     assert student.use_flip is False and student.proj_out_dim == DEFAULT.proj_out_dim
 
 
-@pytest.mark.parametrize("mode", ["evaluate", "embed", "export", "summary"])
+@pytest.mark.parametrize("mode", ["evaluate", "predict", "embed", "export", "summary"])
 def test_to_look_at_a_run_takes_all_of_its_settings(mode):
     parent = PARENT.replace(model_dir="runs/parent", format="npz", stage=("finetune.seed=1",), recipe="digits")
-    config = resolve({"checkpoint": "run", "mode": mode, "eval_batch_size": 7}, parent=parent)
-    own = {"mode": mode, "checkpoint": "run", "eval_batch_size": 7, "stem": "imagenet"}
+    own = {"mode": mode, "checkpoint": "run", "eval_batch_size": 7, "images": "photos"}
+    config = resolve(own, parent=parent)
+    own |= {"stem": "imagenet"}
     own |= {"model_dir": "", "format": "auto", "stage": (), "recipe": "auto"}
     assert config == parent.replace(**own)
 

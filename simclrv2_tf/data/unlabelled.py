@@ -1,0 +1,58 @@
+"""Image files without labels: those that ``--images`` names."""
+
+import collections
+import glob
+import os
+
+from simclrv2_tf.data.listing import IMAGE_SUFFIXES, describe_skipped, list_images
+from simclrv2_tf.data.sources import FileSource
+from simclrv2_tf.errors import SettingError
+
+
+def open_images(images: str, max_corrupt_share: float = 1.0) -> FileSource:
+    """Opens image files without labels, each once.
+
+    Args:
+        images: a file, a folder (its images at any depth) or a glob, with ``**`` for folders at any depth; several
+            separated by commas. A path that exists is taken as it is, whatever characters it has.
+        max_corrupt_share: of the files.
+
+    Returns:
+        The files; those of a folder or a glob are sorted. ``skipped`` counts what these have besides images.
+
+    Raises:
+        SettingError: if there is no such file or folder, or no image among them.
+    """
+    whole = os.path.expanduser(images)
+    places = [whole] if os.path.lexists(whole) else [os.path.expanduser(part.strip()) for part in images.split(",")]
+    skipped: collections.Counter[str] = collections.Counter()
+    paths: list[str] = []
+    for place in filter(None, places):
+        if os.path.isdir(place):
+            paths += list_images(place, skipped)
+        elif os.path.lexists(place):
+            paths.append(place)  # whatever its suffix: it counts as corrupt if it is not an image
+        else:
+            paths += _matches(place, skipped)
+    if not paths:
+        found = describe_skipped(skipped) or "nothing"
+        raise SettingError(f"--images={images}: no {', '.join(IMAGE_SUFFIXES)} images there, but {found}")
+    paths = list(dict.fromkeys(map(os.path.normpath, paths)))
+    return FileSource(images, tuple(paths), None, (), max_corrupt_share=max_corrupt_share, skipped=dict(skipped))
+
+
+def _matches(pattern: str, skipped: collections.Counter[str]) -> list[str]:
+    """Returns the images that match a glob, with those in matching folders; counts other files."""
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        raise SettingError(f"--images={pattern}: there is no such file or folder")
+    paths = []
+    for match in matches:
+        if os.path.isdir(match):
+            if "**" not in pattern:  # which matches the content of folders, too
+                paths += list_images(match, skipped)
+        elif match.lower().endswith(IMAGE_SUFFIXES):
+            paths.append(match)
+        else:
+            skipped[f"not a supported image format ({os.path.splitext(match)[1].lower() or 'no suffix'})"] += 1
+    return paths

@@ -1,0 +1,138 @@
+"""``--mode=predict``: a table and a page about images without labels; what cannot be predicted is refused."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import saved_runs
+import tensorflow as tf
+
+from simclrv2_tf import cli, load_run, modes
+from simclrv2_tf.errors import SettingError
+from simclrv2_tf.modes import predict
+from simclrv2_tf.modes.resolve import resolve_config
+
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config")
+
+NAMES = ("wren", "robin", "crow", "<b>owl", "jay", "rook")
+
+
+@pytest.fixture(autouse=True)
+def without_graphs(request):
+    """Tracing takes longer than these few images."""
+    tf.config.run_functions_eagerly("replicas" not in request.fixturenames)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    place = tmp_path_factory.mktemp("predict")
+    saved_runs.save_run(place / "run", NAMES)
+    saved_runs.save_images(place / "photos", [f"deep/{i}.png" for i in range(3)] + [f"{i}.png" for i in range(6)], 12)
+    return place
+
+
+def settings(run, **changes):
+    return {"mode": "predict", "checkpoint": str(run / "run"), "images": str(run / "photos")} | changes
+
+
+def test_every_image_is_in_the_table_and_the_least_sure_on_the_page(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "SHOWN_IMAGES", 4)
+    result = modes.run(settings(run, model_dir=str(tmp_path / "out")))
+    with (tmp_path / "out/predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "class", "probability"] + [
+        f"{n}_{k}" for k in range(2, 6) for n in ("class", "probability")
+    ]
+    files = sorted((run / "photos").rglob("*.png"), key=lambda path: path.parts)
+    assert [row["path"] for row in rows] == list(map(str, files)) and result["images"] == 9
+    names, probabilities = load_run(run / "run").predict_images(files)
+    assert [row["class"] for row in rows] == names
+    np.testing.assert_allclose([float(row["probability"]) for row in rows], probabilities.max(axis=1), rtol=1e-4)
+    page = (tmp_path / "out/predictions.html").read_text()
+    least_sure = np.argsort(probabilities.max(axis=1))[:4]
+    positions = [page.index(f">{files[i]}<") for i in least_sure]
+    assert positions == sorted(positions) and page.count("<img ") == 4 and "<b>" not in page
+    out = capsys.readouterr().out
+    assert "9 of " in out and str(tmp_path / "out/predictions.html") in out and result["corrupt_images"] == []
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_other_formats_in_the_directory_of_the_run(kind, run):
+    result = modes.run(settings(run, format=kind, images=f"{run}/photos/0.png,{run}/photos/deep/*"))
+    path = run / f"run/predictions.{kind}"
+    assert result["path"] == str(path) and (run / "run/predictions.html").is_file()
+    rows = pq.read_table(path).to_pylist() if kind == "parquet" else list(map(json.loads, path.open(encoding="utf-8")))
+    assert [row["path"].removeprefix(f"{run}/photos/") for row in rows] == [
+        "0.png",
+        "deep/0.png",
+        "deep/1.png",
+        "deep/2.png",
+    ]
+    assert {row["class"] for row in rows} <= set(NAMES)
+
+
+def test_a_corrupt_file_is_named_unless_there_are_too_many(run, tmp_path, capsys, caplog):
+    good = saved_runs.save_images(tmp_path / "in", [f"{i}.png" for i in range(3)])
+    (tmp_path / "in/broken.jpg").write_bytes(b"not an image")
+    flags = [f"--{k}={v}" for k, v in settings(run, images=f"{tmp_path}/in", model_dir=f"{tmp_path}/out").items()]
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run.py", *flags])
+    assert exit.value.code == 2 and not (tmp_path / "out").exists()
+    assert "--max_corrupt_share=0.05: 1 of 4 images of" in capsys.readouterr().err
+    cli.main(["run.py", *flags, "--max_corrupt_share=0.3"])
+    line = f"corrupt images  1, without a class in the table: {tmp_path}/in/broken.jpg\n"
+    assert line in capsys.readouterr().out
+    assert f"corrupt image {tmp_path}/in/broken.jpg" in caplog.text
+    table = (tmp_path / "out/predictions.csv").read_text()
+    assert f"\n{tmp_path}/in/broken.jpg,,,," in table and len(table.splitlines()) == 1 + len(good) + 1
+    page = (tmp_path / "out/predictions.html").read_text()
+    assert f"<li>{tmp_path}/in/broken.jpg</li>" in page and page.count("<img ") == 3
+
+
+def test_only_corrupt_files_make_a_table_without_classes(run, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"")
+    result = modes.run(settings(run, images=f"{tmp_path}/broken.jpg", model_dir=str(tmp_path), max_corrupt_share=1.0))
+    assert result["corrupt_images"] == [f"{tmp_path}/broken.jpg"]
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[1] == f"{tmp_path}/broken.jpg" + 10 * ","
+
+
+def test_several_replicas_predict_the_same(run, tmp_path, replicas):
+    """Nine images, of which one is corrupt, in batches of four on two replicas."""
+    saved_runs.save_images(tmp_path / "in", [f"{i}.png" for i in range(9)])
+    (tmp_path / "in/4.png").write_bytes(b"not an image")
+    tables = []
+    for strategy in (replicas(2), replicas(1)):
+        config = resolve_config(settings(run, images=f"{tmp_path}/in", model_dir=str(tmp_path), max_corrupt_share=0.5))
+        predict.predict(config, strategy)
+        with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    for row, expected in zip(*tables, strict=True):
+        assert (row["path"], row["class"]) == (expected["path"], expected["class"])
+        assert row["probability"] == "" or float(row["probability"]) == pytest.approx(
+            float(expected["probability"]), rel=1e-4
+        )
+    assert tables[0][4]["class"] == ""
+
+
+def test_what_cannot_be_predicted_is_refused_and_nothing_is_written(run, tmp_path):
+    saved_runs.save_run(tmp_path / "pretrained", (), mode="pretrain")
+    out = {"model_dir": str(tmp_path / "out")}
+    with pytest.raises(
+        SettingError, match=r"^--checkpoint=.*pretrained: has no classifier; train one first, with --mode=f"
+    ):
+        modes.run(settings(run, checkpoint=str(tmp_path / "pretrained")) | out)
+    with pytest.raises(SettingError, match=r"^--images=nowhere: there is no such file or folder"):
+        modes.run(settings(run, images="nowhere") | out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_old_table(run, tmp_path, file_size_limit):
+    modes.run(settings(run, model_dir=str(tmp_path)))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with file_size_limit(100), pytest.raises(SettingError, match=r"^--model_dir=.* cannot be written"):
+        modes.run(settings(run, images=f"{run}/photos/deep", model_dir=str(tmp_path)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
