@@ -112,13 +112,17 @@ class _Rules:
         )  # fmt: skip
 
     def _labelled(self, run: RunInfo) -> dict:
-        """Settings of training on labels: 200 to 2,000 steps, evaluated four times."""
+        """Settings of training on labels: 200 to 2,000 steps, evaluated four times.
+
+        With crops that keep most of the image: for fine-tuning on five of the digits per class, 0.7 instead of 0.4
+        raised top-1 on the other training images from 93.5 to 95.1 (mean of two seeds).
+        """
         labels = self._labels_per_class(run) * max(self.data.num_classes, 1)
         batch_size = 50 if self._has_few_labels(run) else 128
         steps = min(max(200, 4 * labels // batch_size * 5), 2000)
         return dict(
             optimizer="momentum", weight_decay=5e-4, warmup_epochs=0.0, learning_rate_scaling="sqrt",
-            train_batch_size=batch_size, train_steps=steps, checkpoint_steps=math.ceil(steps / 4),
+            train_batch_size=batch_size, train_steps=steps, checkpoint_steps=math.ceil(steps / 4), crop_area_min=0.7,
         )  # fmt: skip
 
     def _labels_per_class(self, run: RunInfo) -> int:
