@@ -7,15 +7,17 @@ import os
 from simclrv2_tf.data.listing import IMAGE_SUFFIXES, describe_skipped, list_images
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
 
 
-def open_images(images: str, max_corrupt_share: float = 1.0) -> FileSource:
-    """Opens image files without labels, each once.
+def open_images(config: Config) -> FileSource:
+    """Opens the image files of ``--images``, each once.
+
+    A place is a file, a folder (its images at any depth) or a glob, with ``**`` for folders at any depth; commas
+    separate several. A path that exists is taken as it is, whatever characters it has.
 
     Args:
-        images: a file, a folder (its images at any depth) or a glob, with ``**`` for folders at any depth; several
-            separated by commas. A path that exists is taken as it is, whatever characters it has.
-        max_corrupt_share: of the files.
+        config: the settings; of them ``images``, and those of ``FileSource.from_settings`` without the cache.
 
     Returns:
         The files; those of a folder or a glob are sorted. ``skipped`` counts what these have besides images.
@@ -23,7 +25,7 @@ def open_images(images: str, max_corrupt_share: float = 1.0) -> FileSource:
     Raises:
         SettingError: if there is no such file or folder, or no image among them.
     """
-    whole = os.path.expanduser(images)
+    images, whole = config.images, os.path.expanduser(config.images)
     places = [whole] if os.path.lexists(whole) else [os.path.expanduser(part.strip()) for part in images.split(",")]
     skipped: collections.Counter[str] = collections.Counter()
     paths: list[str] = []
@@ -38,7 +40,7 @@ def open_images(images: str, max_corrupt_share: float = 1.0) -> FileSource:
         found = describe_skipped(skipped) or "nothing"
         raise SettingError(f"--images={images}: no {', '.join(IMAGE_SUFFIXES)} images there, but {found}")
     paths = list(dict.fromkeys(map(os.path.normpath, paths)))
-    return FileSource(images, tuple(paths), None, (), max_corrupt_share=max_corrupt_share, skipped=dict(skipped))
+    return FileSource.from_settings(config.replace(cache_dataset=False), images, paths, skipped=dict(skipped))
 
 
 def _matches(pattern: str, skipped: collections.Counter[str]) -> list[str]:

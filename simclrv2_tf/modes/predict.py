@@ -37,7 +37,7 @@ def predict(config: Config, strategy: tf.distribute.Strategy) -> Result:
         SettingError: before anything is written, if there are no such images, too many of them are corrupt, or the run
             has no classifier.
     """
-    source, model = open_images(config.images, config.max_corrupt_share), load_trained(config, strategy)
+    source, model = open_images(config), load_trained(config, strategy)
     if model.network.classifier is None:
         raise SettingError(
             f"--checkpoint={config.checkpoint}: has no classifier; train one first, with --mode=finetune or linear_eval"

@@ -57,7 +57,8 @@ def load_model(config: Config, views: ViewSettings, strategy: Strategy) -> tuple
     with strategy.scope():
         network = build_network(config, strategy, num_classes, resolved["head_input"], seeded=False)
         path = load_network(network, config.checkpoint, with_classifier=bool(num_classes))
-        return TrainedModel(network, views, tuple(resolved["class_names"]), config.eval_resize), path
+        names = tuple(resolved["class_names"])
+        return TrainedModel(network, views, names, config.eval_resize, config.image_bits), path
 
 
 def load_run(checkpoint: str | os.PathLike[str], *, trust_run_code: bool = False) -> TrainedModel:

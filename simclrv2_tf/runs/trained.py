@@ -27,6 +27,7 @@ class TrainedModel(ClassificationModel):
         views: size of the images and augmentation settings, to train it further.
         class_names: one per class, "0", "1" and so on if the run knows no names; empty without a classifier.
         eval_resize: interpolation, see ``augment.center_crop_and_resize``.
+        image_bits: bits in use of images with 16 bits per channel, see ``decoding.decode``.
         **kwargs: see ``ClassificationModel``.
     """
 
@@ -36,11 +37,13 @@ class TrainedModel(ClassificationModel):
         views: ViewSettings,
         class_names: tuple[str, ...] = (),
         eval_resize: str = "bicubic",
+        image_bits: int = 0,
         **kwargs,
     ):
         super().__init__(network, views, **{"name": "trained", **kwargs})
         self.class_names = tuple(class_names)
         self.eval_resize = eval_resize
+        self.image_bits = image_bits
 
     @property
     def image_size(self) -> int:
@@ -63,7 +66,7 @@ class TrainedModel(ClassificationModel):
         """
         if self.network.classifier is None:
             raise SettingError("this run has no classifier; train one with --mode=finetune or linear_eval first")
-        logits = self.image_outputs(_open_files(paths), "logits_sup", batch_size)
+        logits = self.image_outputs(self._open_files(paths), "logits_sup", batch_size)
         probabilities = tf.nn.softmax(logits).numpy()
         best = probabilities.argmax(axis=1)
         is_read = np.isfinite(probabilities).all(axis=1)
@@ -75,7 +78,7 @@ class TrainedModel(ClassificationModel):
         Raises:
             ValueError: if a file does not exist, or the network has diverged.
         """
-        return self.image_outputs(_open_files(paths), "final_avg_pool", batch_size)
+        return self.image_outputs(self._open_files(paths), "final_avg_pool", batch_size)
 
     def image_outputs(self, source: Source, endpoint: str, batch_size: int) -> np.ndarray:
         """Computes an endpoint of every image of a source, float32 ``[n, ...]``; NaN for corrupt images.
@@ -96,14 +99,15 @@ class TrainedModel(ClassificationModel):
         values[outputs["rows"]] = outputs[endpoint]
         return values
 
-
-def _open_files(paths: Paths) -> FileSource:
-    """Returns a source of files that exist."""
-    if isinstance(paths, str | os.PathLike):
-        raise ValueError(f"{os.fspath(paths)}: give a list of files, such as pathlib.Path(folder).glob('*.jpg') yields")
-    names = tuple(map(os.fspath, paths))
-    if not names:
-        raise ValueError("the list of files is empty")
-    if missing := [name for name in names if not os.path.isfile(name)]:
-        raise ValueError(f"{missing[0]}: there is no such file")
-    return FileSource("files", names, None, ())
+    def _open_files(self, paths: Paths) -> FileSource:
+        """Returns a source of files that exist."""
+        if isinstance(paths, str | os.PathLike):
+            raise ValueError(
+                f"{os.fspath(paths)}: give a list of files, such as pathlib.Path(folder).glob('*.jpg') yields"
+            )
+        names = tuple(map(os.fspath, paths))
+        if not names:
+            raise ValueError("the list of files is empty")
+        if missing := [name for name in names if not os.path.isfile(name)]:
+            raise ValueError(f"{missing[0]}: there is no such file")
+        return FileSource("files", names, None, (), image_bits=self.image_bits)

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from simclrv2_tf.data.unlabelled import open_images
+from simclrv2_tf.data import unlabelled
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +23,10 @@ def folder(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return tmp_path
+
+
+def open_images(images, **settings):
+    return unlabelled.open_images(Config(images=images, **settings))
 
 
 @pytest.mark.parametrize(
@@ -74,3 +79,8 @@ def test_a_broken_link_counts_as_corrupt(folder):
     os.symlink("gone.png", "q/link.png")
     assert open_images("q/link.png").paths == ("q/link.png",)
     assert open_images("q").paths == ("q/d.png", "q/link.png")
+
+
+def test_files_are_read_as_the_settings_say():
+    source = open_images("p", max_corrupt_share=0.3, max_file_mb=7, image_bits=12, cache_dataset=True)
+    assert (source.max_corrupt_share, source.max_file_mb, source.image_bits, source.in_memory) == (0.3, 7, 12, False)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import saved_runs
 import tensorflow as tf
+from PIL import Image
 
 from simclrv2_tf import cli, load_run, modes
 from simclrv2_tf.errors import SettingError
@@ -116,6 +117,22 @@ def test_several_replicas_predict_the_same(run, tmp_path, replicas):
             float(expected["probability"]), rel=1e-4
         )
     assert tables[0][4]["class"] == ""
+
+
+def test_images_are_read_with_the_bits_of_the_run(run, tmp_path):
+    """12 of 16 bits, as microscopes and X-ray detectors write them, beside the same image of 8 bits."""
+    saved_runs.save_run(tmp_path / "run", NAMES, image_bits=12)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8))
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.rint(pixels * 4095 / 255).astype(np.uint16)).save(tmp_path / "in/12.png")
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "in/8.png")
+    modes.run(settings(run, checkpoint=f"{tmp_path}/run", images=f"{tmp_path}/in", model_dir=str(tmp_path)))
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["class"] == rows[1]["class"]
+    assert float(rows[0]["probability"]) == pytest.approx(float(rows[1]["probability"]), rel=1e-3)
+    _, probabilities = load_run(tmp_path / "run").predict_images([tmp_path / "in/12.png"])
+    assert probabilities.max() == pytest.approx(float(rows[0]["probability"]), rel=1e-3)
 
 
 def test_what_cannot_be_predicted_is_refused_and_nothing_is_written(run, tmp_path):

@@ -13,6 +13,7 @@ from simclrv2_tf.data.unlabelled import open_images
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.runs import predictions
 from simclrv2_tf.runs.predictions import Predictions, predict_images, write_csv, write_jsonl, write_parquet
+from simclrv2_tf.settings.config import Config
 
 NAMES = ("wren", 'Straße, "x"', "crow")
 TABLE = Predictions(
@@ -59,8 +60,9 @@ def test_predictions_are_those_of_the_model_most_probable_first(chunk, tmp_path,
     monkeypatch.setattr(predictions, "CHUNK", chunk)
     saved_runs.save_run(tmp_path / "run", NAMES)
     files = saved_runs.save_images(tmp_path / "photos", [f"{i}.png" for i in range(5)])
+    photos = str(tmp_path / "photos")
     files[3].write_bytes(b"not an image")
-    model, source = load_run(tmp_path / "run"), open_images(str(tmp_path / "photos"))
+    model, source = load_run(tmp_path / "run"), open_images(Config(images=photos, max_corrupt_share=0.2))
     table = predict_images(model, source, 2, batch_size=4)
     names, probabilities = model.predict_images(files)
     assert [row["class"] or "" for row in table.rows()] == names and table.corrupt == [str(files[3])]
@@ -69,4 +71,4 @@ def test_predictions_are_those_of_the_model_most_probable_first(chunk, tmp_path,
     assert source.corrupt == {str(files[3])}
     assert ("4 of 5 images" in capsys.readouterr().out) is (chunk == 2)
     with pytest.raises(SettingError, match=r"^--max_corrupt_share=0.1: 1 of 5 images of .*photos are corrupt"):
-        predict_images(model, open_images(str(tmp_path / "photos"), 0.1), 2, batch_size=4)
+        predict_images(model, open_images(Config(images=photos, max_corrupt_share=0.1)), 2, batch_size=4)
