@@ -25,6 +25,23 @@ Modes:
 python run.py --mode=MODE --help    the flags of a mode, with examples
 python run.py --helpfull            all flags
 python run.py --recipe=help         settings for well-known data sets"""
+DESCRIPTIONS = {
+    "pretrain": "Learn features from images without labels.",
+    "finetune": "Train a pretrained network on a few labels.",
+    "distill": "Train a small network on the predictions of a teacher, with the unlabelled images.",
+    "linear_eval": "Train a linear classifier on frozen features.",
+    "supervised": "Train the same network from scratch on labels, for comparison.",
+    "semi_supervised": "Run all of the above and compare them in a table.",
+    "evaluate": "Compute top-1, top-5 and kNN accuracy of a run.",
+    "predict": "Write the classes of images without labels to a table and a page.",
+    "embed": "Write the features of all images to a file.",
+    "export": "Write the network of a run for other programs.",
+    "import_checkpoint": "Turn a checkpoint of the official code into a run.",
+    "preview": "Show views, time and memory of a run before it starts.",
+    "summary": "Print parameters, arithmetic and memory of a network.",
+    "benchmark": "Measure the input and the step of a run, and report the bottleneck.",
+    "report": "Rewrite report.html, or compare several runs.",
+}
 EXAMPLES = {
     "pretrain": ("--dataset=folder:/data/birds --model_dir=runs/birds", "--recipe=cifar10"),
     "finetune": (
@@ -68,7 +85,7 @@ CLASSIFIES = ("linear_eval", "supervised", "finetune", "semi_supervised", "previ
 DISTILLS = ("distill", "semi_supervised", "preview", "benchmark")
 LOOKS = ("evaluate", "predict", "embed", "export")
 GROUPS = (
-    Group("mode", "General", tuple(MODES)),
+    Group("mode", "General", MODES),
     Group("checkpoint_epochs", "Checkpoints and report", RUNS),
     Group("dataset", "Data", (*TRAINS, "evaluate", "embed")),
     Group("method", "Network", (*PRETRAINS, "supervised", "distill", "summary")),
@@ -113,9 +130,9 @@ def help_text(argv: list[str]) -> str:
         return "\n".join(["All flags, with their defaults.", *_describe_flags(""), FOOT])
     mode = _mode_of(argv)
     if not mode:
-        return START.format(modes="\n".join(f"  {name:19}{text}" for name, text in MODES.items()))
+        return START.format(modes="\n".join(f"  {name:19}{text}" for name, text in DESCRIPTIONS.items()))
     examples = [f"  python run.py --mode={mode} {arguments}" for arguments in EXAMPLES[mode]]
-    title = [f"--mode={mode}: {MODES[mode]}", "", "Examples:", *examples, "", "Flags, with their defaults:"]
+    title = [f"--mode={mode}: {DESCRIPTIONS[mode]}", "", "Examples:", *examples, "", "Flags, with their defaults:"]
     return "\n".join([*title, *_describe_flags(mode), FOOT])
 
 

@@ -201,7 +201,7 @@ def test_help_for_a_mode_lists_the_flags_that_matter_for_it(arguments, listed, l
 
 
 def test_the_examples_of_every_mode_are_valid_commands_of_that_mode():
-    assert set(help.EXAMPLES) == set(MODES)
+    assert set(help.EXAMPLES) == set(help.DESCRIPTIONS) == set(MODES)
     for mode, examples in help.EXAMPLES.items():
         _, listed = help.help_text(["run.py", f"--mode={mode}", "--help"]).split("Flags, with their defaults:")
         for example in examples:

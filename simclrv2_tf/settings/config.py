@@ -19,23 +19,10 @@ UNNAMED_RECIPES = ("auto", "official", "own_images", "none")  # values of --reci
 STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
 FORMATS = {"export": ("saved_model", "litert", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet"),
            "predict": ("csv", "parquet", "jsonl")}  # fmt: skip
-MODES = {
-    "pretrain": "Learn features from images without labels.",
-    "finetune": "Train a pretrained network on a few labels.",
-    "distill": "Train a small network on the predictions of a teacher, with the unlabelled images.",
-    "linear_eval": "Train a linear classifier on frozen features.",
-    "supervised": "Train the same network from scratch on labels, for comparison.",
-    "semi_supervised": "Run all of the above and compare them in a table.",
-    "evaluate": "Compute top-1, top-5 and kNN accuracy of a run.",
-    "predict": "Write the classes of images without labels to a table and a page.",
-    "embed": "Write the features of all images to a file.",
-    "export": "Write the network of a run for other programs.",
-    "import_checkpoint": "Turn a checkpoint of the official code into a run.",
-    "preview": "Show views, time and memory of a run before it starts.",
-    "summary": "Print parameters, arithmetic and memory of a network.",
-    "benchmark": "Measure the input and the step of a run, and report the bottleneck.",
-    "report": "Rewrite report.html, or compare several runs.",
-}
+MODES = (
+    *("pretrain", "finetune", "distill", "linear_eval", "supervised", "semi_supervised", "evaluate", "predict"),
+    *("embed", "export", "import_checkpoint", "preview", "summary", "benchmark", "report"),
+)
 
 
 def _setting(
@@ -71,7 +58,7 @@ class Config:
         SettingError: naming the flag and the value, if a value is outside its bounds or two values contradict.
     """
 
-    mode: str = _setting("pretrain", "What to do.", choices=tuple(MODES), tags="not_inherited")
+    mode: str = _setting("pretrain", "What to do.", choices=MODES, tags="not_inherited")
     model_dir: str = _setting(
         "", "Directory of the run. Default: runs/RECIPE-MODE or runs/DATASET-MODE.", tags="not_inherited resume_ok"
     )
