@@ -61,10 +61,15 @@ def as_images(array: np.ndarray, where: str) -> np.ndarray:
         raise SettingError(f"{where}: images must be [n, height, width] or [..., 1, 3 or 4], not {array.shape}")
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
-            raise SettingError(f"{where}: floating-point images must be finite and in [0, 1]")
+            raise SettingError(
+                f"{where}: floating-point images must be finite and in [0, 1]; divide them by 255 if that is their range"
+            )
         array = np.rint(array * 255)
     elif array.dtype != np.uint8:
-        raise SettingError(f"{where}: images must be uint8 or floats in [0, 1], not {array.dtype}")
+        raise SettingError(
+            f"{where}: images must be uint8 or floats in [0, 1], not {array.dtype}; divide them by the greatest value "
+            "that they can have, such as 65535 or 4095"
+        )
     array = array.astype(np.uint8)
     if array.shape[-1] == 4:
         return np.stack([rgb_on_white(image).numpy() for image in array])
