@@ -62,7 +62,7 @@ def as_images(array: np.ndarray, where: str) -> np.ndarray:
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:
             raise SettingError(
-                f"{where}: floating-point images must be finite and in [0, 1]; divide them by 255 if that is their range"
+                f"{where}: floating-point images must be finite and in [0, 1]; divide those up to 255 by 255"
             )
         array = np.rint(array * 255)
     elif array.dtype != np.uint8:
