@@ -55,13 +55,22 @@ def collect(
         The endpoints and ``labels``, ``[n, ...]`` in the order of the images for any number of replicas, without
         corrupt images; and ``rows``, int64 ``[n]``: the positions of the others among all images.
     """
+    return collect_batches(method, distribute(method.distribute_strategy, batch_size, make_batches), names)
+
+
+def collect_batches(
+    method: Method, batches: tf.distribute.DistributedDataset, names: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Like `collect`, for batches that are distributed already, which may be run through several times."""
     # Names are bound, not passed: arguments are sent to a TPU. The function is cached, so it is traced once.
-    forward = tf.function(lambda batch: _endpoints(method, batch, names), autograph=False)
-    forward = vars(method).setdefault(f"_forward{names}", forward)
+    key = f"_forward{names}"
+    if key not in vars(method):
+        vars(method)[key] = tf.function(lambda batch: _endpoints(method, batch, names), autograph=False)
+    forward = vars(method)[key]
     method.average_local_statistics()
     strategy = method.distribute_strategy
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
-    for batch in distribute(strategy, batch_size, make_batches):
+    for batch in batches:
         for name, value in strategy.run(forward, args=(batch,)).items():
             local = strategy.experimental_local_results(value)
             parts[name].append(local[0].numpy() if has_workers(strategy) else np.concatenate(local))

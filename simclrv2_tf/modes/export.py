@@ -1,6 +1,5 @@
 """Exchange of networks with other programs: export, import_checkpoint."""
 
-import logging
 import pathlib
 
 import tensorflow as tf
@@ -14,8 +13,6 @@ from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
 from simclrv2_tf.runs.saved_model import save_saved_model
 from simclrv2_tf.runs.signals import exit_on_sigterm
 from simclrv2_tf.settings.config import Config
-
-log = logging.getLogger(__name__)
 
 # By format: the function that writes it, the name in the run's directory, and how to use it.
 WRITERS = {
@@ -43,20 +40,13 @@ def export(config: Config, strategy: tf.distribute.Strategy) -> Result:
             print(f"{path}: for the official code's --checkpoint, or tf.compat.v1.train.Saver")
         else:
             write, name, usage = WRITERS[config.output_format]
-            path, size, class_names = model_dir / name, config.image_size, _class_names(config, network.num_classes)
+            path, size = model_dir / name, config.image_size
+            class_names = read_run_config(config.checkpoint)[1]["class_names"]
             bits = {"image_bits": config.image_bits} if write is save_saved_model else {}  # others decode no files
             write(network, size, path, config.eval_resize, class_names, **bits)
             classes = f"{network.num_classes} classes" if network.num_classes else "features only, no classifier"
             print(f"{path}: {classes}; {usage.format(size=size)}")
     return {"mode": "export", "path": str(path)}
-
-
-def _class_names(config: Config, num_classes: int) -> list[str]:
-    """Returns the class names of the run; none, with a warning, if it does not have one per class."""
-    names = [str(name) for name in read_run_config(config.checkpoint)[1].get("class_names") or []]
-    if num_classes and len(names) != num_classes:
-        log.warning("%s has no class names; the export numbers its %d classes", config.checkpoint, num_classes)
-    return names if len(names) == num_classes else []
 
 
 def import_checkpoint(config: Config, strategy: tf.distribute.Strategy) -> Result:

@@ -6,13 +6,13 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf import metrics
+from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.catalog import open_source
-from simclrv2_tf.data.input import Part, TrainingInput, make_views
+from simclrv2_tf.data.input import Part, TrainingInput, evaluation_batches, make_views
 from simclrv2_tf.data.layouts import NoSuchSplitError
 from simclrv2_tf.data.sources import Source
 from simclrv2_tf.methods.base import Method
-from simclrv2_tf.methods.inference import collect
-from simclrv2_tf.modes.measure import compute_features
+from simclrv2_tf.methods.inference import collect_batches, distribute
 from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
@@ -47,53 +47,69 @@ def split_held_out(config: Config, source: Source, test: Source | None) -> tuple
     return source.subset(np.delete(rows, held_out)), source.subset(held_out)
 
 
-def feature_quality(method: Method, config: Config, data: TrainingInput, held_out: Source) -> dict[str, float]:
-    """Computes ``rankme`` and ``val_contrastive_accuracy``; warns if the features have collapsed.
+class FeatureQuality:
+    """Measures features on held-out images. The data sets are built once, because TensorFlow keeps all that are built.
 
     Args:
         method: a pretraining method.
         config: the settings.
         data: the training images, with the augmentation of the views.
         held_out: images that are not trained on.
-
-    Returns:
-        ``rankme``: effective rank of the features of at most 2,048 held-out images (arXiv 2210.02885), from 1 to the
-        smaller of the number of images and of dimensions. ``val_contrastive_accuracy``: how often a view of a held-out
-        image is most similar to the other view of that image, among batches of the training's size.
     """
-    features, _ = compute_features(method, config, held_out.sample(RANKED_IMAGES))
-    rank = metrics.rankme(features)
-    if rank < min(COLLAPSED_RANK, *features.shape):
-        log.warning(
-            "the features have collapsed: their effective rank (RankMe) is %.2f. Try a lower --learning_rate, more "
-            "--warmup_epochs, a larger --train_batch_size or another --temperature",
-            rank,
+
+    def __init__(self, method: Method, config: Config, data: TrainingInput, held_out: Source):
+        strategy, size = method.distribute_strategy, config.eval_batch_size
+        ranked, contrasted = held_out.sample(RANKED_IMAGES), held_out.sample(CONTRASTED_IMAGES)
+        self.method = method
+        self.images = distribute(
+            strategy,
+            size,
+            lambda part: evaluation_batches(ranked, size, config.image_size, 0, config.eval_resize, part),
         )
-    accuracy = _contrastive_accuracy(method, data, held_out.sample(CONTRASTED_IMAGES))
-    return {"rankme": rank} | ({} if accuracy is None else {"val_contrastive_accuracy": accuracy})
+        replicas = strategy.num_replicas_in_sync
+        self.batch_size = min(data.batch_size, contrasted.num_examples // replicas * replicas)
+        if self.batch_size < 2:
+            self.pairs = None
+            return
+        views = TrainingInput(contrasted, self.batch_size, 2, data.settings, seed=0)
+        steps = contrasted.num_examples // self.batch_size
+
+        def pairs(part: Part) -> tf.data.Dataset:
+            return views.of(part).batches(0, steps).map(lambda batch: _rows(batch, data.settings), tf.data.AUTOTUNE)
+
+        self.pairs = distribute(strategy, 2 * self.batch_size, pairs)
+
+    def measure(self) -> dict[str, float]:
+        """Computes ``rankme`` and ``val_contrastive_accuracy``; warns if the features have collapsed.
+
+        Returns:
+            ``rankme``: effective rank of the features of at most 2,048 images (arXiv 2210.02885), from 1 to the smaller
+            of the number of images and of dimensions. ``val_contrastive_accuracy``, unless there are too few images for
+            the replicas: how often a view is most similar to the other view of its image, among batches of the
+            training's size.
+        """
+        features = collect_batches(self.method, self.images, ("final_avg_pool",))["final_avg_pool"]
+        rank = metrics.rankme(features)
+        if rank < min(COLLAPSED_RANK, *features.shape):
+            log.warning(
+                "the features have collapsed: their effective rank (RankMe) is %.2f. Try a lower --learning_rate, more "
+                "--warmup_epochs, a larger --train_batch_size or another --temperature",
+                rank,
+            )
+        return {"rankme": rank} | ({"val_contrastive_accuracy": self._contrastive_accuracy()} if self.pairs else {})
+
+    def _contrastive_accuracy(self) -> float:
+        from sklearn.preprocessing import normalize
+
+        rows = collect_batches(self.method, self.pairs, ("proj_head_output",))["proj_head_output"]  # [2n, d]
+        batches = normalize(rows).reshape(-1, self.batch_size, 2, rows.shape[1])
+        hits = [np.argmax(b[:, 0] @ b[:, 1].T, axis=1) == np.arange(self.batch_size) for b in batches]
+        return float(np.mean(hits))
 
 
-def _contrastive_accuracy(method: Method, data: TrainingInput, held_out: Source) -> float | None:
-    """Returns the contrastive accuracy on held-out images; None if there are too few of them for the replicas."""
-    replicas = method.distribute_strategy.num_replicas_in_sync
-    batch_size = min(data.batch_size, held_out.num_examples // replicas * replicas)
-    if batch_size < 2:
-        return None
-    views = TrainingInput(held_out, batch_size, 2, data.settings, seed=0)
-    steps = held_out.num_examples // batch_size
-
-    def project(view: int) -> np.ndarray:
-        def batches(part: Part) -> tf.data.Dataset:
-            return views.of(part).batches(0, steps).map(lambda batch: _select(batch, view), tf.data.AUTOTUNE)
-
-        return collect(method, batches, batch_size, ("proj_head_output",))["proj_head_output"]
-
-    def _select(batch: dict[str, tf.Tensor], view: int) -> dict[str, tf.Tensor]:
-        images = make_views(batch, data.settings)[:, view]  # [b, size, size, 3]
-        return {"images": images, "labels": batch["labels"], "weights": tf.ones_like(batch["labels"], tf.float32)}
-
-    from sklearn.preprocessing import normalize
-
-    first, second = (np.split(normalize(project(view)), steps) for view in (0, 1))  # [b, d] each
-    hits = [np.argmax(a @ b.T, axis=1) == np.arange(batch_size) for a, b in zip(first, second, strict=True)]
-    return float(np.mean(hits))
+def _rows(batch: dict[str, tf.Tensor], settings: ViewSettings) -> dict[str, tf.Tensor]:
+    """Returns both views of each image as rows, one after the other, as batches of ``collect_batches``."""
+    views = make_views(batch, settings)  # [b, 2, size, size, 3]
+    labels = tf.repeat(batch["labels"], 2)  # [2b]
+    images = tf.reshape(views, [-1, *views.shape[2:]])  # [2b, size, size, 3]
+    return {"images": images, "labels": labels, "weights": tf.ones_like(labels, tf.float32)}

@@ -9,7 +9,7 @@ import tensorflow as tf
 from simclrv2_tf import metrics
 from simclrv2_tf.data.description import describe_data, warn_about_classes
 from simclrv2_tf.modes.measure import compute_features, compute_logits, knn_features, knn_subset, top_k
-from simclrv2_tf.modes.quality import feature_quality
+from simclrv2_tf.modes.quality import FeatureQuality
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_run, load_callbacks, resolved_settings
 from simclrv2_tf.report import format_accuracies, format_value, run_summary, write_report
@@ -78,7 +78,9 @@ class Evaluation:
 
 
 class FeatureEvaluation(Evaluation):
-    """Evaluates pretraining: the classifier beside the encoder, and kNN on the features."""
+    """Evaluates pretraining: the classifier beside the encoder, kNN on the features, their quality without labels."""
+
+    probe: FeatureQuality | None = None
 
     def metrics(self) -> dict[str, float]:
         run = self.run
@@ -102,7 +104,11 @@ class FeatureEvaluation(Evaluation):
 
     def _quality(self) -> dict[str, float]:
         run = self.run
-        return feature_quality(run.method, run.config, run.data, run.held_out) if run.held_out is not None else {}
+        if run.held_out is None:
+            return {}
+        if self.probe is None:
+            self.probe = FeatureQuality(run.method, run.config, run.data, run.held_out)
+        return self.probe.measure()
 
     def _online_top1(self) -> dict[str, float]:
         run = self.run

@@ -11,7 +11,7 @@ from PIL import Image
 from simclrv2_tf import SimCLR, ViewSettings, metrics, modes
 from simclrv2_tf.data.input import TrainingInput, evaluation_batches, make_views
 from simclrv2_tf.data.sources import ArraySource
-from simclrv2_tf.modes.quality import feature_quality, split_held_out
+from simclrv2_tf.modes.quality import FeatureQuality, split_held_out
 from simclrv2_tf.settings.config import Config
 
 VIEWS = ViewSettings(8, color_jitter_strength=0.5)
@@ -33,7 +33,7 @@ class TestQuality:
     def test_equals_the_textbook(self):
         model, images = compiled(), source(20)
         data = TrainingInput(source(40), 10, 2, VIEWS, seed=3)
-        quality = feature_quality(model, CONFIG, data, images)
+        quality = FeatureQuality(model, CONFIG, data, images).measure()
         batch = next(iter(evaluation_batches(images, 20, 8)))
         features = model(batch["images"])["final_avg_pool"]
         assert quality["rankme"] == pytest.approx(metrics.rankme(features), rel=1e-4)
@@ -46,19 +46,19 @@ class TestQuality:
 
     def test_replicas_give_the_same(self, replicas):
         data = TrainingInput(source(40), 8, 2, VIEWS, seed=3)
-        expected = feature_quality(compiled(), CONFIG, data, source(21))
+        expected = FeatureQuality(compiled(), CONFIG, data, source(21)).measure()
         with replicas(2).scope():
             model = compiled()
-        assert feature_quality(model, CONFIG, data, source(21)) == pytest.approx(expected, rel=1e-4)
+        assert FeatureQuality(model, CONFIG, data, source(21)).measure() == pytest.approx(expected, rel=1e-4)
 
     def test_a_collapsed_network_is_warned_of(self, caplog):
         model = compiled()
         data = TrainingInput(source(40), 8, 2, VIEWS, seed=3)
-        feature_quality(model, CONFIG, data, source(16))
+        FeatureQuality(model, CONFIG, data, source(16)).measure()
         assert not [record for record in caplog.records if record.name.startswith("simclrv2_tf")]
         for variable in model.network.encoder_variables:
             variable.assign(tf.zeros_like(variable))
-        quality = feature_quality(model, CONFIG, data, source(16))
+        quality = FeatureQuality(model, CONFIG, data, source(16)).measure()
         assert quality["rankme"] < 1.01
         (record,) = [record for record in caplog.records if record.name.startswith("simclrv2_tf")]
         assert "collapsed" in record.message and "--learning_rate" in record.message and "\n" not in record.message

@@ -286,7 +286,8 @@ class TestReadRunConfig:
         text = config.to_json().rstrip().removesuffix("}") + ', "resolved": {"num_classes": 3}}'
         (tmp_path / "config.json").write_text(text)
         for suffix in ("", "/checkpoints", "/checkpoints/step-1"):
-            assert read_run_config(f"{tmp_path}{suffix}") == (config, {"num_classes": 3, "head_input": 0})
+            resolved = {"num_classes": 3, "head_input": 0, "class_names": ["0", "1", "2"]}
+            assert read_run_config(f"{tmp_path}{suffix}") == (config, resolved)
 
     @pytest.mark.parametrize("version", [None, 2])
     def test_a_run_of_another_version_is_refused(self, version, tmp_path):

@@ -95,7 +95,7 @@ def test_a_signal_saves_the_step_and_the_run_resumes_from_it(number, status, who
 @pytest.mark.parametrize(
     ("stride", "more"),
     [
-        (8, {}),
+        (5, {}),
         pytest.param(1, {"report": "true", "keep_best": "loss"}, marks=pytest.mark.slow),
     ],
     ids=["some changes", "all changes"],
