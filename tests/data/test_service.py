@@ -65,7 +65,7 @@ def assert_equal(ours, theirs):
             np.testing.assert_array_equal(one[name], other[name])
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_services_produce_the_same_batches(photos, addresses, count):
     alone, served = (dataclasses.replace(photos, corrupt=set()) for _ in range(2))
     expected = batches(alone)

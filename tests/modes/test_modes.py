@@ -96,6 +96,7 @@ class TestPreview:
         assert "50 labelled images: 5 per class, 10 classes" in page and result["memory"].split(":")[0] in page
         modes.run(TOY | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory can still be used
 
+    @pytest.mark.slow  # the preview of pretraining takes the same course
     def test_of_fine_tuning_and_distillation(self, whole_run, tmp_path, capsys):
         start = {"mode": "preview", "model_dir": str(tmp_path), "train_batch_size": 20, "train_steps": 3}
         modes.run(start | {"checkpoint": str(whole_run[0] / "pretrain"), "labels_per_class": 2})
@@ -249,6 +250,7 @@ def test_embed_writes_both_splits(whole_run, tmp_path):
         assert np.isfinite(arrays["x_test"]).all() and arrays["x_test"].std() > 0
 
 
+@pytest.mark.slow  # tests/runs/test_survival.py and test_loop.py resume runs, too
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, capsys):
     """Also with callbacks, and with images that are not in device memory."""
     settings = TOY | {"mode": "pretrain", "report": False}

@@ -149,6 +149,7 @@ class TestUserDefinedMethod:
         (kernel,) = [name for name in whole if "predictor/hidden.Skernel" in name]
         assert np.abs(first.get_tensor(kernel) - last.get_tensor(kernel)).max() > 0
 
+    @pytest.mark.slow  # tests/methods/test_grad_cache.py compares any method with its plain step
     def test_trains_in_micro_batches(self, tmp_path):
         modes.run(self.SETTINGS | {"grad_cache_micro_batch": 10, "model_dir": str(tmp_path)})
         assert [row["step"] for row in rows(tmp_path)] == ["2", "4"]

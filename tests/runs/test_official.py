@@ -319,6 +319,7 @@ def evaluation_images():
     return tf.stack(views), source.labels
 
 
+@pytest.mark.slow  # an import and its numbers are tested above
 def test_other_modes_start_from_an_imported_run(tmp_path):
     start = import_run(write(tmp_path / "model.ckpt-7", tiny()), tmp_path / "run", dataset="digits", image_size=16)
     assert start["step"] == 7

@@ -17,7 +17,7 @@ def fresh_keras():
 @pytest.mark.parametrize(
     ("first", "last", "more"),
     [
-        (200, 800, {"checkpoint_steps": 20, "memory_size": 0}),
+        (200, 600, {"checkpoint_steps": 20, "memory_size": 0}),
         pytest.param(2000, 20000, {"checkpoint_steps": 100, "report": "true"}, marks=pytest.mark.soak),
     ],
     ids=["short", "long"],

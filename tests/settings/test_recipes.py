@@ -23,8 +23,6 @@ from simclrv2_tf.settings.recipes import RECIPES, RunInfo, describe_recipe, find
 DEFAULT = Config()
 IMAGES = {"imagenet2012": 1_281_167, "imagenet2012_subset/1pct": 12_811, "imagenet2012_subset/10pct": 128_116}
 IMAGES |= {"cifar10": 50_000}
-QUICK = ("imagenet",)  # test_modes.py runs the digits
-QUICK_AND_SLOW = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES]
 
 
 def settings_of(name, mode, flags=None, parent=None):
@@ -229,7 +227,8 @@ def check(model_dir, own):
 
 
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config")
-@pytest.mark.parametrize("name", QUICK_AND_SLOW)
+@pytest.mark.slow  # test_modes.py runs the stages of the digits
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_stage_runs(run, name):
     pretrained = run(name, "pretrain")
     start = {"checkpoint": str(pretrained)}
