@@ -30,14 +30,17 @@ _writer = None  # the open lock file of the one process that writes to the tunin
 
 
 def import_tensorflow(verbose: bool = False) -> None:
-    """Imports TensorFlow and Keras and lists the devices. Keras has its default settings, see ``import_keras``.
+    """Imports TensorFlow and lists its devices, and Keras with default settings, whatever its ``keras.json`` says.
 
     Args:
         verbose: show all log messages of TensorFlow.
 
     Raises:
-        SettingError: if Keras cannot be imported.
+        SettingError: if Keras refuses its ``keras.json``.
     """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+        os.environ.pop(name, None)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose else "2")
     # Waiting threads of scikit-learn give up their core. Otherwise t-SNE takes 15 times the CPU time on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -47,26 +50,15 @@ def import_tensorflow(verbose: bool = False) -> None:
     hidden = STARTUP_NOISE if has_gpu_driver else STARTUP_NOISE + NO_DRIVER_NOISE
     quiet = os.environ["TF_CPP_MIN_LOG_LEVEL"] not in ("", "0", "1") and "tensorflow" not in sys.modules
     with filtered_stderr(hidden) if quiet else contextlib.nullcontext():
-        import tensorflow as tf
-
+        try:
+            import keras
+            import tensorflow as tf
+        except (AssertionError, AttributeError, OSError, TypeError, ValueError) as error:
+            file = os.path.join(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "keras.json")
+            if not os.path.lexists(file):
+                raise
+            raise SettingError(f"{file}: Keras refuses it ({first_line(error)}); correct or delete it") from None
         tf.config.list_physical_devices()
-        import_keras()
-
-
-def import_keras() -> None:
-    """Imports Keras with TensorFlow as its backend and default settings, whatever ``keras.json`` and ``KERAS_…`` say.
-
-    Raises:
-        SettingError: if Keras does not accept its ``keras.json``.
-    """
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
-        os.environ.pop(name, None)
-    try:
-        import keras
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        folder = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
-        raise SettingError(f"{folder}/keras.json: Keras refuses it ({first_line(error)}); delete it") from None
     keras.config.set_floatx("float32")
     keras.config.set_epsilon(1e-7)
     keras.config.set_image_data_format("channels_last")

@@ -66,9 +66,9 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 def plain_path(folder: str) -> str:
     r"""Returns a path of a folder without the characters of patterns, ``*``, ``?``, ``[`` and ``\``.
 
-    TensorFlow expands the path of a checkpoint that it reads, and TFDS that of its data, so that ``lr[0.1]`` would name
-    ``lr0``. If there are such characters, the path is that of a link, which is removed when the process exits. Paths
-    on ``gs://`` and the like are returned unchanged.
+    TensorFlow expands the path of a checkpoint that it reads, so that ``lr[0.1]`` would name ``lr0``. If there are such
+    characters, the path is that of a link, which is removed when the process exits. Paths on ``gs://`` and the like are
+    returned unchanged.
 
     Raises:
         OSError: if there is no temporary directory.
