@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,30 @@ def test_importing_the_package_selects_tensorflow_unless_the_environment_names_a
     assert python(code, KERAS_HOME=str(tmp_path), KERAS_BACKEND="tensorflow").stdout == "tensorflow\n"
     unset = "import os; del os.environ['KERAS_BACKEND']\n"
     assert python(unset + code, KERAS_HOME=str(tmp_path)).stdout == "tensorflow\n"
+
+
+TOY = """--mode=pretrain --dataset=digits --recipe=none --resnet_depth=10 --width_multiplier=0.0625 --image_size=8
+--train_batch_size=50 --train_steps=4 --checkpoint_steps=2 --eval_steps=1 --eval_batch_size=100 --deterministic"""
+
+
+@pytest.mark.slow
+def test_a_run_needs_nothing_of_the_account(tmp_path):
+    """No home, no temporary directory, no writable working directory, no output, other Keras settings, no asserts."""
+
+    def run(name: str, options: list[str], **arguments: Any) -> list[str]:
+        command = [sys.executable, *options, str(ROOT / "run.py"), *TOY.split(), f"--model_dir={tmp_path / name}"]
+        subprocess.run(command, check=True, **arguments)
+        header, *rows = [line.split(",") for line in (tmp_path / name / "metrics.csv").read_text().splitlines()]
+        speed = header.index("images_per_second")
+        return [row[:speed] + row[speed + 1 :] for row in (header, *rows)]
+
+    (tmp_path / "keras.json").write_text('{"backend": "torch", "floatx": "float16", "epsilon": 0.5}')
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "TMPDIR")}
+    environment |= {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax", "KERAS_MAX_EPOCHS": "1"}
+    environment |= {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "SLURM_STEP_NUM_TASKS": "many"}
+    usual = run("usual", [], stdout=subprocess.DEVNULL)
+    with open("/dev/full", "w") as full:
+        assert run("odd é", ["-OO"], stdout=full, stderr=full, env=environment, cwd="/proc") == usual
 
 
 OUTPUT = """

@@ -5,6 +5,7 @@ import pathlib
 
 import tensorflow as tf
 
+from simclrv2_tf.files import is_plain
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_network, load_trained
 from simclrv2_tf.runs import official
@@ -48,6 +49,8 @@ def export(config: Config, strategy: tf.distribute.Strategy) -> Result:
             write(network, size, path, config.eval_resize, class_names, **bits)
             classes = f"{network.num_classes} classes" if network.num_classes else "features only, no classifier"
             print(f"{path}: {classes}; {usage.format(size=size)}")
+    if path.is_dir() and not is_plain(str(path)):
+        log.warning("%s: TensorFlow reads *?[\\ in paths as patterns; move it before you load it", path)
     return {"mode": "export", "path": str(path)}
 
 
