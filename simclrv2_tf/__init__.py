@@ -4,9 +4,12 @@ Each name is imported on first use, so ``import simclrv2_tf`` and ``--help`` do 
 """
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "1.0.0"
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # before Keras reads its keras.json
 
 _NAMES = {
     "data.augment": ("ViewSettings", "augment_views", "center_crop_and_resize"),

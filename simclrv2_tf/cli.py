@@ -13,7 +13,7 @@ from absl import flags
 
 import simclrv2_tf
 from simclrv2_tf import help
-from simclrv2_tf.env import import_tensorflow
+from simclrv2_tf.env import import_tensorflow, make_output_robust
 from simclrv2_tf.errors import LostWorkerError, SettingError
 from simclrv2_tf.settings import official_flags
 from simclrv2_tf.settings.config import Config, check_bounds
@@ -26,34 +26,30 @@ DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DE
 
 def main(argv: list[str] | None = None) -> None:
     """Runs ``run.py``. Exits with 0; with 2 or 3 after one line on standard error; with 130 after Ctrl-C."""
+    make_output_robust()
     argv = list(sys.argv if argv is None else argv)
     if len(argv) == 1 or help.REQUESTS & set(argv[1:]):
-        print_text(help.help_text(argv))
+        print(help.help_text(argv))
         return
     if "--version" in argv[1:]:
-        print_text(f"simclrv2-tf {simclrv2_tf.__version__}")
+        print(f"simclrv2-tf {simclrv2_tf.__version__}")
         return
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     values = define_flags()
     with exit_on_user_error(resume=f"python {shlex.join(argv)}"):
         settings = parse(argv, values)
         if settings.get("recipe") == "help":
-            print_text(format_recipes())
+            print(format_recipes())
             return
         quiet = values["quiet"].value
         import_tensorflow(verbose=values["v"].value > 0)  # takes seconds, which --help does not wait for
         from simclrv2_tf import modes
 
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if quiet else sys.stdout):
+        with (
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
+            contextlib.redirect_stdout(nowhere if quiet else sys.stdout),
+        ):
             modes.run(settings)
-
-
-def print_text(text: str) -> None:
-    """Prints a text. A reader that closes the pipe early, such as ``head``, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
 
 
 @contextlib.contextmanager
@@ -97,12 +93,23 @@ def parse(argv: list[str], values: flags.FlagValues | None = None) -> dict[str, 
         raise SettingError(f"{rest[0]}: not a flag (write --name=value)")
     names = [*official_flags.TYPES, *(field.name for field in dataclasses.fields(Config))]
     given = {name: values[name].value for name in names if values[name].present}
+    for name, value in given.items():
+        if isinstance(value, str) and not _is_utf8(value):
+            raise SettingError(f"--{name}={value}: is not UTF-8; rename the file or folder")
     settings, notes = official_flags.translate(given)
     for note in notes:
         log.warning("note: %s", note)
     settings |= {"stage": tuple(settings["stage"])} if "stage" in settings else {}
     check_bounds(settings)  # before TensorFlow takes seconds to start
     return settings
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of the command line that Python could not decode
+        return False
+    return True
 
 
 def define_flags() -> flags.FlagValues:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 # Reasons why a file cannot be written or read; EFBIG is a limit on its size.
 FILE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+FILE_ERRORS += (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG)
 MEMORY_REMEDIES = (
     "to use less memory: --remat, --mixed_precision=bfloat16 or a smaller --train_batch_size; when pretraining, "
     "--grad_cache_micro_batch=N, the same contrastive batch with N images in memory at a time; when evaluating, a "
@@ -17,6 +18,10 @@ MEMORY_REMEDIES = (
 
 class SettingError(ValueError):
     """A setting or an input that cannot be used. The message is the one line that the user sees; exit status 2."""
+
+
+class UnreadableError(SettingError):
+    """A file that cannot be read, whatever its content, for example for want of permission."""
 
 
 class ConfigVersionError(SettingError):

@@ -1,9 +1,15 @@
-"""Atomic writes: a file or folder is written completely and then renamed; a kill or a full disk leaves the old one."""
+"""Atomic writes, and paths for libraries that read them as patterns.
+
+A file or folder is written completely and then renamed; a kill or a full disk leaves the old one.
+"""
 
 import contextlib
+import functools
 import os
 import pathlib
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 
 
@@ -54,3 +60,32 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     """Replaces a file's content atomically, text as UTF-8. The old content remains if it raises OSError."""
     with replacing(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@functools.cache
+def plain_path(folder: str) -> str:
+    r"""Returns a path of a folder without the characters of patterns, ``*``, ``?``, ``[`` and ``\``.
+
+    TensorFlow expands the path of a checkpoint that it reads, so that ``lr[0.1]`` would name ``lr0``. If there are such
+    characters, the path is that of a link, which is removed when the process exits. Paths on ``gs://`` and the like are
+    returned unchanged.
+
+    Raises:
+        OSError: if there is no temporary directory.
+    """
+    if is_plain(folder) or "://" in folder:
+        return folder
+    link = os.path.join(_links().name, str(len(os.listdir(_links().name))))
+    os.symlink(os.path.abspath(folder), link, target_is_directory=True)
+    return link
+
+
+def is_plain(path: str) -> bool:
+    """Returns whether a path has no characters of patterns."""
+    return not re.search(r"[*?\[\\]", path)
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory:
+    folder = tempfile.gettempdir()
+    return tempfile.TemporaryDirectory(prefix="simclrv2-links-", dir=folder if is_plain(folder) else "/tmp")

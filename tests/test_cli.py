@@ -236,6 +236,12 @@ def test_a_closed_pipe_is_no_error(empty_directory):
     assert (process.returncode, process.stderr) == (0, "")
 
 
+def test_a_path_that_is_not_utf8_is_refused(empty_directory):
+    process = run(b"--model_dir=caf\xe9", "--dataset=digits", place=empty_directory)
+    assert process.returncode == 2 and written(empty_directory) == []
+    assert process.stderr == "error: --model_dir=caf\\udce9: is not UTF-8; rename the file or folder\n"
+
+
 def test_the_tables_of_the_help_name_settings_and_modes():
     assert {group.first for group in help.GROUPS} | set(help.MODES_OF_FLAG) <= set(NAMES)
     modes = [group.modes for group in help.GROUPS] + list(help.MODES_OF_FLAG.values())

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -25,11 +26,150 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+KERAS = """
+from simclrv2_tf.env import import_tensorflow
+import_tensorflow()
+import keras
+print(keras.backend.backend(), keras.config.floatx(), keras.config.epsilon(), keras.config.image_data_format())
+print(keras.config.max_epochs(), keras.config.max_steps_per_epoch(), keras.src.backend.config.keras_home())
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        '{"backend": "torch"}',
+        '{"backend": "jax", "floatx": "float16", "epsilon": 0.5, "image_data_format": "channels_first"}',
+        "{",
+    ],
+)
+def test_the_settings_of_keras_json_do_not_matter_but_its_folder_does(settings, tmp_path):
+    (tmp_path / "keras.json").write_text(settings)
+    variables = {"KERAS_BACKEND": "openvino", "KERAS_MAX_EPOCHS": "x", "KERAS_MAX_STEPS_PER_EPOCH": "1"}
+    run = python(KERAS, KERAS_HOME=str(tmp_path), **variables)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.splitlines() == ["tensorflow float32 1e-07 channels_last", f"None None {tmp_path}"]
+    assert (tmp_path / "keras.json").read_text() == settings
+
+
+@pytest.mark.parametrize("content", ['{"floatx": "bfloat99"}', '{"epsilon": "small"}', "[1]", '{"floatx": []}', None])
+def test_a_keras_json_that_keras_refuses_is_named(content, tmp_path):
+    if content is None:
+        (tmp_path / "keras.json").mkdir()
+    else:
+        (tmp_path / "keras.json").write_text(content)
+    code = "from simclrv2_tf.cli import main; main(['run.py', '--dataset=digits', '--mode=summary'])"
+    run = python(code, KERAS_HOME=str(tmp_path))
+    assert run.returncode == 2 and run.stderr.startswith(f"error: {tmp_path}/keras.json: Keras refuses it (")
+    assert run.stderr.count("\n") == 1
+
+
+def test_importing_the_package_selects_tensorflow_unless_the_environment_names_another_backend(tmp_path):
+    (tmp_path / "keras.json").write_text('{"backend": "torch"}')
+    code = "import simclrv2_tf; simclrv2_tf.nt_xent; import keras; print(keras.backend.backend())"
+    assert python(code, KERAS_HOME=str(tmp_path), KERAS_BACKEND="tensorflow").stdout == "tensorflow\n"
+    unset = "import os; del os.environ['KERAS_BACKEND']\n"
+    assert python(unset + code, KERAS_HOME=str(tmp_path)).stdout == "tensorflow\n"
+
+
+TOY = """--mode=pretrain --dataset=digits --recipe=none --resnet_depth=10 --width_multiplier=0.0625 --image_size=8
+--train_batch_size=50 --train_steps=4 --checkpoint_steps=2 --eval_steps=1 --eval_batch_size=100 --deterministic"""
+
+
+@pytest.mark.slow
+def test_a_run_needs_nothing_of_the_account(tmp_path):
+    """No home, no temporary directory, no writable working directory, no output, other Keras settings, no asserts."""
+
+    def run(name: str, options: list[str], **arguments: Any) -> list[str]:
+        command = [sys.executable, *options, str(ROOT / "run.py"), *TOY.split(), f"--model_dir={tmp_path / name}"]
+        subprocess.run(command, check=True, **arguments)
+        header, *rows = [line.split(",") for line in (tmp_path / name / "metrics.csv").read_text().splitlines()]
+        speed = header.index("images_per_second")
+        return [row[:speed] + row[speed + 1 :] for row in (header, *rows)]
+
+    (tmp_path / "keras.json").write_text('{"backend": "torch", "floatx": "float16", "epsilon": 0.5}')
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "TMPDIR")}
+    environment |= {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax", "KERAS_MAX_EPOCHS": "1"}
+    environment |= {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "SLURM_STEP_NUM_TASKS": "many"}
+    usual = run("usual", [], stdout=subprocess.DEVNULL)
+    with open("/dev/full", "w") as full:
+        assert run("odd é", ["-OO"], stdout=full, stderr=full, env=environment, cwd="/proc") == usual
+
+
+OUTPUT = """
+import os, sys
+from simclrv2_tf.env import make_output_robust
+make_output_robust()
+for line in range(3000):
+    print(f"{line} ─ é \\udcff")
+    print(f"{line} ─ é \\udcff", file=sys.stderr)
+os.write(3, b"end")
+"""
+
+
+def report_of(arguments: str, **environment: str) -> str:
+    """Runs OUTPUT in a shell; returns what it writes to the file descriptor 3, its exit status, and its output."""
+    command = f'{{ "$0" -c "$1" {arguments} ; echo " status $?" >&3; }} 3>&4'
+    shell = ["bash", "-c", f"exec 4>&1; {command}", sys.executable, OUTPUT]
+    inherited = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(shell, env=inherited, capture_output=True, timeout=60).stdout.decode()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ">&- 2>&-",
+        "<&- >&- 2>&-",
+        "> >(true) 2> >(true)",
+        "2>&1 | head -n 1 >/dev/null",
+        ">/dev/full 2>/dev/full",
+        ">/dev/null 2>&1",
+    ],
+)
+def test_output_that_nobody_takes_is_no_error(arguments):
+    if "|" in arguments:
+        arguments = "> >(head -n 1 >/dev/null) 2>&1"
+    assert report_of(arguments) == "end status 0\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "utf-8:strict"])
+def test_characters_that_an_encoding_lacks_are_escaped(encoding, tmp_path):
+    assert report_of(f">{tmp_path}/out 2>{tmp_path}/err", PYTHONIOENCODING=encoding) == "end status 0\n"
+    dash, accent = ("─", "é") if "utf" in encoding else (r"\u2500", "é" if encoding == "latin-1" else r"\xe9")
+    for name in ("out", "err"):
+        lines = (tmp_path / name).read_bytes().decode("utf-8" if "utf" in encoding else encoding).splitlines()
+        assert lines == [rf"{line} {dash} {accent} \udcff" for line in range(3000)]
+
+
+def test_a_closed_output_does_not_become_a_file_that_is_opened_later(tmp_path):
+    code = f"""
+import os
+from simclrv2_tf.env import make_output_robust
+make_output_robust()
+file = open({str(tmp_path / "file")!r}, "w")
+os.write(1, b"printed by a library")
+os.write(2, b"printed by a library")
+"""
+    subprocess.run(["bash", "-c", '"$0" -c "$1" <&- >&- 2>&-', sys.executable, code], cwd=ROOT, check=True)
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_full_pipe_that_does_not_block_is_waited_for():
+    code = "from simclrv2_tf.env import make_output_robust; make_output_robust(); print('x' * 10**6)"
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=write)
+    os.close(write)
+    with open(read, "rb") as file:
+        assert len(file.read()) == 10**6 + 1
+    assert process.wait() == 0
+
+
 def test_importing_the_package_and_help_do_not_import_tensorflow():
     """TensorFlow alone takes seconds to import."""
     code = "import sys; from simclrv2_tf import cli; cli.main(['run.py', '--helpfull']); print(list(sys.modules))"
     run = python(code)
-    assert run.returncode == 0 and "--train_batch_size" in run.stdout
+    assert run.returncode == 0 and run.stdout.startswith("usage: ")
     assert not {"tensorflow", "keras", "numpy"} & set(eval(run.stdout.splitlines()[-1]))
 
 

@@ -1,6 +1,7 @@
 """Files and folders are replaced completely or not at all, whatever ends the program; no link is written through."""
 
 import inspect
+import os
 import pathlib
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import sys
 
 import pytest
 
-from simclrv2_tf.files import replacing, write_atomically
+from simclrv2_tf.files import is_plain, plain_path, replacing, write_atomically
 from simclrv2_tf.runs.signals import exit_on_sigterm
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -146,6 +147,28 @@ def test_after_a_kill_at_any_change_the_next_call_finds_the_old_or_the_new_conte
         contents.append(content)
         assert [path.name for path in place.iterdir()] == ["export"]
     assert contents[0] == "old" and contents[-2] == "new" and sorted(contents[:-1], reverse=True) == contents[:-1]
+
+
+@pytest.mark.parametrize("name", ["a[0]", "a*", "a?", "a\\b"])
+def test_a_path_with_characters_of_patterns_gets_a_link(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name / "inner").mkdir(parents=True)
+    for folder in (str(tmp_path / name), f"{name}/inner"):  # also relative ones
+        link = plain_path(folder)
+        assert is_plain(link) and pathlib.Path(link).samefile(folder) and plain_path(folder) == link
+
+
+@pytest.mark.parametrize("path", ["runs/a", "/a]b", "two words", "", "gs://bucket/[0]"])
+def test_any_other_path_is_used_itself(path):
+    assert plain_path(path) == path
+
+
+def test_links_are_removed_at_the_end_also_if_the_temporary_directory_has_such_a_name(tmp_path):
+    code = "from simclrv2_tf.files import plain_path; print(plain_path('/[0]'))"
+    (tmp_path / "t[0]").mkdir()
+    command, environment = [sys.executable, "-c", code], os.environ | {"TMPDIR": str(tmp_path / "t[0]")}
+    link = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert is_plain(link) and link.startswith("/tmp/simclrv2-links-") and not pathlib.Path(link).parent.exists()
 
 
 def test_text_is_written_as_utf8(tmp_path):

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import functools
+import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -16,6 +18,8 @@ import tensorflow as tf
 from simclrv2_tf.distributed.collectives import all_gather
 from simclrv2_tf.errors import LostWorkerError, SettingError, first_line
 from simclrv2_tf.settings.config import Config
+
+log = logging.getLogger(__name__)
 
 Strategy = tf.distribute.Strategy
 Resolver = tf.distribute.cluster_resolver.ClusterResolver
@@ -99,7 +103,7 @@ def _workers() -> Resolver | None:
         SettingError: if the environment does not describe workers.
     """
     resolvers = tf.distribute.cluster_resolver
-    slurm_tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    slurm_tasks = _slurm_tasks()
     if "TF_CONFIG" not in os.environ and slurm_tasks < 2:
         return None
     source = "TF_CONFIG" if "TF_CONFIG" in os.environ else "SLURM_STEP_NODELIST"
@@ -122,6 +126,15 @@ def _workers() -> Resolver | None:
     return resolvers.SimpleClusterResolver(
         cluster, task_type=resolver.task_type, task_id=resolver.task_id, num_accelerators=accelerators
     )
+
+
+def _slurm_tasks() -> int:
+    """Returns the number of tasks of a Slurm step; 1 outside of one, or with a warning if it is not a number."""
+    text = os.environ.get("SLURM_STEP_NUM_TASKS") or "1"
+    if re.fullmatch(r"[0-9]{1,6}", text):
+        return int(text)
+    log.warning("SLURM_STEP_NUM_TASKS=%s: not a number of tasks; ignored, as outside of a Slurm step", text)
+    return 1
 
 
 def _wait_for_workers(resolver: Resolver, timeout: int) -> None:
@@ -187,7 +200,7 @@ def worker_context(strategy: Strategy) -> Iterator[None]:
         return
     try:
         with (
-            open(os.devnull, "w") as nowhere,
+            open(os.devnull, "w", encoding="utf-8") as nowhere,
             contextlib.redirect_stdout(sys.stdout if is_chief(strategy) else nowhere),
         ):
             yield

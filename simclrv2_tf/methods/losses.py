@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from simclrv2_tf.distributed.collectives import all_gather, all_sum, replica_count, replica_index
 from simclrv2_tf.methods.nt_xent_tiled import nt_xent_tiled, tile_rows
+from simclrv2_tf.models.batch_norm import statistics_dtype
 
 # Largest similarity matrix that one replica holds as a whole, 64 MiB in float32; for larger ones tiles take as long and
 # need less memory (table in nt_xent_tiled.py).
@@ -136,7 +137,8 @@ class NTXent(keras.losses.Loss):
     ):
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
-        super().__init__(name=name, **kwargs)
+        dtype = statistics_dtype(keras.config.floatx()).name
+        super().__init__(**{"name": name, "dtype": dtype} | kwargs)
         self.temperature = temperature
         self.hidden_norm = hidden_norm
         self.tile = tile

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from simclrv2_tf.models.batch_norm import statistics_dtype
 from simclrv2_tf.settings.config import Config
 
 
@@ -15,7 +16,7 @@ class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0 to the peak, then a cosine decay to 0 at ``total_steps`` (SimCLR, section 2.2).
 
     ``peak · t / W`` for t < W, then ``peak · ½ (1 + cos(π (t − W) / (T − W)))``, and 0 from t = T on, even if the
-    warm-up is longer. Computed in ``keras.config.floatx()``.
+    warm-up is longer. Computed in float64 if ``keras.config.floatx()`` is that, else in float32.
 
     Args:
         peak: the learning rate at the end of the warm-up.
@@ -42,7 +43,7 @@ class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: tf.Tensor | int) -> tf.Tensor:
         """Learning rate, a scalar, of the update after ``step`` updates."""
-        dtype = keras.config.floatx()
+        dtype = statistics_dtype(keras.config.floatx())
         step = tf.cast(keras.ops.convert_to_tensor(step), dtype)
         rising = self.peak * step / max(self.warmup_steps, 1)
         progress = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)

@@ -39,6 +39,7 @@ class Conv(keras.layers.Conv2D):
             strides,
             padding="valid" if strides > 1 else "same",
             use_bias=use_bias,
+            data_format="channels_last",
             kernel_initializer=keras.initializers.VarianceScaling(scale=1.0, mode="fan_in"),
             **kwargs,
         )

@@ -1,9 +1,11 @@
 """Exchange of networks with other programs: export, import_checkpoint."""
 
+import logging
 import pathlib
 
 import tensorflow as tf
 
+from simclrv2_tf.files import is_plain
 from simclrv2_tf.modes.resolve import Result, changed
 from simclrv2_tf.modes.setup import build_network, load_trained
 from simclrv2_tf.runs import official
@@ -13,6 +15,8 @@ from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
 from simclrv2_tf.runs.saved_model import save_saved_model
 from simclrv2_tf.runs.signals import exit_on_sigterm
 from simclrv2_tf.settings.config import Config
+
+log = logging.getLogger(__name__)
 
 # By format: the function that writes it, the name in the run's directory, and how to use it.
 WRITERS = {
@@ -46,6 +50,8 @@ def export(config: Config, strategy: tf.distribute.Strategy) -> Result:
             write(network, size, path, config.eval_resize, class_names, **bits)
             classes = f"{network.num_classes} classes" if network.num_classes else "features only, no classifier"
             print(f"{path}: {classes}; {usage.format(size=size)}")
+    if path.is_dir() and not is_plain(str(path)):
+        log.warning("%s: TensorFlow reads *?[\\ in paths as patterns; move it before you load it", path)
     return {"mode": "export", "path": str(path)}
 
 

@@ -2,8 +2,10 @@
 
 import collections
 import contextlib
+import errno
 import json
 import logging
+import os
 import pathlib
 import posixpath
 import re
@@ -17,20 +19,23 @@ import tensorflow as tf
 from simclrv2_tf.data.classes import numbered_classes
 from simclrv2_tf.data.sources import MAX_CLASSES
 from simclrv2_tf.distributed.devices import is_chief
-from simclrv2_tf.errors import ConfigVersionError, SettingError
-from simclrv2_tf.files import write_atomically
+from simclrv2_tf.errors import ConfigVersionError, SettingError, UnreadableError, first_line
+from simclrv2_tf.files import is_plain, plain_path, replacing, write_atomically
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
 
+COMPLETE = ".complete"  # folder of a checkpoint that is completely written but not yet in its place
+
 
 class Checkpoints:
     """Checkpoints of one model directory by step: network, optimizer and every other variable of a run.
 
-    TensorFlow writes a checkpoint's data first and its index last, and checks the CRC-32C of every tensor and index
-    block that it reads. So truncated and damaged checkpoints are detected, and the one before is restored instead.
+    A checkpoint is written under another name and then renamed. TensorFlow checks the CRC-32C of every tensor and index
+    block that it reads. So truncated and damaged checkpoints are detected, and the one before is restored instead. One
+    that cannot be read for another reason, such as a missing permission, ends the run.
     All workers restore but only the chief saves, so all must see the same directory.
 
     Args:
@@ -59,13 +64,20 @@ class Checkpoints:
         """Restores the newest intact checkpoint and warns about damaged ones; returns its step, 0 if there are none.
 
         Raises:
-            SettingError: if every checkpoint is damaged or belongs to another model.
+            SettingError: if a checkpoint cannot be read, or every one is damaged or belongs to another model.
         """
         errors: list[SettingError] = []
-        for step in reversed(_steps_in(self.folder)):
+        with _explain_read_errors("model_dir", self.model_dir):
+            if self.is_writer:
+                _complete(self.folder)
+            steps = _steps_in(str(self.folder))
+        for step in reversed(steps):
+            path = str(self.folder / f"step-{step}")
             try:
-                with _explain_read_errors("model_dir", self.model_dir):
-                    self.checkpoint.read(str(self.folder / f"step-{step}")).assert_consumed()
+                with _explain_read_errors("model_dir", self.model_dir, path):
+                    self.checkpoint.read(readable_path(path)).assert_consumed()
+            except UnreadableError:
+                raise
             except SettingError as error:
                 errors.append(error)
                 log.warning("checkpoint step-%d cannot be used, trying the one before (%s)", step, error)
@@ -93,28 +105,61 @@ class Checkpoints:
 def _write(checkpoint: tf.train.Checkpoint, folder: pathlib.Path, step: int, keep: int) -> None:
     """Writes ``folder/step-N``, names it in TensorFlow's ``checkpoint`` file, and removes all but ``keep`` of them."""
     folder.mkdir(parents=True, exist_ok=True)
+    _complete(folder)
+    is_new = step not in _steps_in(str(folder))
+    with replacing(folder / COMPLETE) as unfinished:
+        unfinished.mkdir()
+        checkpoint.write(str(unfinished / f"step-{step}"))
     try:
-        checkpoint.write(str(folder / f"step-{step}"))
-        newest = [other for other in _steps_in(folder) if other <= step][-keep:]
+        _complete(folder)
+        newest = [other for other in _steps_in(str(folder)) if other <= step][-keep:]
         lines = [f'model_checkpoint_path: "step-{step}"', *(f'all_model_checkpoint_paths: "step-{n}"' for n in newest)]
         write_atomically(folder / "checkpoint", "\n".join(lines) + "\n")
-    except (OSError, tf.errors.OpError):
-        _remove(folder, [step])
+    except OSError:
+        if is_new:
+            _remove(folder, [step])
         raise
-    _remove(folder, set(_steps_in(folder)) - set(newest))
+    _remove(folder, set(_steps_in(str(folder))) - set(newest))
 
 
-def _steps_in(folder: pathlib.Path) -> list[int]:
-    """Returns the sorted steps of the checkpoints that have an index, which is written after the data."""
-    names = (re.fullmatch(r"step-(\d+)\.index", path.name) for path in folder.glob("step-*.index"))
+def _complete(folder: pathlib.Path) -> None:
+    """Moves a completely written checkpoint to its place: the data first, because readers look for the index.
+
+    A process that is killed in between leaves the rest to the next one.
+    """
+    complete = folder / COMPLETE
+    if complete.is_symlink() or not complete.is_dir():
+        return
+    for path in sorted(complete.iterdir(), key=lambda path: path.name.endswith(".index")):
+        os.replace(path, folder / path.name)
+    complete.rmdir()
+
+
+def _steps_in(folder: str) -> list[int]:
+    """Returns the sorted steps of the checkpoints in a folder."""
+    names = (re.fullmatch(r"step-(\d+)\.index", name) for name in list_folder(folder))
     return sorted(int(match[1]) for match in names if match)
 
 
+def list_folder(folder: str) -> list[str]:
+    """Returns the names in a folder, local or on ``gs://``; none if it does not exist.
+
+    Raises:
+        OSError, tf.errors.OpError: if it cannot be read.
+    """
+    if "://" in folder:
+        return tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def _remove(folder: pathlib.Path, steps: Iterable[int]) -> None:
-    """Removes checkpoints, the index first, and the remains of half-written ones."""
+    """Removes checkpoints, the index first."""
     for step in steps:
         (folder / f"step-{step}.index").unlink(missing_ok=True)
-        for path in [*folder.glob(f"step-{step}.*"), *folder.glob(f"step-{step}_temp*")]:
+        for path in folder.glob(f"step-{step}.*"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -180,15 +225,45 @@ def find_checkpoint(path: str, flag: str = "checkpoint") -> str:
         Path of the checkpoint without suffix.
 
     Raises:
-        SettingError: if there is none.
+        SettingError: if there is none, or the folder cannot be read.
     """
-    for folder in (path, f"{path.rstrip('/')}/checkpoints"):
-        latest = tf.train.latest_checkpoint(folder) if tf.io.gfile.isdir(folder) else None
-        if latest and posixpath.dirname(latest) == folder.rstrip("/"):  # an untrusted one may name any place
-            return latest
-    if tf.io.gfile.exists(f"{path}.index"):
-        return path
+    with _explain_read_errors(flag, path):
+        for folder in (path.rstrip("/"), f"{path.rstrip('/')}/checkpoints"):
+            if steps := _steps_in(folder):
+                return f"{folder}/step-{steps[-1]}"
+            if name := _name_in_state_file(folder):
+                return f"{folder}/{name}"
+        if f"{posixpath.basename(path)}.index" in list_folder(posixpath.dirname(path) or "."):
+            return path
     raise SettingError(f"--{flag}={path}: there is no checkpoint")
+
+
+def _name_in_state_file(folder: str) -> str:
+    """Returns the checkpoint that TensorFlow's ``checkpoint`` file names, if it is in the folder itself; else ""."""
+    names = list_folder(folder)
+    if "checkpoint" not in names:
+        return ""
+    match = re.search(rb'^model_checkpoint_path: "([^"\n]*)"', _read_bytes(f"{folder}/checkpoint"))
+    name = posixpath.basename(match[1].decode(errors="replace")) if match else ""
+    return name if f"{name}.index" in names else ""
+
+
+def _read_bytes(path: str) -> bytes:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def readable_path(checkpoint_path: str) -> str:
+    """Returns a path of a checkpoint that TensorFlow does not read as a pattern.
+
+    Raises:
+        UnreadableError: if the name of the files has such characters, which no link can hide.
+        OSError: if there is no temporary directory.
+    """
+    folder, name = posixpath.split(checkpoint_path)
+    if not is_plain(name):
+        raise UnreadableError(f"{checkpoint_path}: TensorFlow cannot read this name; rename the files without *?[\\")
+    return posixpath.join(plain_path(folder), name)
 
 
 def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]:
@@ -198,14 +273,16 @@ def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[s
     if the run knows no names.
 
     Raises:
-        SettingError: if there is no checkpoint, or its ``config.json`` is missing, damaged or of another version.
+        SettingError: if there is no checkpoint, or its ``config.json`` is missing, damaged or of another version, or
+            cannot be read.
     """
     run = find_checkpoint(path, flag).rpartition("/checkpoints/")[0]
-    file = f"{run}/config.json"
-    if not run or not tf.io.gfile.exists(file):
-        raise SettingError(f"--{flag}={path}: its config.json is missing")
+    with _explain_read_errors(flag, path):
+        if not run or "config.json" not in list_folder(run):
+            raise SettingError(f"--{flag}={path}: its config.json is missing")
+        content = _read_bytes(f"{run}/config.json")
     try:
-        text = tf.io.gfile.GFile(file).read()
+        text = content.decode()
         config, resolved = Config.from_json(text), json.loads(text).get("resolved", {})
         network = {name: resolved.get(name, 0) for name in ("num_classes", "head_input")}
         if not (0 <= network["num_classes"] <= MAX_CLASSES and 0 <= network["head_input"] <= config.head_layers):
@@ -215,7 +292,7 @@ def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[s
             raise ValueError
     except ConfigVersionError as error:
         raise SettingError(f"--{flag}={path}: its {error}") from None
-    except (SettingError, tf.errors.OpError, ValueError, AttributeError, TypeError):
+    except (SettingError, ValueError, AttributeError, TypeError):
         raise SettingError(f"--{flag}={path}: its config.json is damaged") from None
     return config, resolved | network | {"class_names": class_names}
 
@@ -233,23 +310,60 @@ def load_network(network: Network, path: str, *, with_classifier: bool, flag: st
         Path of the checkpoint that was read.
 
     Raises:
-        SettingError: if there is none, or it is damaged or belongs to another network.
+        SettingError: if there is none, or it is damaged, cannot be read or belongs to another network.
     """
     checkpoint_path = find_checkpoint(path, flag)
     parts = _network_parts(network)
     if not with_classifier:
         parts.pop("classifier", None)
-    with _explain_read_errors(flag, path):
-        tf.train.Checkpoint(**parts).read(checkpoint_path).expect_partial().assert_existing_objects_matched()
+    with _explain_read_errors(flag, path, checkpoint_path):
+        tf.train.Checkpoint(**parts).read(
+            readable_path(checkpoint_path)
+        ).expect_partial().assert_existing_objects_matched()
     return checkpoint_path
 
 
 @contextlib.contextmanager
-def _explain_read_errors(flag: str, path: str | pathlib.Path) -> Iterator[None]:
-    """Turns TensorFlow's errors for damaged checkpoints and for those of another network into a SettingError."""
+def _explain_read_errors(flag: str, path: str | pathlib.Path, checkpoint_path: str = "") -> Iterator[None]:
+    """Turns errors of reading into a SettingError: damaged, of another network, or an UnreadableError.
+
+    Args:
+        flag: named in the error message.
+        path: its value.
+        checkpoint_path: the checkpoint that is read; "" for other files, which are never called damaged.
+    """
     try:
         yield
-    except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
-        fault = "does not fit this network" if isinstance(error, AssertionError | ValueError) else "is damaged"
+    except SettingError:
+        raise
+    except (AssertionError, ValueError, IndexError, OSError, tf.errors.OpError) as error:
+        is_other = isinstance(error, AssertionError | ValueError)
+        if not is_other and (reason := _file_error(error, checkpoint_path)):
+            raise UnreadableError(f"--{flag}={path}: cannot be read ({reason})") from None
+        fault = "does not fit this network" if is_other else "is damaged"
         reason = str(error).strip().splitlines()[0].partition(". ")[0]  # the values of all variables would follow
         raise SettingError(f"--{flag}={path}: {fault} ({reason[-200:]})") from None
+
+
+def _file_error(error: Exception, checkpoint_path: str) -> str:
+    """Returns why files cannot be read; "" if they can, so that the content of the checkpoint must be damaged.
+
+    TensorFlow reports some of these errors as missing or damaged files, so all files are read once more.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    numbers = errno.errorcode.keys() - {errno.ENOENT}
+    if reasons := [os.strerror(number) for number in numbers if f"; {os.strerror(number)}" in str(error)]:
+        return reasons[0]
+    if not checkpoint_path or "://" in checkpoint_path:
+        return "" if isinstance(error, tf.errors.DataLossError | tf.errors.OutOfRangeError) else first_line(error)
+    folder, name = posixpath.split(checkpoint_path)
+    try:
+        for other in list_folder(folder):
+            if other.startswith((f"{name}.index", f"{name}.data-")):
+                with open(os.path.join(folder, other), "rb") as file:
+                    while file.read(1 << 20):
+                        pass
+    except OSError as fault:
+        return fault.strerror or first_line(fault)
+    return ""

@@ -17,7 +17,7 @@ from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.official_names import TF2_VALUE, official_names, tf2_names
 from simclrv2_tf.models.resnet import BLOCKS_PER_GROUP, GROUPS
-from simclrv2_tf.runs.checkpoints import find_checkpoint
+from simclrv2_tf.runs.checkpoints import find_checkpoint, list_folder, readable_path
 
 Shape = tuple[int, ...]
 
@@ -88,10 +88,12 @@ def read(path: str, head_input: int | None = None) -> OfficialCheckpoint:
         SettingError: if it cannot be read, holds no official network, or its classifier does not fit that layer.
     """
     try:
-        indices = tf.io.gfile.glob(f"{path}/*.index")  # a published directory; its state file may name another place
-        checkpoint_path = indices[0].removesuffix(".index") if len(indices) == 1 else find_checkpoint(path)
-        reader = tf.train.load_checkpoint(checkpoint_path)
-    except tf.errors.OpError as error:
+        # a published directory; its state file may name another place
+        indices = [name for name in list_folder(path) if name.endswith(".index")]
+        only = f"{path.rstrip('/')}/{indices[0].removesuffix('.index')}" if len(indices) == 1 else ""
+        checkpoint_path = only or find_checkpoint(path)
+        reader = tf.train.load_checkpoint(readable_path(checkpoint_path))
+    except (OSError, tf.errors.OpError) as error:
         raise SettingError(f"--checkpoint={path}: cannot be read ({first_line(error)})") from None
     in_file = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
     keys, ignored, unexplained = _sort(in_file)
@@ -142,7 +144,7 @@ def load(network: Network, checkpoint: OfficialCheckpoint) -> str:
     if any(faults.values()):
         reasons = "; ".join(f"{len(names)} {fault}: {_abbreviate(names)}" for fault, names in faults.items() if names)
         raise SettingError(f"--checkpoint={checkpoint.path}: not a complete SimCLR network ({reasons})")
-    reader = tf.train.load_checkpoint(checkpoint.path)
+    reader = tf.train.load_checkpoint(readable_path(checkpoint.path))
     for name, variable in variables.items():
         variable.assign(reader.get_tensor(checkpoint.keys[name]))
     return _report(checkpoint)

@@ -60,14 +60,16 @@ class RunDirectory:
         """Locks the directory for this process. The lock is released when the process ends, however it ends.
 
         Raises:
-            SettingError: if another process holds the lock.
+            SettingError: if another process holds the lock, or the directory cannot be locked.
         """
         with self._open_lock() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 file.seek(0)
                 raise SettingError(f"--model_dir={self.model_dir}: in use by {file.read() or 'another run'}") from None
+            except OSError as error:
+                raise SettingError(f"--model_dir={self.model_dir}: cannot be locked ({error.strerror})") from None
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -82,11 +84,10 @@ class RunDirectory:
         try:
             return open(self.model_dir / ".lock", "a+", encoding="utf-8", opener=open_no_link)
         except OSError as error:
+            reason = "is a link; delete it if you trust the run"
             if error.errno != errno.ELOOP:
-                raise
-            raise SettingError(
-                f"--model_dir={self.model_dir}: .lock is a link; delete it if you trust the run"
-            ) from None
+                reason = f"cannot be opened ({error.strerror})"
+            raise SettingError(f"--model_dir={self.model_dir}: .lock {reason}") from None
 
     @functools.cached_property  # creates a file, which reading and evaluating must not
     def _writer(self) -> tf.summary.SummaryWriter:
@@ -179,12 +180,13 @@ def _rows_of(text: str) -> list[dict[str, str]]:
 
 def _rewind_events(folder: pathlib.Path, step: int) -> None:
     """Merges TensorBoard's files into one, without events after ``step`` and images, which are written at the end."""
-    files = sorted(folder.glob("events.out.tfevents.*"))
+    names = os.listdir(folder) if folder.is_dir() else []
+    files = [folder / name for name in sorted(names) if name.startswith("events.out.tfevents.")]
     if not files:
         return
     events = {}  # by record: after a kill, the merged file may lie beside the files that were merged
     for file in files:
-        with contextlib.suppress(tf.errors.OpError):  # the last record of a killed run may be cut off
+        with contextlib.suppress(tf.errors.DataLossError):  # the last record of a killed run may be cut off
             for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
                 event = tf.compat.v1.Event.FromString(record)
                 has_images = any(value.metadata.plugin_data.plugin_name == "images" for value in event.summary.value)

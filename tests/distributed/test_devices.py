@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf.distributed.devices import (
+    _local_strategy,
     choose_strategy,
     default_steps_per_execution,
     gather_from_workers,
@@ -18,6 +19,7 @@ from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
 
 IMPATIENT = Config(worker_timeout=1)
+build_uncached = _local_strategy.__wrapped__  # of another environment in each test
 
 
 @pytest.fixture
@@ -98,6 +100,24 @@ def test_tasks_of_a_slurm_step_are_workers(task, monkeypatch):
         SettingError, match=rf"worker {1 - task} \(localhost:{8889 - task}\) did not come up within 1 s"
     ):
         choose_strategy(IMPATIENT)
+
+
+@pytest.mark.parametrize("value", ["", "x", "2x", "-3", "1.5", "0", "9" * 30, "٢", "1\n2"])
+def test_a_nonsensical_number_of_slurm_tasks_is_ignored(value, monkeypatch, caplog):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", value)
+    assert build_uncached(0, 1) is tf.distribute.get_strategy()
+    assert ("SLURM_STEP_NUM_TASKS" in caplog.text) == (value not in ("", "0"))
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_PROCID"])
+@pytest.mark.parametrize("value", ["", "x", "[", "n[3-1]", "n[1-", "-1", "2(x", "2(x9)", "9" * 30, "n[a-b]", ",", "é"])
+def test_nonsensical_variables_of_a_slurm_step_are_refused(name, value, monkeypatch):
+    settings = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2"}
+    for other, text in (settings | {"SLURM_PROCID": "0", name: value}).items():
+        monkeypatch.setenv(other, text)
+    with pytest.raises(SettingError) as error:
+        build_uncached(0, 1)
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_single_task_is_not_distributed(monkeypatch):

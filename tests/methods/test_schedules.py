@@ -50,6 +50,13 @@ def test_float64_follows_floatx():
     np.testing.assert_allclose(schedule(7), 0.3 * 7 / 10, rtol=1e-14)
 
 
+def test_at_least_float32(recwarn):
+    keras.config.set_floatx("float16")
+    schedule = WarmUpCosine(0.3, total_steps=10**6, warmup_steps=10)
+    expected = 0.3 * 0.5 * (1 + np.cos(np.pi * 70_000 / (10**6 - 10)))
+    np.testing.assert_allclose(schedule(70_010), expected, rtol=1e-6)  # the step alone exceeds float16
+
+
 @pytest.mark.parametrize(
     ("total", "warmup", "expected"),
     [

@@ -1,7 +1,13 @@
 """Checkpoints save every variable, resuming is exact, and a network is loaded or refused."""
 
+import contextlib
 import json
+import os
+import pathlib
+import signal
+import tempfile
 
+import children
 import keras
 import numpy as np
 import pytest
@@ -15,7 +21,7 @@ from simclrv2_tf.methods.distiller import Distiller
 from simclrv2_tf.methods.schedules import WarmUpCosine
 from simclrv2_tf.methods.simclr import SimCLR
 from simclrv2_tf.models import Network, ProjectionHead
-from simclrv2_tf.runs.checkpoints import Checkpoints, find_checkpoint, load_network, read_run_config
+from simclrv2_tf.runs.checkpoints import Checkpoints, find_checkpoint, load_network, read_run_config, save_network
 from simclrv2_tf.settings.config import Config
 
 
@@ -154,6 +160,43 @@ class TestSaveAndRestore:
         checkpoints.save(4)
         assert Checkpoints(tmp_path, model).restore() == 4
 
+    def test_a_full_disk_keeps_the_checkpoint_that_it_would_replace(self, tmp_path, file_size_limit):
+        model = simclr(memory=0)
+        checkpoints = Checkpoints(tmp_path, model, keep=1)
+        checkpoints.save(3)
+        scramble(model)
+        before = contents(tmp_path)
+        for limit in (0, 100, 2000):
+            with file_size_limit(limit), pytest.raises((OSError, tf.errors.OpError)):
+                checkpoints.save(3)
+            assert contents(tmp_path) == before
+        checkpoints.save(3)
+        assert contents(tmp_path).keys() == before.keys() and contents(tmp_path) != before
+
+    def test_a_kill_at_any_change_leaves_the_old_or_the_new_checkpoint(self, tmp_path):
+        """Of a step that is written again, so that there is no other one."""
+        values, moment = [], 0
+        while not values or values[-1] != "finished":
+            moment += 1
+            model_dir = tmp_path / str(moment)
+            model = children.tiny_classification()
+            bias = model.network.classifier.dense.bias
+            Checkpoints(model_dir, model, keep=1).save(3)
+            child = children.start(tmp_path / "log", children.rewrite_checkpoint, model_dir, 3, moment)
+            child.join()
+            if child.exitcode == 0:
+                values.append("finished")
+                continue
+            assert child.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
+            bias.assign([-1] * tiny.CLASSES)
+            assert Checkpoints(model_dir, model).restore() == 3
+            values.append(int(bias.numpy()[0]))
+            Checkpoints(model_dir, model, keep=1).save(4)
+            names = {path.name.partition(".")[0] for path in (model_dir / "checkpoints").iterdir()}
+            assert names == {"checkpoint", "step-4"}  # nothing is left over
+        values.pop()
+        assert values[0] == 0 and values[-1] == 1 and values == sorted(values)
+
     def test_the_best_checkpoint_is_not_removed(self, tmp_path):
         model = simclr(memory=0)
         checkpoints = Checkpoints(tmp_path, model, keep=1)
@@ -172,6 +215,122 @@ class TestSaveAndRestore:
             Checkpoints(tmp_path, simclr(memory=0, out_dim=6)).restore()
         with pytest.raises(SettingError, match=f"--model_dir={tmp_path}: "):
             Checkpoints(tmp_path, simclr(memory=20)).restore()
+
+
+def contents(model_dir: pathlib.Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (model_dir / "checkpoints").iterdir()}
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """Permissions apply: root acts as another user."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def open_folder():
+    """Returns a folder below folders that every user may read."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield pathlib.Path(folder)
+
+
+class TestUnreadableFiles:
+    """A checkpoint that cannot be read is not damaged: no older one takes its place."""
+
+    @pytest.fixture
+    def model(self, open_folder):
+        model = simclr(memory=0)
+        for step in (3, 4):
+            Checkpoints(open_folder, model).save(step)
+        return model
+
+    def check(self, model, folder, reason):
+        before = tiny.numbers(model.network.variables)
+        with without_privileges() if "Permission" in reason else contextlib.nullcontext():
+            with pytest.raises(SettingError, match=rf"^--model_dir={folder}: cannot be read \({reason}\)$"):
+                Checkpoints(folder, model).restore()
+            with pytest.raises(SettingError, match=rf"^--teacher={folder}: cannot be read \({reason}\)$"):
+                load_network(model.network, str(folder), with_classifier=True, flag="teacher")
+        assert not tiny.moved(before, tiny.numbers(model.network.variables))
+
+    @pytest.mark.parametrize("suffix", ["index", "data-00000-of-00001"])
+    @pytest.mark.parametrize("fault", ["permission", "I/O error", "loop", "folder"])
+    def test_a_file(self, fault, suffix, model, open_folder):
+        file = open_folder / f"checkpoints/step-4.{suffix}"
+        if fault == "permission":
+            file.chmod(0)
+            return self.check(model, open_folder, "Permission denied")
+        file.unlink()
+        if fault == "I/O error":
+            if not os.path.exists("/proc/self/mem"):
+                pytest.skip("needs a file whose first byte cannot be read")
+            file.symlink_to("/proc/self/mem")
+            return self.check(model, open_folder, "Input/output error")
+        if fault == "loop":
+            file.symlink_to(file.name)
+            return self.check(model, open_folder, "Too many levels of symbolic links")
+        file.mkdir()
+        return self.check(model, open_folder, "Is a directory")
+
+    def test_the_folder(self, model, open_folder):
+        (open_folder / "checkpoints").chmod(0)
+        self.check(model, open_folder, "Permission denied")
+
+    @pytest.mark.parametrize("name", ["config.json", "."])
+    def test_the_config(self, name, model, open_folder):
+        (open_folder / "config.json").write_text(Config().to_json())
+        (open_folder / name).chmod(0)
+        with without_privileges(), pytest.raises(SettingError, match=r"cannot be read \(Permission denied\)$"):
+            read_run_config(str(open_folder))
+
+
+# Characters of patterns, of shells, of URLs and of other languages; é as one and as two code points
+NAMES = [
+    "lr[0.1]",
+    "a*b",
+    "a?b",
+    "back\\slash",
+    "[!a]",
+    "two words",
+    "\u00e9",
+    "e\u0301",
+    "日本",
+    "a:b",
+    "%20",
+    "~",
+    "{a,b}",
+]
+NAMES += ["two\nlines", "n" * 250, "é" * 125, "$HOME", "'\"", "#", "-x"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:8]))
+def test_paths_are_literal(name, tmp_path):
+    (tmp_path / "lr0").mkdir()  # what lr[0.1] would match
+    model_dir = tmp_path / name
+    model = children.tiny_classification()
+    expected = scramble(model)
+    for step in (3, 4):
+        Checkpoints(model_dir, model).save(step)
+    (model_dir / "config.json").write_text(Config().to_json())
+    other = children.tiny_classification()
+    assert Checkpoints(model_dir, other).restore() == 4
+    assert not tiny.moved(expected, tiny.numbers(all_variables(other)))
+    for path in (model_dir, model_dir / "checkpoints", model_dir / "checkpoints/step-4"):
+        assert find_checkpoint(str(path)) == str(model_dir / "checkpoints/step-4")
+        network = tiny.network(seed=2)
+        load_network(network, str(path), with_classifier=True)
+        assert not tiny.moved(tiny.numbers(network.variables), tiny.numbers(other.network.variables))
+        assert read_run_config(str(path))[0] == Config()
+    save_network(network, model_dir, 5)
+    assert find_checkpoint(str(model_dir)).endswith("/step-5")
 
 
 class TestLoadNetwork:
@@ -269,6 +428,12 @@ class TestFindCheckpoint:
         Checkpoints(tmp_path / "run", simclr(memory=0)).save(100)
         moved = (tmp_path / "run").rename(tmp_path / "moved")
         assert find_checkpoint(str(moved)) == str(moved / "checkpoints" / "step-100")
+
+    @pytest.mark.parametrize("state", [b"", b"\xff\xfe", b'model_checkpoint_path: "/etc/passwd"', b"{" * 9999])
+    def test_any_state_file(self, state, tmp_path):
+        Checkpoints(tmp_path, simclr(memory=0)).save(7)
+        (tmp_path / "checkpoints/checkpoint").write_bytes(state)
+        assert find_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoints/step-7")
 
     @pytest.mark.parametrize("suffix", ["", "/checkpoints", "/checkpoints/step-5", "/nothing/here"])
     def test_a_missing_one_is_refused(self, tmp_path, suffix):

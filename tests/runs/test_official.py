@@ -285,6 +285,25 @@ def test_a_missing_or_damaged_checkpoint_is_refused(tmp_path):
         modes.run({"mode": "import_checkpoint", "model_dir": str(tmp_path / "run")})
 
 
+def test_a_directory_of_several_checkpoints_in_any_path(tmp_path):
+    folder = tmp_path / "lr[0.1]*"
+    for step in (7, 8):
+        write(folder / f"model.ckpt-{step}", tiny())
+    with pytest.raises(SettingError, match="there is no checkpoint"):
+        official.read(str(folder))
+    (folder / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/model.ckpt-7"\n')  # since moved
+    assert import_run(folder, tmp_path / "run")["checkpoint"] == str(folder / "model.ckpt-7")
+    assert_holds(network_of(tmp_path / "run"), tiny())
+
+
+def test_a_file_name_that_tensorflow_reads_as_a_pattern_is_refused(tmp_path):
+    path = write(tmp_path / "model", tiny())
+    for file in tmp_path.iterdir():
+        file.rename(file.with_name(file.name.replace("model", "model[1]")))
+    with pytest.raises(SettingError, match=r"model\[1\]: TensorFlow cannot read this name; rename the files"):
+        official.read(f"{path}[1]")
+
+
 @pytest.mark.parametrize("head", ["nonlinear", "linear", "none"])
 def test_import_and_export_are_bit_equal(head, tmp_path):
     tensors = tiny(head)

@@ -78,6 +78,13 @@ def test_a_damaged_result_is_refused(content, tmp_path):
         RunDirectory(tmp_path).result()
 
 
+def test_a_folder_under_the_name_of_the_lock_is_refused(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    refused = pytest.raises(SettingError, match=r": \.lock cannot be opened \(Is a directory\)")
+    with refused, RunDirectory(tmp_path).locked():
+        pass
+
+
 class TestRewind:
     def test_removes_later_rows_and_events(self, tmp_path):
         for _ in range(2):  # the second process resumes the first one's run
@@ -113,6 +120,15 @@ class TestRewind:
         assert events(tmp_path) == [(step, path) for step in (1, 2) for path in paths]
         RunDirectory(tmp_path).rewind(1)
         assert events(tmp_path) == [(1, path) for path in paths]
+
+    def test_events_that_cannot_be_read_are_not_removed(self, tmp_path):
+        for step in (1, 2):
+            RunDirectory(tmp_path).write_row(row(step))
+        (tmp_path / "tensorboard/events.out.tfevents.0").mkdir()
+        before = sorted((tmp_path / "tensorboard").iterdir())
+        with pytest.raises(tf.errors.OpError, match="Is a directory"):
+            RunDirectory(tmp_path).rewind(1)
+        assert sorted((tmp_path / "tensorboard").iterdir()) == before
 
     def test_ignores_a_truncated_last_event(self, tmp_path):
         run_dir = RunDirectory(tmp_path)
