@@ -175,6 +175,8 @@ def _rows_of(text: str) -> list[dict[str, str]]:
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     for row in rows:
         int(row["step"])  # raises ValueError or KeyError if the file is damaged
+    if not text.endswith("\n") or any(None in row or None in row.values() for row in rows):
+        raise ValueError("cut off")
     return rows
 
 

@@ -56,7 +56,10 @@ def test_rows_that_did_not_fit_on_the_disk_are_written_with_the_next_row(tmp_pat
     assert (tmp_path / "metrics.csv").read_text() == "step,loss,top1\n1,0.1,\n2,0.2,\n3,0.3,0.5\n"
 
 
-@pytest.mark.parametrize("content", [b"step,loss\n1,0.1\nx,0.2\n", b"a,b\n1,2\n", b"\xff\xfe\0"])
+CUT = [b"step,loss\n1,0.1\n2\n", b"step,loss\n1,0.1\n2,0.", b"step,loss\n1,0.1,9\n", b""]
+
+
+@pytest.mark.parametrize("content", [b"step,loss\n1,0.1\nx,0.2\n", b"a,b\n1,2\n", b"\xff\xfe\0", *CUT])
 def test_damaged_rows_are_refused(content, tmp_path):
     (tmp_path / "metrics.csv").write_bytes(content)
     with pytest.raises(SettingError, match=f"^--model_dir={tmp_path}: metrics.csv is damaged"):
