@@ -92,8 +92,8 @@ def make_output_robust() -> None:
             continue
         encoding = stream.encoding if stream else "utf-8"
         output = io.BufferedWriter(_Output(number, "wb", closefd=False))
-        by_line = name == "stderr" or output.isatty()
-        setattr(sys, name, io.TextIOWrapper(output, encoding, "backslashreplace", line_buffering=by_line))
+        # line by line also into files, so that both streams keep their order in a common one
+        setattr(sys, name, io.TextIOWrapper(output, encoding, "backslashreplace", line_buffering=True))
 
 
 def cache_xla_tuning(cache: pathlib.Path) -> None:
