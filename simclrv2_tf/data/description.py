@@ -42,7 +42,7 @@ def describe_split(source: Source) -> str:
         return f"{source.num_examples:,} unlabelled"
     if source.labels is None:
         return f"{source.num_examples:,} images; a pass over the data would tell how many per class"
-    counts = _count_labels(source)
+    counts = count_labels(source)
     smallest, largest = counts.min(), counts.max()
     per_class = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
     unlabelled = source.num_examples - counts.sum()
@@ -61,7 +61,7 @@ def warn_about_classes(config: Config, source: Source, test: Source | None) -> N
     for split in (source, test):
         if split is None or not split.class_names or split.labels is None:
             continue
-        empty = _names_of(split, _count_labels(split) == 0)
+        empty = _names_of(split, count_labels(split) == 0)
         if split is source and empty == [split.class_names[0]]:
             _warn_once(f"the labels of {split.name} start at 1: class 0 ({empty[0]}) has no images")
         elif empty:
@@ -73,7 +73,7 @@ def warn_about_classes(config: Config, source: Source, test: Source | None) -> N
             f"{source.name} has one class only, {source.class_names[0]}: accuracies will be 100 %; sort the images "
             "into one folder per class, or leave out the labels"
         )
-    single = _names_of(source, _count_labels(source) == 1)
+    single = _names_of(source, count_labels(source) == 1)
     if single and config.labels_per_class != 1 and config.label_fraction == 1:
         _warn_once(f"{source.name} has only one image of {list_names(single)}")
 
@@ -87,5 +87,6 @@ def _names_of(source: Source, chosen: np.ndarray) -> list[str]:
     return [source.class_names[number] for number in np.flatnonzero(chosen)]
 
 
-def _count_labels(source: Source) -> np.ndarray:
+def count_labels(source: Source) -> np.ndarray:
+    """Counts the labelled images of each class, int64 ``[classes]``; the labels must have been read."""
     return np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))

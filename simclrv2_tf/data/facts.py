@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from simclrv2_tf.data.description import count_labels
 from simclrv2_tf.data.sources import Source
 from simclrv2_tf.settings.recipes import DataFacts
 
@@ -20,8 +21,7 @@ def data_facts(source: Source, has_accelerator: bool) -> DataFacts:
     sides, is_gray = _measure(source)
     num_classes = len(source.class_names)
     if source.labels is not None:
-        counts = np.bincount(source.labels[source.labels >= 0], minlength=num_classes)
-        images_per_class = int(counts.min(initial=0 if not num_classes else counts.max(initial=0)))
+        images_per_class = int(count_labels(source).min()) if num_classes else 0
     else:  # labels of records, which are not read yet
         images_per_class = source.num_examples // (2 * num_classes) if num_classes else 0
     side = int(np.median(sides)) if len(sides) else 32

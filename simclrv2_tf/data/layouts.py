@@ -55,8 +55,8 @@ def choose_split(config: Config, split: str, available: Sequence[str]) -> str:
     """
     if split in available:
         return split
-    wanted = [canonical_split(split)] if split else EVALUATION_SPLITS
-    for canonical in filter(None, wanted):
+    candidates = [canonical_split(split)] if split else EVALUATION_SPLITS
+    for canonical in filter(None, candidates):
         for name in available:
             if canonical_split(name) == canonical:
                 return name
@@ -203,47 +203,47 @@ class _Reader:
         Raises:
             SettingError: if other folders with images lie beside them, two stand for one split, or none is to train on.
         """
-        found: dict[str, str] = {}
+        split_paths: dict[str, str] = {}
         for split, entry in _split_entries(self.top):
-            if split in found:
-                both = printable(f"{os.path.basename(found[split])} and {entry.name}")
+            if split in split_paths:
+                both = printable(f"{os.path.basename(split_paths[split])} and {entry.name}")
                 raise SettingError(f"{self.where}: {both} are both names of the split {split}; rename one of them")
-            found[split] = entry.path
-        if list(found) == ["unlabelled"] and self._folders_with_images(found):
-            self.unlabelled = found["unlabelled"]
+            split_paths[split] = entry.path
+        if list(split_paths) == ["unlabelled"] and self._folders_with_images(split_paths):
+            self.unlabelled = split_paths["unlabelled"]
             classes = tuple(entry for entry in self.top.folders if entry.path != self.unlabelled)
             self.top = dataclasses.replace(self.top, folders=classes)
             return {}
-        if not found:
+        if not split_paths:
             return {}
-        self._check_beside_splits(found)
-        names = {split: os.path.basename(path) for split, path in found.items()}
+        self._check_beside_splits(split_paths)
+        names = {split: os.path.basename(path) for split, path in split_paths.items()}
         self.notes.append("splits: " + ", ".join(s if s == name else f"{s} = {name}" for s, name in names.items()))
         if self.top.images:
             self.skipped["image beside the split folders"] += len(self.top.images)
-        if not {"train", "unlabelled"} & set(found):
+        if not {"train", "unlabelled"} & set(split_paths):
             raise SettingError(
                 f"{self.where}: has {' and '.join(names.values())}, but no folder named train; rename the one to train "
-                f"on, or evaluate on one alone: --dataset=folder:{next(iter(found.values()))} --eval_split=all"
+                f"on, or evaluate on one alone: --dataset=folder:{next(iter(split_paths.values()))} --eval_split=all"
             )
-        return found
+        return split_paths
 
-    def _folders_with_images(self, found: dict[str, str]) -> list[str]:
+    def _folders_with_images(self, split_paths: dict[str, str]) -> list[str]:
         """Returns the names of the folders with images beside the split folders."""
-        strays = [entry for entry in self.top.folders if entry.path not in found.values()]
+        strays = [entry for entry in self.top.folders if entry.path not in split_paths.values()]
         return [entry.name for entry in strays if self._list_images(entry.path, collections.Counter())]
 
-    def _check_beside_splits(self, found: dict[str, str]) -> None:
+    def _check_beside_splits(self, split_paths: dict[str, str]) -> None:
         """Raises SettingError if a folder beside the splits has images; counts it as left out otherwise."""
-        with_images = self._folders_with_images(found)
-        splits = list_names([os.path.basename(path) for path in found.values()])
+        with_images = self._folders_with_images(split_paths)
+        splits = list_names([os.path.basename(path) for path in split_paths.values()])
         if with_images:
             raise SettingError(
                 f"{self.where}: beside the split {splits} there are folders of images, {list_names(with_images)}; "
                 f"move them into the folder train or elsewhere; a class cannot have the name of a split: if {splits} "
                 "is one, rename it"
             )
-        if num_strays := len(self.top.folders) - len(found):
+        if num_strays := len(self.top.folders) - len(split_paths):
             self.skipped["folder without images"] += num_strays
 
     def read_splits(self, folders: dict[str, str], split: str, with_unlabelled: bool) -> tuple[str, _Images]:

@@ -169,15 +169,22 @@ def _count_runs(path: str, depth: int = 0) -> int:
         return -1
 
 
+def unsupported_format(name: str) -> str:
+    """Returns why a file of this name is not read, by its suffix; "" if it is."""
+    if name.lower().endswith(IMAGE_SUFFIXES):
+        return ""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in HEIF_SUFFIXES:
+        return f"needs the package pillow-heif ({suffix})"
+    return f"not a supported image format ({printable(suffix) or 'no suffix'})"
+
+
 def _reason_to_skip(entry: os.DirEntry) -> str:
     """Returns why a file is not an image to read, "" if it is one."""
     if _is_hidden(entry.name):
         return HIDDEN_FILE
-    if not entry.name.lower().endswith(IMAGE_SUFFIXES):
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if suffix in HEIF_SUFFIXES:
-            return f"needs the package pillow-heif ({suffix})"
-        return f"not a supported image format ({printable(suffix) or 'no suffix'})"
+    if reason := unsupported_format(entry.name):
+        return reason
     if entry.is_file(follow_symlinks=False) or os.path.isfile(entry):
         return ""
     is_broken_link = entry.is_symlink() and not os.path.exists(entry)  # an image that counts as corrupt when it is read

@@ -4,7 +4,7 @@ import collections
 import glob
 import os
 
-from simclrv2_tf.data.listing import IMAGE_SUFFIXES, describe_skipped, list_images
+from simclrv2_tf.data.listing import IMAGE_SUFFIXES, describe_skipped, list_images, unsupported_format
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
@@ -37,8 +37,8 @@ def open_images(config: Config) -> FileSource:
         else:
             paths += _matches(place, skipped)
     if not paths:
-        found = describe_skipped(skipped) or "nothing"
-        raise SettingError(f"--images={images}: no {', '.join(IMAGE_SUFFIXES)} images there, but {found}")
+        others = describe_skipped(skipped) or "nothing"
+        raise SettingError(f"--images={images}: no {', '.join(IMAGE_SUFFIXES)} images there, but {others}")
     paths = list(dict.fromkeys(map(os.path.normpath, paths)))
     return FileSource.from_settings(config.replace(cache_dataset=False), images, paths, skipped=dict(skipped))
 
@@ -53,8 +53,8 @@ def _matches(pattern: str, skipped: collections.Counter[str]) -> list[str]:
         if os.path.isdir(match):
             if "**" not in pattern:  # which matches the content of folders, too
                 paths += list_images(match, skipped)
-        elif match.lower().endswith(IMAGE_SUFFIXES):
-            paths.append(match)
+        elif reason := unsupported_format(match):
+            skipped[reason] += 1
         else:
-            skipped[f"not a supported image format ({os.path.splitext(match)[1].lower() or 'no suffix'})"] += 1
+            paths.append(match)
     return paths

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from simclrv2_tf.data.catalog import open_labelled
-from simclrv2_tf.data.description import describe_data, warn_about_classes
+from simclrv2_tf.data.description import count_labels, describe_data, warn_about_classes
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.inference import distribute
@@ -97,7 +97,7 @@ def _images(config: Config, data: TrainingInput) -> dict[str, charts.Spec]:
         source = open_labelled(config)
     if not source.class_names or source.labels is None:  # the labels of records are known only when all are read
         return figures
-    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
+    counts = count_labels(source)
     rows = [np.flatnonzero(source.labels == label)[:IMAGES_PER_CLASS] for label in range(min(len(counts), NUM_CLASSES))]
     images = [pictures.images_at(source, row, config.image_size) for row in rows]
     return figures | {"labels": pictures.labelled_figure(images, IMAGES_PER_CLASS, counts, source.class_names)}

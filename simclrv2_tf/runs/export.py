@@ -92,9 +92,9 @@ def save_onnx(
     @tf.function(input_signature=[tf.TensorSpec([None, image_size, image_size, 3], tf.float32, name="images")])
     def infer(images: tf.Tensor) -> dict[str, tf.Tensor]:
         endpoints = network(images, training=False, whole_head=True)
-        return {
-            name: value for name, value in features_and_probabilities(endpoints).items() if name != "features"
-        } | endpoints
+        outputs = features_and_probabilities(endpoints)
+        del outputs["features"]  # the endpoint final_avg_pool
+        return outputs | endpoints
 
     model, _ = tf2onnx.convert.from_function(infer, infer.input_signature, opset=ONNX_OPSET)
     texts = {name: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for name, v in metadata.items()}

@@ -24,7 +24,7 @@ MANY_LABELS = 60  # per class
 
 @dataclasses.dataclass(frozen=True)
 class DataFacts:
-    """What the recipe depends on.
+    """Facts about the data and the device that the recipe depends on.
 
     Attributes:
         num_images: images to train on.
