@@ -26,6 +26,7 @@ soak: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

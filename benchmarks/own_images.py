@@ -1,33 +1,34 @@
 """Tests the recipe ``own_images`` on four data sets for which it was not tuned together: does each step pay?
 
     python benchmarks/own_images.py run --folder=FOLDER [--only=NAME] [--seeds=0,1,2]
-    python benchmarks/own_images.py draw --folder=FOLDER
+    python benchmarks/own_images.py draw
 
-``run`` makes the data sets in FOLDER and runs ``--mode=semi_supervised`` on each with 5 and 20 labels per class; the
-same command resumes. ``draw`` writes the table of ``docs/results.md`` from the results there are. Needs scikit-image
-and, for Fashion-MNIST, Debian's package ``dataset-fashion-mnist``.
+``run`` makes the data sets in FOLDER and runs ``--mode=semi_supervised`` on each with 5 and 20 labels per class. Its
+results are lines of ``own_images.jsonl``; what is there is not run again, and a killed run resumes. ``draw`` writes the
+tables of ``docs/results.md``. Needs scikit-image and, for Fashion-MNIST, Debian's package ``dataset-fashion-mnist``.
 
 * digits: scikit-learn's 1,797 digits as PNGs of 8 px;
 * fashion: 5,000 training and 1,000 test images of Fashion-MNIST as an npz file;
 * photographs: 1,500 crops of 15 photographs of scikit-image and scikit-learn as JPEGs of several sizes; the crops for
   training are from the left three quarters of each photograph, those for testing from the rest;
-* records: the same crops as a TFDS data set, not square.
+* records: the digits as a TFDS data set of gray images of 20 x 28 px, each digit somewhere in its image.
 """
 
 import argparse
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import page
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+RESULTS = ROOT / "benchmarks" / "own_images.jsonl"
 LABELS = (5, 20)
 HAND_TUNED = {"digits": "digits", "fashion": "fashion_mnist"}  # recipes to compare with
 COLUMNS = ("supervised_top1", "finetune_top1", "distill_top1")
@@ -96,30 +97,29 @@ def make_photographs(folder: pathlib.Path) -> list[str]:
 
 
 def make_records(folder: pathlib.Path) -> list[str]:
-    """Writes the crops as a TFDS data set."""
+    """Writes the digits as a TFDS data set of larger images."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
+    from sklearn.datasets import load_digits
 
-    examples = list(crops())
-    names = sorted({name for _, name, _ in examples})
-    features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(names=names)}
-    )
+    digits, random = load_digits(), np.random.default_rng(0)
+    canvases = np.zeros([len(digits.images), 20, 28, 1], np.uint8)
+    for canvas, image in zip(canvases, digits.images, strict=True):
+        large = np.asarray(Image.fromarray((image / 16 * 255).astype(np.uint8)).resize((16, 16)))
+        y, x = random.integers(0, 5), random.integers(0, 13)
+        canvas[y : y + 16, x : x + 16, 0] = large
 
-    def split(wanted: str) -> tf.data.Dataset:
-        def generate() -> Iterator[dict]:
-            for kind, name, image in examples:
-                if kind == wanted:
-                    yield {"image": np.asarray(image), "label": names.index(name)}
+    def split(first: int, end: int) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(
+            {"image": canvases[first:end], "label": digits.target[first:end].astype(np.int64)}
+        )
 
-        shapes = {"image": tf.TensorSpec([None, None, 3], tf.uint8), "label": tf.TensorSpec([], tf.int64)}
-        return tf.data.Dataset.from_generator(generate, output_signature=shapes)
-
+    features = {"image": tfds.features.Image(shape=(20, 28, 1)), "label": tfds.features.ClassLabel(num_classes=10)}
     tfds.dataset_builders.store_as_tfds_dataset(
-        name="crops", version="1.0.0", features=features, data_dir=str(folder), disable_shuffling=False,
-        split_datasets={"train": split("train"), "test": split("test")},
+        name="wide_digits", version="1.0.0", features=tfds.features.FeaturesDict(features), data_dir=str(folder),
+        disable_shuffling=False, split_datasets={"train": split(0, 1297), "test": split(1297, None)},
     )  # fmt: skip
-    return ["--dataset=crops", f"--data_dir={folder}"]
+    return ["--dataset=wide_digits", f"--data_dir={folder}"]
 
 
 DATA_SETS: dict[str, Callable[[pathlib.Path], list[str]]] = {
@@ -131,65 +131,80 @@ DATA_SETS: dict[str, Callable[[pathlib.Path], list[str]]] = {
 
 
 def run(folder: pathlib.Path, names: list[str], seeds: list[int]) -> None:
-    """Runs what is not complete yet."""
+    """Runs what has no results yet."""
     for seed in seeds:
         for name in names:
             flags_file = folder / f"{name}.json"
             if not flags_file.exists():
                 flags_file.write_text(json.dumps(DATA_SETS[name](folder / name)))
-            flags = json.loads(flags_file.read_text())
-            _run_once(folder, f"{name}-{seed}", [*flags, f"--seed={seed}"])
+            flags = [*json.loads(flags_file.read_text()), f"--seed={seed}"]
+            _run_once(folder, {"data": name, "recipe": "own_images", "seed": seed}, flags)
             for labels in LABELS if name in HAND_TUNED else ():
-                tuned = [*flags, f"--recipe={HAND_TUNED[name]}", f"--seed={seed}", f"--labels_per_class={labels}"]
-                _run_once(folder, f"{name}-tuned{labels}-{seed}", tuned)
+                recipe = HAND_TUNED[name]
+                tuned = [*flags, f"--recipe={recipe}", f"--labels_per_class={labels}"]
+                _run_once(folder, {"data": name, "recipe": recipe, "seed": seed, "only": labels}, tuned)
 
 
-def _run_once(folder: pathlib.Path, name: str, flags: list[str]) -> None:
-    model_dir = folder / "runs" / name
-    if not (model_dir / "result.json").exists():
-        print(f"{name}: {' '.join(flags)}", flush=True)
-        command = [sys.executable, str(ROOT / "run.py"), "--mode=semi_supervised", f"--model_dir={model_dir}"]
-        subprocess.run([*command, "--noreport", *flags], check=True)
+def _run_once(folder: pathlib.Path, key: dict, flags: list[str]) -> None:
+    if any(line.items() >= key.items() for line in page.read_lines(RESULTS)):
+        return
+    model_dir = folder / "runs" / "-".join(map(str, key.values()))
+    print(f"{model_dir.name}: {' '.join(flags)}", flush=True)
+    command = [sys.executable, str(ROOT / "run.py"), "--mode=semi_supervised", f"--model_dir={model_dir}", "--noreport"]
+    subprocess.run([*command, *flags], check=True)
+    result = json.loads((model_dir / "result.json").read_text())
+    rows = [{name: row[name] for name in ("labels_per_class", *COLUMNS)} for row in result["table"]]
+    page.append_line(RESULTS, key | {"knn_top1": result["knn_top1"], "table": rows} | page.stamp())
 
 
-def draw(folder: pathlib.Path) -> None:
-    """Writes the table into ``docs/results.md``."""
-    import page
-
+def draw() -> None:
+    """Writes the tables: the accuracies, and the differences paired by seed."""
     header = ["data", "recipe", "labels per class", "supervised", "fine-tuned", "distilled", "kNN", "seeds"]
-    rows = [header, ["---"] * len(header)]
+    gains = ["data", "labels per class", "fine-tuned - supervised", "distilled - fine-tuned", "- tuned by hand"]
+    accuracies, differences = [header], [gains]
+    lines = page.read_lines(RESULTS)
     for name in DATA_SETS:
-        for recipe in ("own_images", "tuned"):
-            for labels in LABELS:
-                pattern = f"{name}-tuned{labels}-[0-9]*" if recipe == "tuned" else f"{name}-[0-9]*"
-                paths = sorted((folder / "runs").glob(f"{pattern}/result.json"))
-                results = [json.loads(path.read_text()) for path in paths]
-                table = [row for result in results for row in result["table"] if row["labels_per_class"] == labels]
-                if table:
-                    cells = [_spread([row[column] for row in table]) for column in COLUMNS]
-                    knn = _spread([result["knn_top1"] for result in results])
-                    title = HAND_TUNED[name] if recipe == "tuned" else recipe
-                    rows.append([name, title, str(labels), *cells, knn, str(len(table))])
-    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    page.write("results.md", "own images", f"{text}\n\n{page.origin('python benchmarks/own_images.py run')}")
+        for labels in LABELS:
+            own = _select(lines, name, "own_images", labels)
+            tuned = _select(lines, name, HAND_TUNED.get(name, ""), labels)
+            for recipe, rows in (("own_images", own), (HAND_TUNED.get(name), tuned)):
+                if rows:
+                    cells = [page.spread([row[column] for row in rows.values()]) for column in (*COLUMNS, "knn_top1")]
+                    accuracies.append([name, recipe, str(labels), *cells, str(len(rows))])
+            if own:
+                pairs = [("finetune_top1", "supervised_top1"), ("distill_top1", "finetune_top1")]
+                cells = [page.spread([row[better] - row[than] for row in own.values()], "+") for better, than in pairs]
+                both = [own[seed]["distill_top1"] - tuned[seed]["distill_top1"] for seed in own if seed in tuned]
+                differences.append([name, str(labels), *cells, page.spread(both, "+") if both else ""])
+    tables = map(page.markdown, (accuracies, differences))
+    text = "Top-1 in %, mean ± standard deviation over the seeds. The last column compares the distilled networks."
+    origin = f"`python benchmarks/own_images.py run`; {page.stamps(lines)}."
+    page.write("results.md", "own images", "\n\n".join([text, *tables, origin]))
 
 
-def _spread(values: list[float]) -> str:
-    """Formats mean and standard deviation in %."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+def _select(lines: list[dict], data: str, recipe: str, labels: int) -> dict[int, dict]:
+    """Returns the results of a data set, recipe and number of labels, by seed."""
+    return {
+        line["seed"]: row | {"knn_top1": line["knn_top1"]}
+        for line in lines
+        if (line["data"], line["recipe"]) == (data, recipe)
+        for row in line["table"]
+        if row["labels_per_class"] == labels
+    }
 
 
 def main() -> None:
     """Runs or draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("run", "draw"))
-    parser.add_argument("--folder", type=pathlib.Path, required=True)
+    parser.add_argument("--folder", type=pathlib.Path, help="for data and runs")
     parser.add_argument("--only", choices=DATA_SETS, action="append", help="repeatable; default: all")
     parser.add_argument("--seeds", default="0,1,2")
     arguments = parser.parse_args()
     if arguments.action == "draw":
-        draw(arguments.folder)
+        draw()
+    elif not arguments.folder:
+        parser.error("run needs --folder=FOLDER, for data and runs")
     else:
         run(arguments.folder.resolve(), arguments.only or list(DATA_SETS), list(map(int, arguments.seeds.split(","))))
 

@@ -2,10 +2,13 @@
 
 import datetime
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
+import statistics
 import sys
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -22,6 +25,38 @@ def origin(command: str) -> str:
     packages = ("tensorflow", "keras", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"`{command}`; {machine()}, {datetime.date.today()}; Python {platform.python_version()}, {versions}."
+
+
+def stamp() -> dict[str, str]:
+    """Returns the date and the machine, for a line of results."""
+    return {"date": str(datetime.date.today()), "device": machine()}
+
+
+def read_lines(path: pathlib.Path) -> list[dict]:
+    """Returns the results in a file of JSON lines; none if there is no file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def append_line(path: pathlib.Path, line: dict) -> None:
+    """Adds a result to a file of JSON lines."""
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line) + "\n")
+
+
+def stamps(lines: Sequence[dict]) -> str:
+    """Returns the machines and dates of the lines, each once."""
+    return ", ".join(sorted({f"{line['device']}, {line['date']}" for line in lines}))
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table; its first row is its head."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
+
+
+def spread(values: Sequence[float], sign: str = "") -> str:
+    """Formats mean and standard deviation in %; a single value has none."""
+    mean = f"{100 * statistics.mean(values):{sign}.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def write(page: str | pathlib.Path, section: str, text: str) -> None:

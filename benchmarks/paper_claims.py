@@ -2,13 +2,12 @@
 
 ``python benchmarks/paper_claims.py run --study=digits --minutes=25`` runs what ``paper_claims.jsonl`` does not have yet
 and starts no new run after that many minutes; the same command resumes. ``python benchmarks/paper_claims.py draw``
-writes the tables of ``docs/results.md``, its figures and the table of ``README.md`` from the lines there are.
+writes the tables of ``docs/results.md`` and its figures from the lines there are.
 """
 
 import argparse
 import dataclasses
 import datetime
-import json
 import pathlib
 import statistics
 import sys
@@ -45,6 +44,7 @@ class Study:
         networks: settings by name; ``base`` is the one that the others are compared with, ``half`` the small student.
         labels: numbers of labels a class; 0: all.
         student_epochs: of distilling into a small network from scratch.
+        stages: settings of single stages.
     """
 
     title: str
@@ -52,6 +52,7 @@ class Study:
     networks: dict[str, Settings]
     labels: tuple[int, ...]
     student_epochs: int
+    stages: dict[str, Settings] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -71,13 +72,23 @@ def networks(width: float, memory: int) -> dict[str, Settings]:
     }
 
 
+# The recipe of the digits takes torchvision's crops and initialization now, and other settings for them; this study has
+# those of the official code.
+OFFICIAL = {
+    "conv_init": "lecun_normal",
+    "crop_sampler": "tensorflow",
+    "resize_method": "bicubic",
+    "eval_resize": "bicubic",
+    "crop_area_min": 0.6,
+}
 STUDIES = {
     "digits": Study(
         "scikit-learn's 1,797 digits at 16 px, ResNet-18 at a quarter of its width, 60 epochs of pretraining",
-        {"recipe": "digits"},
+        {"recipe": "digits"} | OFFICIAL,
         networks(0.25, 1024),
         (1, 2, 5, 10, 0),
         student_epochs=60,
+        stages={"linear_eval": {"train_steps": 100, "checkpoint_steps": 100}, "supervised": {"learning_rate": 0.04}},
     ),
     "fashion_mnist": Study(
         "Fashion-MNIST at 16 px, ResNet-18 at a quarter of its width, 15 epochs of pretraining",
@@ -115,7 +126,7 @@ def jobs(name: str, seed: int) -> Iterator[Job]:
 
     def job(network: str, stage: str, labels: int | str = "", variant: str = "", **settings: Any) -> Job:
         key = dict(study=name, network=network, seed=seed, stage=stage, labels=labels, variant=variant)
-        return Job(key, study.common | {"mode": stage, "seed": seed} | settings)
+        return Job(key, study.common | study.stages.get(stage, {}) | {"mode": stage, "seed": seed} | settings)
 
     for network, settings in study.networks.items():
         untrained = RANDOM if network == "random" else {}
@@ -143,9 +154,9 @@ def run(name: str, folder: pathlib.Path, minutes: float, seeds: list[int], resul
     from simclrv2_tf import modes
     from simclrv2_tf.modes.setup import environment
 
-    end, done = time.monotonic() + 60 * minutes, [known(line) for line in read(results)]
+    end, done = time.monotonic() + 60 * minutes, [known(line) for line in page.read_lines(results)]
     if not any(key["stage"] == "pixels" and key["study"] == name for key in done):
-        append(results, pixels(name))
+        page.append_line(results, pixels(name))
     for seed in seeds or STUDIES[name].seeds:
         for job in jobs(name, seed):
             if job.key in done:
@@ -159,7 +170,7 @@ def run(name: str, folder: pathlib.Path, minutes: float, seeds: list[int], resul
             where = environment()
             device = where["device"] if where["device"] != "CPU" else page.machine()
             origin = {"date": str(datetime.date.today()), "device": device, "revision": where["revision"]}
-            append(results, job.key | found | {"seconds": result["seconds"]} | origin)
+            page.append_line(results, job.key | found | {"seconds": result["seconds"]} | origin)
 
 
 def known(line: Line) -> dict[str, Any]:
@@ -183,17 +194,6 @@ def pixels(name: str) -> Line:
     return key | {"knn_top1": accuracy, "seconds": 0.0, "date": str(datetime.date.today())}
 
 
-def read(results: pathlib.Path) -> list[Line]:
-    """All results there are."""
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-
-
-def append(results: pathlib.Path, line: Line) -> None:
-    """Keeps a result."""
-    with results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 # The page. A column is what its lines have in common; a claim compares two of them, seed by seed.
 
 Column = dict[str, Any]
@@ -206,12 +206,6 @@ def column(network: str, stage: str, variant: str = "") -> Column:
 
 SUPERVISED, TUNED = column("base", "supervised"), column("base", "finetune", "layer 1")
 ITSELF, SMALL = column("base", "distill", "itself"), column("base", "distill", "half")
-SUMMARY = {
-    "supervised from scratch": SUPERVISED,
-    "fine-tuned": TUNED,
-    "distilled": ITSELF,
-    "distilled into half the width": SMALL,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,7 +328,7 @@ def claim_table(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> str
         for labels, row in zip(counts, rows, strict=True):
             found = difference(lines, labels, columns[better], columns[than])
             row.append(f"{in_words(found, '+')}: {verdict(found)}" if found else "not run")
-    return markdown([heads, *rows])
+    return page.markdown([heads, *rows])
 
 
 def accuracies(columns: dict[str, Column], lines: list[Line], counts: tuple[int, ...]) -> list[list[str]]:
@@ -344,11 +338,6 @@ def accuracies(columns: dict[str, Column], lines: list[Line], counts: tuple[int,
         cells = [in_words(list(values(lines, labels, chosen).values())) for chosen in columns.values()]
         rows.append([str(labels or "all"), *cells])
     return rows
-
-
-def markdown(rows: list[list[str]]) -> str:
-    """A table whose first row is its head."""
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]))
 
 
 def floor_table(lines: list[Line], names: list[str]) -> str:
@@ -361,7 +350,7 @@ def floor_table(lines: list[Line], names: list[str]) -> str:
         if (linear, knn) != ("not run", "not run"):
             rows.append([NETWORK_NAMES.get(name, name), linear, knn])
     found = list(values(lines, "", column("", "pixels")).values())
-    return markdown([*rows, ["raw pixels", "", f"{found[0]:.1f}"]] if found else rows)
+    return page.markdown([*rows, ["raw pixels", "", f"{found[0]:.1f}"]] if found else rows)
 
 
 def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> dict[str, Any] | None:
@@ -409,12 +398,12 @@ def chart(claim: Claim, lines: list[Line], counts: tuple[int, ...]) -> dict[str,
 
 
 def draw(results: pathlib.Path = RESULTS, root: pathlib.Path = ROOT) -> None:
-    """Writes the tables of ``docs/results.md``, its figures, and the table of ``README.md`` (digits)."""
+    """Writes the tables of ``docs/results.md`` and its figures."""
     import vl_convert
 
-    docs, all_lines = root / "docs", read(results)
+    docs, all_lines = root / "docs", page.read_lines(results)
     (docs / "figures").mkdir(exist_ok=True)
-    parts, summary = [], []
+    parts = []
     for name, study in STUDIES.items():
         lines = [line for line in all_lines if line["study"] == name]
         parts.append(f"### {study.title}\n")
@@ -422,9 +411,6 @@ def draw(results: pathlib.Path = RESULTS, root: pathlib.Path = ROOT) -> None:
             parts.append(f"Not run: `python benchmarks/paper_claims.py run --study={name}`.\n")
             continue
         parts += [_origin(name, lines), floor_table(lines, list(study.networks)), ""]
-        if name == "digits":
-            table = markdown(accuracies(SUMMARY, lines, study.labels))
-            summary = [f"{study.title}.\n", table, "", _origin(name, lines)]
         for claim in CLAIMS:
             table = claim_table(claim, lines, study.labels)
             parts += [f"**{claim.text}.**\n", (table or "Not run.") + "\n"]
@@ -433,7 +419,6 @@ def draw(results: pathlib.Path = RESULTS, root: pathlib.Path = ROOT) -> None:
                 (docs / figure).write_bytes(vl_convert.vegalite_to_png(spec, scale=1.5))
                 parts.append(f"![{claim.text}: chart of the table, with the standard deviation over seeds]({figure})\n")
     page.write(docs.absolute() / "results.md", "results", "\n".join(parts))
-    page.write(root.absolute() / "README.md", "results", "\n".join(summary))
 
 
 def _origin(name: str, lines: list[Line]) -> str:

@@ -26,7 +26,8 @@ import tensorflow as tf
 
 from benchmarks.make_jpegs import make_jpegs
 from benchmarks.page import origin, write
-from simclrv2_tf.data.augment import CROP_DRAWS, ViewSettings, crop_and_resize, random_crop_boxes
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.cropping import CROP_DRAWS, crop_and_resize, random_crop_boxes
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import FileSource
 

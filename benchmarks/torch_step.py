@@ -43,13 +43,14 @@ class Block(nn.Module):
 class Network(nn.Module):
     """ResNet and projection head."""
 
-    def __init__(self, depth: int, small_images: bool):
+    def __init__(self, depth: int, small_images: bool, width: float = 1.0):
         super().__init__()
-        stem = [conv_bn(3, 64, 3)] if small_images else [conv_bn(3, 64, 7, 2), nn.MaxPool2d(3, 2, 1)]
-        blocks, channels = [], 64
+        base = channels = int(64 * width)
+        stem = [conv_bn(3, base, 3)] if small_images else [conv_bn(3, base, 7, 2), nn.MaxPool2d(3, 2, 1)]
+        blocks = []
         for group, count in enumerate(DEPTHS[depth]):
             for index in range(count):
-                blocks.append(Block(channels, 64 << group, 2 if group and not index else 1, depth >= 50))
+                blocks.append(Block(channels, base << group, 2 if group and not index else 1, depth >= 50))
                 channels = blocks[-1].out_channels
         self.encoder = nn.Sequential(*stem, *blocks)
         layers = []

@@ -2,8 +2,8 @@
 
     python run.py --mode=pretrain --dataset=digits --method=examples.byol:BYOL --model_dir=runs/byol
 
-An online network predicts what a slowly moving average of itself, the target, makes of the other view of an image.
-There are no negatives.
+The online network predicts the target network's projection of an image's other view. The target is a moving average of
+the online network. There are no negatives.
 """
 
 from typing import Any
@@ -20,10 +20,10 @@ class BYOL(Pretraining):
 
     Args:
         network: encoder and projection head.
-        views: how views are made from the images of a batch.
-        decay: per step, of the target's moving average.
+        views: augmentation settings.
+        decay: of the target's moving average, per step.
         hidden_dim: width of the predictor's hidden layer.
-        **kwargs: as of ``Method``.
+        **kwargs: see ``Method``.
     """
 
     train_metrics = ("loss", "similarity")
@@ -46,23 +46,34 @@ class BYOL(Pretraining):
             name="predictor",
         )
 
-    def forward(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        outputs = super().forward(batch)  # proj_head_output [b, 2, d], and logits_sup with labels
+    def forward(self, batch: dict[str, tf.Tensor], training: bool = True) -> dict[str, tf.Tensor]:
+        outputs = super().forward(batch, training)  # proj_head_output [b, 2, d], and logits_sup with labels
         views = tf.unstack(self.make_views(batch), axis=1)
         targets = [self.target.project(self.network, images) for images in views]  # [b, d] each
         rows = tf.concat(tf.unstack(outputs["proj_head_output"], axis=1), axis=0)  # [2b, d]
-        predictions = tf.split(self.predictor(rows, training=True), 2)
+        predictions = tf.split(self.predictor(rows, training=training), 2)
         return outputs | {"prediction": tf.stack(predictions, axis=1), "target": tf.stack(targets, axis=1)}
 
     def objective(
         self, outputs: dict[str, tf.Tensor], batch: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        similarity = self.similarity(outputs)  # [b, 2]
+        online_loss, online_logs = self.online_evaluation(outputs, batch)
+        loss = tf.reduce_mean(tf.reduce_sum(2 - 2 * similarity, axis=1))
+        logs = {"similarity": tf.reduce_mean(similarity), **online_logs}
+        return loss + self.weight_decay_loss() + online_loss, logs
+
+    def similarity(self, outputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Cosine of each view's prediction with the other view's target, ``[b, 2]``."""
         prediction = tf.math.l2_normalize(tf.cast(outputs["prediction"], tf.float32), axis=-1)
         target = tf.math.l2_normalize(tf.stop_gradient(tf.cast(outputs["target"], tf.float32)), axis=-1)
-        cosine = tf.reduce_sum(prediction * target[:, ::-1], axis=-1)  # [b, 2], each view with the other's target
-        online_loss, online_logs = self.online_evaluation(outputs, batch)
-        loss = tf.reduce_mean(tf.reduce_sum(2 - 2 * cosine, axis=1))
-        return loss + self.weight_decay_loss() + online_loss, {"similarity": tf.reduce_mean(cosine), **online_logs}
+        return tf.reduce_sum(prediction * target[:, ::-1], axis=-1)
+
+    def test_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        outputs = self.forward(batch, training=False)
+        similarity = self.similarity(outputs)
+        loss = tf.reduce_sum(2 - 2 * similarity, axis=1)  # [b]
+        return {"loss": loss, "similarity": tf.reduce_mean(similarity, axis=1), **self.online_metrics(outputs, batch)}
 
     def after_step(self, batch: dict[str, tf.Tensor]) -> None:
         self.target.update(self.network)

@@ -41,7 +41,7 @@ train_images, test_images = images[:1297], images[1297:]
 train_labels, test_labels = digits.target[:1297], digits.target[1297:]
 
 # The lower half of MobileNet: the whole network would reduce images this small to one pixel. SimCLR adds a projection
-# head of three layers. Keras's batch norm needs a thousand steps to learn its statistics, with momentum 0.9 fifty.
+# head of three layers. Keras's batch norm needs a thousand steps to learn its statistics; with momentum 0.9, fifty.
 mobilenet = keras.applications.MobileNet(images.shape[1:], args.alpha, include_top=False, weights=None)
 pooled = keras.layers.GlobalAveragePooling2D()(mobilenet.get_layer("conv_pw_5_relu").output)
 backbone = keras.Model(mobilenet.input, pooled, name="backbone")

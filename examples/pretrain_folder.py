@@ -4,8 +4,8 @@
     python examples/pretrain_folder.py /data/birds --epochs=200
 
 The encoder is a Keras model from images ``[n, size, size, 3]`` in [0, 1] to features. To load it, call
-``keras.saving.load_model("encoder.keras")`` after ``from simclrv2_tf import ResNet``. The command line does the same
-with checkpoints, evaluation and a report: ``simclrv2-tf --mode=pretrain --dataset=folder:/data/birds``.
+``keras.saving.load_model("encoder.keras")`` after ``import simclrv2_tf``. The command line does the same with
+checkpoints, evaluation and a report: ``simclrv2-tf --mode=pretrain --dataset=folder:/data/birds``.
 """
 
 import argparse

@@ -7,21 +7,30 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from absl import flags
 
 import simclrv2_tf
-from simclrv2_tf import help
+from simclrv2_tf import completion, help
 from simclrv2_tf.env import import_tensorflow, make_output_robust
 from simclrv2_tf.errors import LostWorkerError, SettingError
+from simclrv2_tf.interrupts import SignalWatch, end_process, waiting
 from simclrv2_tf.settings import official_flags
 from simclrv2_tf.settings.config import Config, check_bounds
+from simclrv2_tf.settings.config_file import with_config_file
 from simclrv2_tf.settings.recipes import format_recipes
+from simclrv2_tf.settings.usage import unread_settings
 
 log = logging.getLogger(__name__)
 
-DEFINE = {bool: flags.DEFINE_boolean, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
+DEFINE: dict[type, Callable] = {
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,16 +45,20 @@ def main(argv: list[str] | None = None) -> None:
         return
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     values = define_flags()
-    with exit_on_user_error(resume=f"python {shlex.join(argv)}"):
+    with SignalWatch(), exit_on_user_error(resume=f"python {shlex.join(argv)}"):
         settings = parse(argv, values)
+        if values["completion"].present:
+            print(completion.completion_script(values["completion"].value))
+            return
         if settings.get("recipe") == "help":
             print(format_recipes())
             return
         quiet = values["quiet"].value
-        import_tensorflow(verbose=values["v"].value > 0)  # takes seconds, which --help does not wait for
+        import_tensorflow(verbose=values["v"].value > 0)  # takes seconds, so not before --help
         from simclrv2_tf import modes
 
         with (
+            waiting("a disk or another process"),
             open(os.devnull, "w", encoding="utf-8") as nowhere,
             contextlib.redirect_stdout(nowhere if quiet else sys.stdout),
         ):
@@ -66,7 +79,7 @@ def exit_on_user_error(resume: str = "") -> Iterator[None]:
         sys.exit(2)
     except LostWorkerError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(3)  # without waiting for the other workers, as TensorFlow would
+        end_process(3)  # without waiting for the other workers, as TensorFlow would
     except KeyboardInterrupt:
         print("Interrupted." + (f" To resume: {resume}" if resume else ""), file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -77,7 +90,7 @@ def parse(argv: list[str], values: flags.FlagValues | None = None) -> dict[str, 
 
     Args:
         argv: the program and its arguments.
-        values: of ``define_flags()``; receives all flags.
+        values: the result of ``define_flags()``; receives all flags.
 
     Raises:
         flags.Error: for an unknown flag, or a value that is not of the flag's type.
@@ -100,8 +113,21 @@ def parse(argv: list[str], values: flags.FlagValues | None = None) -> dict[str, 
     for note in notes:
         log.warning("note: %s", note)
     settings |= {"stage": tuple(settings["stage"])} if "stage" in settings else {}
+    is_official = settings.get("mode") != given.get("mode")  # the official code has one set of flags for all modes
+    flags_to_check = [] if is_official else list(settings)
+    if values["config"].present:
+        settings = with_config_file(values["config"].value, settings)
     check_bounds(settings)  # before TensorFlow takes seconds to start
+    _warn_about_unread(settings.get("mode", "pretrain"), flags_to_check)
     return settings
+
+
+def _warn_about_unread(mode: str, names: Iterable[str]) -> None:
+    """Warns about flags that have no effect in this mode."""
+    if unread := unread_settings(mode, names):
+        flags_text = ", ".join(f"--{name}" for name in unread)
+        effect = "it is ignored" if len(unread) == 1 else "they are ignored"
+        log.warning("warning: --mode=%s does not read %s; %s", mode, flags_text, effect)
 
 
 def _is_utf8(text: str) -> bool:
@@ -113,17 +139,20 @@ def _is_utf8(text: str) -> bool:
 
 
 def define_flags() -> flags.FlagValues:
-    """Defines a flag for each setting and each flag of the official code, ``--flagfile``, ``--quiet`` and ``--v``."""
+    """Defines a flag for each setting and each flag of the official code, and those that are not settings."""
     values = flags.FlagValues()
     flags.DEFINE_integer("v", 0, "1: show all log messages of TensorFlow.", lower_bound=0, flag_values=values)
     flags.DEFINE_boolean("quiet", False, "Print only warnings and errors.", flag_values=values)
     flags.DEFINE_string("flagfile", "", "Read flags from this file.", flag_values=values)
+    flags.DEFINE_string("config", "", "Start with the settings of this config.json.", flag_values=values)
+    flags.DEFINE_enum("completion", None, completion.SHELLS, "Print a completion script.", flag_values=values)
     for name, kind in official_flags.TYPES.items():
         DEFINE[kind](name, None, "A flag of the official code.", flag_values=values)
     for field in dataclasses.fields(Config):
         text = field.metadata["help"]
-        if field.metadata["choices"] and field.name != "mode":  # which has other values in the official code
-            flags.DEFINE_enum(field.name, field.default, field.metadata["choices"], text, flag_values=values)
+        if field.metadata["choices"] and field.name != "mode":  # --mode has other values in the official code
+            default: Any = field.default
+            flags.DEFINE_enum(field.name, default, field.metadata["choices"], text, flag_values=values)
         elif isinstance(field.default, tuple):
             flags.DEFINE_multi_string(field.name, [], text, flag_values=values)
         else:

@@ -1,7 +1,6 @@
 """Environment setup that must precede ``import tensorflow``: log level, XLA's tuning cache, filtered messages.
 
-What the account of the user configures does not matter: Keras has its default settings, and output that nobody reads is
-dropped.
+The user's own configuration has no effect: Keras gets its default settings, and output without a reader is dropped.
 """
 
 import contextlib
@@ -26,7 +25,7 @@ STARTUP_NOISE = (
 )
 NO_DRIVER_NOISE = ("failed call to cuInit",)
 
-_writer = None  # the open lock file of the one process that writes to the tuning cache
+_writer = None  # lock of the one process that writes to the tuning cache
 
 
 def import_tensorflow(verbose: bool = False) -> None:
@@ -65,7 +64,7 @@ def import_tensorflow(verbose: bool = False) -> None:
 
 
 class _Output(io.FileIO):
-    """File descriptor that drops bytes while it does not take them: its reader is gone, or the disk is full."""
+    """File descriptor that drops output that cannot be written, because its reader is gone or the disk is full."""
 
     def write(self, data: Any) -> int:
         try:
@@ -77,22 +76,22 @@ class _Output(io.FileIO):
 
 
 def make_output_robust() -> None:
-    """Makes standard output and error take any text at any time.
+    """Makes standard output and error accept any text at any time.
 
-    Characters that their encoding lacks are escaped. It is no error if a stream is closed, or loses its reader later.
+    Characters that their encoding lacks are escaped. A stream that is closed, or loses its reader later, is no error.
     Streams that Python code has replaced are left alone.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
-        except OSError:  # otherwise a file that is opened later gets this number, and what libraries print
+        except OSError:  # otherwise the next opened file gets this number, and with it what libraries print
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         stream = getattr(sys, name)
         if name == "stdin" or stream is not getattr(sys, f"__{name}__"):
             continue
         encoding = stream.encoding if stream else "utf-8"
         output = io.BufferedWriter(_Output(number, "wb", closefd=False))
-        # line by line also into files, so that both streams keep their order in a common one
+        # line-buffered also into files, so that both streams stay in order if they share a file
         setattr(sys, name, io.TextIOWrapper(output, encoding, "backslashreplace", line_buffering=True))
 
 
@@ -109,14 +108,14 @@ def cache_xla_tuning(cache: pathlib.Path) -> None:
     directory = cache / "simclrv2_tf" / f"xla_tuning_tensorflow_{importlib.metadata.version('tensorflow')}"
     if "autotune" in flags or not cache.is_absolute() or len(str(cache).split()) > 1:  # the flags are split at spaces
         return
-    import fcntl  # not on Windows, where TensorFlow has no GPUs
+    import filelock  # only for GPUs
 
     mode = "UPDATE"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _writer = (directory / "writer.lock").open("w")
-        fcntl.flock(_writer, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        _writer = filelock.FileLock(directory / "writer.lock", timeout=0)
+        _writer.acquire()
+    except filelock.Timeout:
         mode = "READ"
     except OSError:
         return
@@ -139,6 +138,7 @@ def filtered_stderr(texts: tuple[str, ...]) -> Iterator[None]:
     stderr = os.dup(2)
     patterns = [argument for text in texts for argument in ("-e", text)]
     with subprocess.Popen(["grep", "--line-buffered", "-avF", *patterns], stdin=subprocess.PIPE, stdout=2) as grep:
+        assert grep.stdin is not None
         os.dup2(grep.stdin.fileno(), 2)
         try:
             yield

@@ -1,11 +1,12 @@
-"""Help of the command line: how to start, the flags of each mode, all flags."""
+"""Command-line help: how to start, the flags of each mode, all flags."""
 
 import dataclasses
 import itertools
 import textwrap
-from typing import NamedTuple
 
-from simclrv2_tf.settings.config import MODES, STAGES, Config
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.fields import MODES
+from simclrv2_tf.settings.usage import GROUP_OF, is_read
 
 REQUESTS = {dashes + name for dashes in ("-", "--") for name in ("help", "helpshort", "helpfull", "h")}
 START = """usage: python run.py --mode=MODE [--flag=value ...]   (installed: simclrv2-tf --mode=MODE ...)
@@ -35,11 +36,13 @@ DESCRIPTIONS = {
     "evaluate": "Compute top-1, top-5 and kNN accuracy of a run.",
     "predict": "Write the classes of images without labels to a table and a page.",
     "embed": "Write the features of all images to a file.",
+    "select": "List the images to label next.",
     "export": "Write the network of a run for other programs.",
     "import_checkpoint": "Turn a checkpoint of the official code into a run.",
     "preview": "Show views, time and memory of a run before it starts.",
     "summary": "Print parameters, arithmetic and memory of a network.",
     "benchmark": "Measure the input and the step of a run, and report the bottleneck.",
+    "check_devices": "Check that a training step on all devices matches one device.",
     "report": "Rewrite report.html, or compare several runs.",
 }
 EXAMPLES = {
@@ -51,83 +54,57 @@ EXAMPLES = {
     "distill": ("--teacher=runs/birds-ft --model_dir=runs/birds-small",),
     "linear_eval": ("--checkpoint=runs/birds --model_dir=runs/birds-linear",),
     "supervised": ("--dataset=folder:/data/birds --labels_per_class=10",),
-    "semi_supervised": ("--dataset=folder:/data/birds", "--dataset=digits --labels_per_class=5"),
+    "semi_supervised": ("--dataset=folder:/data/birds", "--dataset=digits --labels_per_class=5 --seeds=0,1,2"),
     "evaluate": ("--checkpoint=runs/birds-ft", "--checkpoint=runs/birds-ft --dataset=folder:/data/other_birds"),
     "predict": (
         "--checkpoint=runs/birds-ft --images=/data/photos",
         "--checkpoint=runs/birds-ft --images='/data/*.jpg' --format=parquet",
     ),
     "embed": ("--checkpoint=runs/birds --format=parquet",),
+    "select": ("--checkpoint=runs/birds --select_count=50", "--checkpoint=runs/birds --images=/data/photos"),
     "export": ("--checkpoint=runs/birds-small", "--checkpoint=runs/birds-small --format=onnx"),
     "import_checkpoint": ("--checkpoint=/downloads/r50_1x_sk0 --model_dir=runs/r50",),
     "preview": ("--dataset=folder:/data/birds",),
     "summary": ("--resnet_depth=152 --width_multiplier=3 --sk_ratio=0.0625", "--checkpoint=runs/birds"),
     "benchmark": ("--dataset=folder:/data/birds",),
+    "check_devices": ("--dataset=folder:/data/birds", "--recipe=cifar10 --cpu_replicas=2"),
     "report": ("--model_dir=runs/birds", "--compare=runs/birds,runs/birds-ft"),
 }
 FOOT = """
-Also: --flagfile=FILE reads flags from a file; --noNAME is --NAME=false; --v=1 shows the log of TensorFlow;
---quiet prints only warnings and errors. Flags of the official code, such as --train_mode, are translated."""
-
-
-class Group(NamedTuple):
-    """Flags that ``--help`` lists together: from ``first`` on, and the modes for which they matter."""
-
-    first: str
-    title: str
-    modes: tuple[str, ...]
-
-
-RUNS = (*STAGES, "semi_supervised")
-TRAINS = (*RUNS, "preview", "benchmark")
-PRETRAINS = ("pretrain", "semi_supervised", "preview", "benchmark")
-CLASSIFIES = ("linear_eval", "supervised", "finetune", "semi_supervised", "preview", "benchmark")
-DISTILLS = ("distill", "semi_supervised", "preview", "benchmark")
-LOOKS = ("evaluate", "predict", "embed", "export")
-GROUPS = (
-    Group("mode", "General", MODES),
-    Group("checkpoint_epochs", "Checkpoints and report", RUNS),
-    Group("dataset", "Data", (*TRAINS, "evaluate", "embed")),
-    Group("method", "Network", (*PRETRAINS, "supervised", "distill", "summary")),
-    Group("train_batch_size", "Optimization", TRAINS),
-    Group("temperature", "Pretraining objective", PRETRAINS),
-    Group("crop_area_min", "Augmentation", TRAINS),
-    Group("ft_proj_selector", "Fine-tuning and distillation", (*CLASSIFIES, "distill")),
-    Group("eval_batch_size", "Devices, speed and memory", (*TRAINS, *LOOKS)),
-)
-MODES_OF_FLAG = {  # where they are not those of the group
-    "checkpoint": ("pretrain", "linear_eval", "finetune", *DISTILLS, *LOOKS, "summary", "import_checkpoint"),
-    "recipe": (*TRAINS, "summary"),
-    "stage": ("semi_supervised",),
-    "seed": (*TRAINS, *LOOKS),
-    "format": ("export", "embed", "predict"),
-    "compare": ("report",),
-    "override_config": (*RUNS, "import_checkpoint"),
-    "images": ("predict",),
-    "max_corrupt_share": (*TRAINS, "evaluate", "embed", "predict"),
-    "method": PRETRAINS,
-    "encoder": (*TRAINS, *LOOKS, "summary"),
-    "trust_run_code": (*TRAINS, *LOOKS, "summary"),
-    "image_size": (*TRAINS, *LOOKS, "summary"),
-    "global_bn": TRAINS,
-    "batch_norm_decay": TRAINS,
-    "train_batch_size": (*TRAINS, "summary"),
-    "temperature": (*PRETRAINS, "distill"),
-    "memory_size": (*PRETRAINS, "summary"),
-    "color_jitter_strength": PRETRAINS,
-    "use_blur": PRETRAINS,
-    "eval_resize": (*TRAINS, *LOOKS, "import_checkpoint"),
-    "ft_proj_selector": (*CLASSIFIES, "distill", "import_checkpoint"),
-    "teacher": DISTILLS,
-    "distill_alpha": DISTILLS,
-    "grad_cache_micro_batch": PRETRAINS,
+Also: --config=runs/x/config.json starts with the settings of that run, which flags override; --flagfile=FILE
+reads flags from a file; --noNAME is --NAME=false; --v=1 shows the log of TensorFlow; --quiet prints only
+warnings and errors. Flags of the official code, such as --train_mode, are translated. --completion=bash or
+--completion=zsh prints a script for the installed command: source <(simclrv2-tf --completion=bash)."""
+ENDS = {
+    0: "Done.",
+    1: "A bug; a traceback is printed, and written to run.log of a training run.",
+    2: "A setting, an input or a disk that cannot be used; one line says why.",
+    3: "Lost the connection to another worker or to a data service; the same command resumes.",
+    130: "Ctrl-C, after a checkpoint; the same command resumes.",
+    143: "SIGTERM, after a checkpoint; the same command resumes.",
+}
+VARIABLES = {
+    "TF_CONFIG": "Workers of a run on several machines and this worker's task, as JSON.",
+    "SLURM_STEP_NUM_TASKS, ...": "The same from a Slurm step with several tasks; TF_CONFIG overrides it.",
+    "CUDA_VISIBLE_DEVICES": "GPUs to use; empty: none.",
+    "MLFLOW_TRACKING_URI, ...": "For --tracker=mlflow; also MLFLOW_EXPERIMENT_NAME, default: simclrv2-tf.",
+    "WANDB_PROJECT, ...": "For --tracker=wandb, default: simclrv2-tf. WANDB_MODE=offline needs no account.",
+    "TF_CPP_MIN_LOG_LEVEL": "Log of TensorFlow: 0 shows everything. Default: 2; with --v=1: 0.",
+    "TFDS_DATA_DIR": "Directory of the TFDS data, unless --data_dir names one.",
+    "XLA_FLAGS": "Flags of XLA; with one for autotuning, its results are not cached.",
+    "XDG_CACHE_HOME": "Where XLA's autotuning is cached. Default: ~/.cache.",
+    "OMP_WAIT_POLICY": "Default: PASSIVE, so that waiting threads yield their core.",
+    "KERAS_BACKEND": "Ignored by the command line; as a library it must be tensorflow.",
 }
 
 
 def help_text(argv: list[str]) -> str:
-    """Returns the requested help: of the mode that the command line names, of all flags, or how to start."""
+    """Returns the requested help: for the mode that the command line names, for all flags, or how to start."""
     if any("full" in argument for argument in REQUESTS & set(argv[1:])):
-        return "\n".join(["All flags, with their defaults.", *_describe_flags(""), FOOT])
+        ends = [f"  {status:<5}{text}" for status, text in ENDS.items()]
+        variables = [f"  {name:27}{text}" for name, text in VARIABLES.items()]
+        end = ["", "Exit statuses:", *ends, "", "Environment variables:", *variables]
+        return "\n".join(["All flags, with their defaults.", *_describe_flags(""), FOOT, *end])
     mode = _mode_of(argv)
     if not mode:
         return START.format(modes="\n".join(f"  {name:19}{text}" for name, text in DESCRIPTIONS.items()))
@@ -137,16 +114,11 @@ def help_text(argv: list[str]) -> str:
 
 
 def _describe_flags(mode: str) -> list[str]:
-    """Returns the lines about the flags that a mode reads ("": about all flags), in groups."""
-    lines, starts, group, printed = [], {group.first: group for group in GROUPS}, GROUPS[0], ""
-    for field in dataclasses.fields(Config):
-        group = starts.get(field.name, group)
-        if mode and mode not in MODES_OF_FLAG.get(field.name, group.modes):
-            continue
-        if printed != group.title:
-            lines += ["", f"{group.title}:"]
-            printed = group.title
-        lines += _describe_flag(field)
+    """Returns the lines about the flags that a mode reads ("": all flags), in groups."""
+    fields = [field for field in dataclasses.fields(Config) if not mode or is_read(field.name, mode)]
+    lines = []
+    for title, of_group in itertools.groupby(fields, key=lambda field: GROUP_OF[field.name].title):
+        lines += ["", f"{title}:", *itertools.chain.from_iterable(map(_describe_flag, of_group))]
     return lines
 
 

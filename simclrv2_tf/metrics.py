@@ -6,10 +6,12 @@ diverged network must not score at a plausible chance level. scikit-learn, which
 where it is used.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 PROBE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of LogisticRegression, from strong to weak regularisation
 
@@ -65,7 +67,7 @@ def knn_accuracy(
 def linear_probe(
     train_features: ArrayLike, train_labels: ArrayLike, test_features: ArrayLike, test_labels: ArrayLike
 ) -> float:
-    """Top-1 accuracy on the test set of multinomial logistic regression fitted to the training set; deterministic.
+    """Test accuracy (top-1) of multinomial logistic regression fitted to the training set; deterministic.
 
     Features are standardised by the training mean and deviation. The L2 strength is the best of ``PROBE_STRENGTHS`` on
     every fifth training example of each class; then the regression is fitted to all of them.
@@ -156,7 +158,7 @@ def project(features: ArrayLike, method: str = "pca") -> Array:
     if method == "pca":
         return np.pad(components, ((0, 0), (0, 2 - components.shape[1])))
     if method == "tsne":
-        perplexity = min(30.0, (rows - 1) / 3)  # the authors' default, less for few points
+        perplexity = min(30.0, (rows - 1) / 3)  # the authors' default, or lower for few points
         return TSNE(metric="cosine", perplexity=perplexity, init="random", random_state=0).fit_transform(components)
     from umap import UMAP
 

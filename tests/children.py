@@ -1,4 +1,4 @@
-"""Runs the program in child processes that are killed, interrupted or get no disk space.
+"""Runs the program in child processes that are killed, interrupted or run out of disk space.
 
 A fork server imports TensorFlow once, so that a child starts quickly.
 """
@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -106,7 +107,7 @@ class SignalAt(Fault):
 
     Args:
         call: n; 0: never.
-        number: of the signal.
+        number: number of the signal.
         count_to: file for the number of calls.
         function: count only calls of functions with this name.
     """
@@ -140,14 +141,23 @@ class SignalAt(Fault):
         if event in ("call", "c_call") and frame.f_code.co_filename.startswith(PACKAGE):
             self.calls += not self.function or (event == "call" and frame.f_code.co_name == self.function)
             if self.calls == self.call > 0:
+                self.call = 0  # only once
                 os.kill(os.getpid(), self.number)
 
 
 class Meter(Fault):
-    """Writes the memory, open files and threads of the process after the given steps to a JSON file."""
+    """Writes the resource use of the process after the given steps to a JSON file: CPU, memory, files, threads, disk.
 
-    def __init__(self, steps: set[int], path: pathlib.Path):
-        self.steps, self.path, self.usage = steps, path, []
+    Args:
+        steps: steps after which it measures.
+        path: path of the JSON file.
+        folder: folder whose size is measured, kB, except logs and the files drawn from them, which grow with each row.
+    """
+
+    LOGS = ("metrics.csv", "metrics.jsonl", "run.log", "events.out.tfevents", "report.html", ".vl.json", ".png")
+
+    def __init__(self, steps: set[int], path: pathlib.Path, folder: pathlib.Path):
+        self.steps, self.path, self.folder, self.usage = steps, path, folder, []
 
     def __enter__(self) -> None:
         add = Progress.add
@@ -155,23 +165,35 @@ class Meter(Fault):
         def watched(progress: Progress, *args: object) -> None:
             add(progress, *args)
             if progress.step in self.steps:
-                gc.collect()
-                pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-                files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
-                megabytes = round(pages * resource.getpagesize() / 1e6, 1)
-                self.usage.append({"step": progress.step, "megabytes": megabytes, "files": files, "threads": threads})
+                self.usage.append({"step": progress.step} | self._measure())
 
         Progress.add = watched
 
     def __exit__(self, *error: object) -> None:
         self.path.write_text(json.dumps(self.usage))
 
+    def _measure(self) -> dict[str, float]:
+        gc.collect()
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        files, threads = (len(os.listdir(f"/proc/self/{kind}")) for kind in ("fd", "task"))
+        sizes = {path: path.stat().st_size for path in self.folder.rglob("*") if path.is_file()}
+        logs = sum(size for path, size in sizes.items() if any(text in path.name for text in self.LOGS))
+        return {
+            "cpu_seconds": round(time.process_time()),
+            "megabytes": round(pages * resource.getpagesize() / 1e6, 1),
+            "files": files,
+            "threads": threads,
+            "names_on_disk": len(sizes),
+            "kilobytes_on_disk": round((sum(sizes.values()) - logs) / 1e3),
+            "kilobytes_of_logs": round(logs / 1e3),
+        }
+
 
 class FileSizeLimit(Fault):
-    """Limits the size of files: writes beyond it fail, as on a full disk.
+    """Limits the size of files: writes beyond the limit fail, as on a full disk.
 
     Args:
-        size: bytes.
+        size: the limit in bytes.
         fatal: kill the process in the middle of the first such write instead.
     """
 
@@ -192,8 +214,8 @@ class FullDisk(Fault):
     From then on no file can grow, whether Python or TensorFlow writes it, because the kernel enforces the limit.
 
     Args:
-        folder: where changes are watched.
-        known: changes of earlier runs; new ones are added.
+        folder: folder in which changes are watched.
+        known: changes made by earlier runs; new ones are added.
         stride: the disk fills up at every ``stride``-th new change.
     """
 
@@ -213,7 +235,7 @@ class FullDisk(Fault):
         writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if not self.watching or self.full_at or not (writes or event in ("os.rename", "os.mkdir", "os.remove")):
             return
-        change = re.sub(r"\d+", "N", f"{event} {arguments[0]}")  # the same for every step and process
+        change = re.sub(r"\.simclrv2-\w+|\d+", "N", f"{event} {arguments[0]}")  # the same for every step and process
         if str(self.folder) in str(arguments[0]) and change not in self.known:
             self.known[change] = None
             if len(self.known) % self.stride == 0:
@@ -247,7 +269,7 @@ def tiny_classification() -> Method:
 
 
 def rewrite_checkpoint(model_dir: pathlib.Path, step: int, moment: int) -> None:
-    """Writes a checkpoint whose classifier has biases of 1; is killed at the n-th change of a file."""
+    """Writes a checkpoint whose classifier has biases of 1; the process is killed at the n-th change of a file."""
     model = tiny_classification()
     model.network.classifier.dense.bias.assign([1] * tiny.CLASSES)
     checkpoints = Checkpoints(model_dir, model, keep=1)
@@ -274,7 +296,7 @@ def run_on_full_disks(settings: dict, stride: int, path: pathlib.Path) -> None:
                 traceback.print_exception(error)
                 status = 1
         steps = sorted(int(path.stem[5:]) for path in settings["model_dir"].glob("checkpoints/step-*.index"))
-        temporary = [path.name for path in settings["model_dir"].rglob(".*tmp*")]
+        temporary = [path.name for path in settings["model_dir"].rglob(".simclrv2-*")]
         runs.append(dict(status=status, full_at=disk.full_at, output=output.getvalue(), steps=steps, left=temporary))
         path.write_text(json.dumps(runs))
 

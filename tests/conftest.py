@@ -34,7 +34,7 @@ hypothesis.settings.load_profile("same")
 
 def pytest_xdist_auto_num_workers(config):
     """Returns one more than there are cores, because some tests wait for child processes."""
-    return len(os.sched_getaffinity(0)) + 1
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) + 1
 
 
 def pytest_collection_finish(session):
@@ -92,7 +92,7 @@ def parity(request):
 
 @pytest.fixture
 def file_size_limit():
-    """Returns a context: in ``with file_size_limit(100):`` no file can grow beyond 100 bytes, as on a full disk."""
+    """Returns a context manager: in ``with file_size_limit(100):`` files cannot exceed 100 bytes, as on a full disk."""
 
     @contextlib.contextmanager
     def limit(size):

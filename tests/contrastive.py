@@ -1,4 +1,4 @@
-"""What the tests of NT-Xent share: recorded numbers, the formula row by row, the loss on one and on many replicas."""
+"""Helpers of the NT-Xent tests: recorded numbers, the formula row by row, the loss on one and on many replicas."""
 
 import pathlib
 
@@ -10,7 +10,7 @@ from simclrv2_tf.methods.losses import nt_xent
 RECORDED = np.load(pathlib.Path(__file__).parent / "golden" / "ntxent.npz")
 SINGLE = sorted({key.split("/")[1] for key in RECORDED.files if key.startswith("single/")})
 TWO_REPLICAS = sorted({key.split("/")[2] for key in RECORDED.files if key.startswith("multi/R2/")})
-ROUNDING = 5e-7  # of float32, in which the official code computed
+ROUNDING = 5e-7  # of float32, which the official code used
 
 
 def settings(case: str) -> tuple[float, bool]:
@@ -19,7 +19,7 @@ def settings(case: str) -> tuple[float, bool]:
 
 
 def gradient_rounding(case: str) -> float:
-    """Float32 holds logits to epsilon times their size, which exp turns into a relative error of the gradient."""
+    """Returns the relative error of the gradient in float32, in which exp amplifies the rounding of the logits."""
     temperature, normalize = settings(case)
     largest = 1 if normalize else np.square(RECORDED[f"{case}/hidden"]).sum(axis=-1).max()
     return (4 + largest / temperature) * np.finfo("float32").eps
@@ -30,7 +30,7 @@ def random_rows(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def with_gradient(hidden, temperature, normalize=True, negatives=None, scale=1.0, tile=0):
-    """Loss, accuracy, entropy and the gradient of ``scale · loss``; hidden is [view-1 rows; view-2 rows]."""
+    """Returns loss, accuracy, entropy and the gradient of ``scale · loss``; hidden is [view-1 rows; view-2 rows]."""
     with tf.GradientTape() as tape:
         tape.watch(hidden)
         result = nt_xent(*tf.split(hidden, 2), temperature, normalize, negatives, tile)
@@ -39,7 +39,7 @@ def with_gradient(hidden, temperature, normalize=True, negatives=None, scale=1.0
 
 
 def on_replicas(strategy, hidden, temperature, normalize=True, **how):
-    """The same per replica, each stacked over replicas; hidden is ``[replicas, 2n, d]``."""
+    """Returns the same per replica, stacked over replicas; hidden is ``[replicas, 2n, d]``."""
     count = strategy.num_replicas_in_sync
     shares = strategy.experimental_distribute_values_from_function(
         lambda context: tf.constant(hidden[context.replica_id_in_sync_group])
@@ -55,7 +55,7 @@ def on_replicas(strategy, hidden, temperature, normalize=True, **how):
 
 
 def by_definition(hidden, temperature, normalize=True, negatives=None):
-    """As ``with_gradient``: the formula row by row, differentiated by TensorFlow."""
+    """Returns the results of ``with_gradient`` by the formula, row by row, differentiated by TensorFlow."""
     with tf.GradientTape() as tape:
         tape.watch(hidden)
         unit = (lambda rows: tf.math.l2_normalize(rows, axis=1)) if normalize else tf.identity
@@ -76,7 +76,7 @@ def by_definition(hidden, temperature, normalize=True, negatives=None):
 
 
 def assert_equal(results, expected, rtol):
-    """Loss, accuracy and entropy relative to each; the gradient relative to its largest entry."""
+    """Compares loss, accuracy and entropy relative to each; the gradient relative to its largest entry."""
     np.testing.assert_allclose(results[:3], expected[:3], rtol=rtol)
     gradient, other = (np.asarray(values[3], "float64") for values in (results, expected))
     np.testing.assert_allclose(gradient, other, rtol=0, atol=rtol * np.abs(other).max())

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tiny
 
-from simclrv2_tf.data.input import Part, evaluation_batches
+from simclrv2_tf.data.input import Part, evaluation_input
 from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.methods.base import Method
@@ -62,7 +62,7 @@ def evaluate(model: Method) -> Numbers:
     source = ArraySource("test", images, np.arange(IMAGES, dtype="int32"), ("class",))
     outputs = collect(
         model,
-        lambda part: evaluation_batches(source, BATCH, tiny.SIZE, part=part),
+        lambda part: evaluation_input(source, BATCH, tiny.SIZE, part=part),
         BATCH,
         ("final_avg_pool", "logits_sup"),
     )

@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from simclrv2_tf import SimCLR
+from simclrv2_tf import BatchNorm, SimCLR
 
 events: list[tuple] = []
 """Calls of the callbacks of ``recorder``, in order."""
@@ -48,7 +48,7 @@ class StopAt(keras.callbacks.Callback):
 
 
 class InterruptAtSecondInterval(keras.callbacks.Callback):
-    """Ends the process's run, as a kill would, in its second interval."""
+    """Interrupts the run, as a kill would, in its second interval."""
 
     def on_train_batch_end(self, batch, logs=None):
         if batch == 2:
@@ -84,7 +84,7 @@ def not_a_callback():
 
 
 def profiler():
-    """Returns Keras's own callback, which profiles the second and third call."""
+    """Returns Keras's TensorBoard callback, which profiles the second and third call."""
     return keras.callbacks.TensorBoard("tensorboard", profile_batch=(2, 3), write_graph=False)
 
 
@@ -97,6 +97,12 @@ def small_encoder(image_size: int) -> keras.Model:
             keras.layers.BatchNormalization(momentum=0.9),
             keras.layers.ReLU(),
         ]
+    return keras.Sequential([keras.Input((image_size, image_size, 3)), *layers, keras.layers.GlobalAveragePooling2D()])
+
+
+def synchronized_encoder(image_size: int) -> keras.Model:
+    """Returns an encoder whose batch norm sees the images of all replicas."""
+    layers = [keras.layers.Conv2D(6, 3, strides=2, use_bias=False), BatchNorm(), keras.layers.ReLU()]
     return keras.Sequential([keras.Input((image_size, image_size, 3)), *layers, keras.layers.GlobalAveragePooling2D()])
 
 

@@ -1,4 +1,4 @@
-"""Model directories with random weights, and image files, for the tests of what starts from a run."""
+"""Model directories with random weights, and image files, for tests that start from a run."""
 
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -24,6 +24,21 @@ TINY = {
 }
 
 
+# Settings of a training run of a few steps on the digits.
+TOY = {
+    "dataset": "digits",
+    "resnet_depth": 10,
+    "width_multiplier": 0.0625,
+    "image_size": 8,
+    "conv_init": "lecun_normal",  # after four steps, kNN reads its features better
+    "train_batch_size": 50,
+    "train_steps": 4,
+    "checkpoint_steps": 2,
+    "eval_batch_size": 250,
+    "labels_per_class": 5,
+}
+
+
 def save_run(model_dir: pathlib.Path, class_names: Sequence[str] = (), **settings) -> Network:
     """Writes a model directory of a run with these classes; returns its network."""
     config = Config(**TINY | settings | {"model_dir": str(model_dir)})
@@ -33,7 +48,7 @@ def save_run(model_dir: pathlib.Path, class_names: Sequence[str] = (), **setting
         is_positive = variable.name in ("gamma", "moving_variance")
         values = rng.uniform(0.5, 1, variable.shape) if is_positive else rng.normal(0, 0.3, variable.shape)
         variable.assign(values)
-    if network.classifier is not None:  # so that each class is the most probable one of some images
+    if network.classifier is not None:  # so that each class is predicted for some images
         size, dense = config.image_size, network.classifier.dense
         images = rng.random((50, size, size, 3)) * rng.random((50, 1, 1, 1))
         logits = network(tf.constant(images, tf.float32))["logits_sup"].numpy()
@@ -47,7 +62,7 @@ def save_run(model_dir: pathlib.Path, class_names: Sequence[str] = (), **setting
 
 
 def save_images(folder: pathlib.Path, names: Iterable[str], size: int = 8, seed: int = 0) -> list[pathlib.Path]:
-    """Writes PNG files of random pixels, each of another brightness; returns their paths."""
+    """Writes PNG files of random pixels, each with a different brightness; returns their paths."""
     rng, paths = np.random.default_rng(seed), []
     for name in names:
         path = folder / name

@@ -1,11 +1,16 @@
-"""Benchmarks and tools are not run by the tests, but what they import from this repository must exist."""
+"""Benchmarks and tools are not run by the tests, but their imports must exist, and pages contain their results."""
 
 import ast
 import importlib
 import importlib.util
 import pathlib
+import shutil
+import sys
 
 import pytest
+
+sys.path.insert(0, "benchmarks")
+import peer
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(
@@ -22,3 +27,13 @@ def test_imported_names_exist(file):
             for name in (alias.name for alias in node.names):
                 exists = hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}") is not None
                 assert exists, f"{file.name}:{node.lineno}: {node.module} has no {name}"
+
+
+def test_the_pages_hold_the_results_beside_the_peer(tmp_path):
+    pages = ("README.md", "docs/results.md")
+    (tmp_path / "docs").mkdir()
+    for page in pages:
+        shutil.copy(ROOT / page, tmp_path / page)
+    peer.draw(tmp_path)
+    for page in pages:
+        assert (tmp_path / page).read_text() == (ROOT / page).read_text()

@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from simclrv2_tf import __version__, cli, help
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings import official_flags
-from simclrv2_tf.settings.config import MODES, Config
+from simclrv2_tf.settings import official_flags, usage
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.fields import MODES
 from simclrv2_tf.settings.merge import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 FIELDS = dataclasses.fields(Config)
 NAMES = [field.name for field in FIELDS]
 
-# The flags of the official code that mean the same here.
+# The flags of the official code that have the same meaning here.
 OFFICIAL = (
     "train_batch_size train_epochs train_steps learning_rate learning_rate_scaling warmup_epochs weight_decay "
     "momentum optimizer temperature hidden_norm proj_head_mode proj_out_dim num_proj_layers ft_proj_selector "
@@ -118,7 +119,7 @@ def test_any_command_line_makes_a_config_or_is_refused_by_name(said):
     try:
         Config(**cli.parse(["run.py", *flags_said]))
     except (SettingError, flags.Error) as error:
-        assert any(name in str(error) for name in (*dict(said), "teacher", "checkpoint"))  # some modes need these
+        assert any(name in str(error) for name in (*dict(said), "teacher", "checkpoint"))  # required by some modes
 
 
 def test_a_refusal_is_one_line_whatever_it_quotes(empty_directory, capsys):
@@ -175,7 +176,17 @@ def test_full_help_lists_every_setting_in_its_group(capsys):
         assert field.metadata["help"] in words
         assert all(choice in words for choice in field.metadata["choices"])
     assert "  --learning_rate=0.3" in lines and "  --use_blur=true" in lines and "  --model_dir=-" in lines
-    assert "--flagfile=FILE" in words and "--noNAME" in words
+    assert "--flagfile=FILE" in words and "--noNAME" in words and "--config=runs/x/config.json" in words
+
+
+def test_full_help_explains_exit_statuses_and_environment_variables(capsys):
+    cli.main(["run.py", "--helpfull"])
+    out = capsys.readouterr().out
+    statuses = {int(status) for status in re.findall(r"^  (\d+) +[A-Z]", out, re.MULTILINE)}
+    assert statuses == {0, 1, 2, 3, 130, 143}
+    code = "".join(path.read_text() for path in (ROOT / "simclrv2_tf").rglob("*.py"))
+    read = set(re.findall(r"os\.environ(?:\.get\(|\[|\.setdefault\()\"(\w+)\"", code))
+    assert {"TF_CONFIG", "CUDA_VISIBLE_DEVICES", *read} - {"KERAS_HOME"} <= set(re.findall(r"\b[A-Z_]+\b", out))
 
 
 @pytest.mark.parametrize(
@@ -186,10 +197,10 @@ def test_full_help_lists_every_setting_in_its_group(capsys):
             "checkpoint fine_tune_after_block use_flip",
             "resnet_depth memory_size teacher",
         ),
-        (["-h", "--mode", "distill"], "teacher resnet_depth temperature", "use_blur compare memory_size stage"),
-        (["--mode=evaluate", "--help"], "checkpoint dataset eval_resize", "learning_rate report train_steps recipe"),
+        (["-h", "--mode", "distill"], "teacher resnet_depth temperature stage", "use_blur compare memory_size"),
+        (["--mode=evaluate", "--help"], "checkpoint dataset eval_resize recipe", "learning_rate report train_steps"),
         (["--mode=report", "--help"], "compare model_dir", "dataset resnet_depth checkpoint seed"),
-        (["--mode=semi_supervised", "--help"], "stage teacher resnet_depth", "compare format"),
+        (["--mode=semi_supervised", "--help"], "stage seeds resnet_depth", "compare format checkpoint teacher"),
         (["--mode=export", "--mode=pretrain", "--help"], "memory_size use_blur", "format ft_proj_selector"),
     ],
 )
@@ -243,8 +254,8 @@ def test_a_path_that_is_not_utf8_is_refused(empty_directory):
 
 
 def test_the_tables_of_the_help_name_settings_and_modes():
-    assert {group.first for group in help.GROUPS} | set(help.MODES_OF_FLAG) <= set(NAMES)
-    modes = [group.modes for group in help.GROUPS] + list(help.MODES_OF_FLAG.values())
+    assert {group.first for group in usage.GROUPS} | set(usage.MODES_OF_FLAG) <= set(NAMES)
+    modes = [group.modes for group in usage.GROUPS] + list(usage.MODES_OF_FLAG.values())
     assert set().union(*modes) == set(MODES)
 
 
@@ -261,6 +272,50 @@ def test_only_what_was_said_is_a_setting():
     said = cli.parse(["run.py", "--train_epochs=7", "--learning_rate", "0.5", "--dataset=folder:/a b", "--use_flip"])
     assert said == {"train_epochs": 7, "learning_rate": 0.5, "dataset": "folder:/a b", "use_flip": True}
     assert Config(**said).train_epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unread"),
+    [
+        ("--mode=evaluate --checkpoint=run --learning_rate=3", "--learning_rate; it is"),
+        ("--mode=predict --images=x --temperature=0.2 --noreport", "--report, --temperature; they are"),
+        (
+            "--mode=export --checkpoint=run --dataset=digits --recipe=digits --eval_batch_size=8",
+            "--eval_batch_size; it is",
+        ),
+        ("--labels_per_class=5 --stage=pretrain.seed=1", "--labels_per_class; it is"),
+        ("--mode=linear_eval --fine_tune_after_block=2 --nozero_init_logits_layer", "--fine_tune_after_block; it is"),
+        (
+            "--mode=finetune --checkpoint=run --resnet_depth=18 --fine_tune_after_block=2 --teacher=t",
+            "--teacher; it is",
+        ),
+        ("--mode=distill --teacher=run --resnet_depth=18 --temperature=1 --nouse_blur", "--use_blur; it is"),
+        ("--mode=supervised --resnet_depth=18 --memory_size=9", "--memory_size; it is"),
+        ("--mode=supervised --checkpoint=run", ""),  # rejected with an error instead
+        ("--mode=semi_supervised --temperature=1 --teacher=t --checkpoint=run", "--checkpoint, --teacher; they are"),
+        ("--mode=summary --resnet_depth=18 --mixed_precision=bfloat16 --seed=3", "--seed; it is"),
+        ("--mode=report --model_dir=run --dataset=digits", "--dataset; it is"),
+        (
+            "--mode=import_checkpoint --checkpoint=x --image_size=160 --resnet_depth=50 --momentum=0",
+            "--momentum; it is",
+        ),
+        ("--mode=preview --seeds=0,1 --tracker=wandb --noreport --keep_best=loss --images=x", "--images; it is"),
+        ("--mode=eval --model_dir=run --learning_rate=3", ""),  # as in all commands of the official code
+        ("--train_mode=finetune --fine_tune_after_block=4 --temperature=1", ""),
+    ],
+)
+def test_flags_without_an_effect_are_named_in_one_line(arguments, unread, caplog):
+    cli.parse(["run.py", *arguments.split()])
+    mode = re.search("--mode=([a-z_]+)|$", arguments)[1] or "pretrain"
+    warnings = [record.message for record in caplog.records if "does not read" in record.message]
+    assert warnings == [f"warning: --mode={mode} does not read {unread} ignored"] * bool(unread)
+
+
+def test_settings_of_a_config_file_are_not_named_as_flags_without_an_effect(empty_directory, caplog):
+    (empty_directory / "config.json").write_text(Config(mode="supervised", temperature=0.5).to_json())
+    cli.parse(["run.py", "--config=config.json", "--memory_size=9", "--seed=4"])
+    warnings = [record.message for record in caplog.records if "does not read" in record.message]
+    assert warnings == ["warning: --mode=supervised does not read --memory_size; it is ignored"]
 
 
 def test_switches_and_repeated_flags():

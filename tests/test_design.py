@@ -1,4 +1,4 @@
-"""The walk through one training step in docs/design.md leads to the lines it names."""
+"""The links of the walk through a training step in docs/design.md lead to the right lines."""
 
 import pathlib
 import re

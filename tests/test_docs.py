@@ -14,42 +14,49 @@ import pytest
 
 from simclrv2_tf import cli, help
 from simclrv2_tf.settings import official_flags
-from simclrv2_tf.settings.config import STAGES, Config
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.fields import STAGES
 from simclrv2_tf.settings.merge import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKED = [*PAGES, ROOT / "benchmarks/README.md", ROOT / "CONTRIBUTING.md"]
 
-# Part of a command: why it is not run here. Its flags are checked all the same.
+# Part of a command: why it is not run here. Its flags are checked anyway.
 NOT_RUN = {
     r"^(cd|git|source) ": "changes the reader's own shell",
     r"^(sudo|pip|\S+/pip) ": "installs packages",
     r"^make ": "takes minutes; its target is checked",
-    r"^gcloud ": "needs an account and a TPU",
+    r"^gcloud |tpu_vm.sh": "needs an account and a TPU",
+    r"^(docker|kubectl) ": "needs a container engine or a cluster",
+    r"^sbatch ": "tests/distributed/test_slurm.py runs it",
+    r"--tracker": "tests/runs/test_trackers.py runs it",
     r"^tensorboard ": "runs until it is stopped",
     r"--use_tpu|tpu_preflight": "needs a TPU, or libtpu",
     r"machine0|^srun |data[._]service": "needs several machines",
     r"gs://|runs/r(50|152)": "needs the published checkpoints, or runs that start from them",
     r"imagenet|cifar10|stl10": "needs data from the network",
+    r"keras_hub:dinov2_": "needs weights from the network",
     r"--mode=semi_supervised": "takes five stages, which tests/modes/test_modes.py runs",
     r"runs/digits": "needs the five stages",
     r"--mode=benchmark": "measures for half a minute; tests/modes/test_benchmark.py runs it",
+    r"--mode=check_devices": "takes a minute; tests/modes/test_check_devices.py runs it",
     r"--mode=preview": "takes as long as a run; tests/modes/test_modes.py runs it",
     r"--(help|recipe=help)$": "only prints; tests/test_cli.py and tests/settings/test_recipes.py check it",
 }
 
 # Flags of run.py that are not settings, and those of other programs that the pages mention.
 OTHER_FLAGS = {
-    "run.py": {"help", "helpfull", "version", "quiet", "v", "flagfile"},
+    "run.py": {"help", "helpfull", "version", "quiet", "v", "flagfile", "config", "completion"},
     "the official code": set(official_flags.TYPES),
+    "containers and Slurm": {"gpus", "shm-size", "user", "nodes", "gpus-per-task", "server-side"},
     "tools and benchmarks": {
         *("topology", "address", "study", "case", "profile", "threads", "batch", "micro_batch", "rounds", "rows"),
         *("forms", "jax-python", "torch-python", "logdir", "signal"),
     },
 }
 
-# Flags that make a run small. They follow its own flags, and absl takes the last value of a flag.
+# Flags that make a run small. They follow the command's own flags, and absl takes the last value of a flag.
 STEPS = ["--train_steps=2", "--checkpoint_steps=2", "--train_batch_size=8", "--noreport"]
 SMALL = ["--image_size=16", "--resnet_depth=10", "--width_multiplier=0.0625"]
 TOY = {
@@ -81,6 +88,12 @@ class Command:
             if word == "tools.tpu_preflight":
                 return [flag for flag in self.words[position + 1 :] if not flag.startswith("--topology=")]
         return None
+
+    @property
+    def own_file(self) -> str:
+        """The content of the file that the command runs, if the reader has saved it from the page; else ""."""
+        page = next(path for path in PAGES if path.name == self.page) if self.page else None
+        return dict(files_of(page)).get(self.words[1], "") if page and self.words[0] == "python" else ""
 
     @property
     def reasons_not_to_run(self) -> list[str]:
@@ -158,10 +171,11 @@ ssh host --command='
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.flags is not None], ids=lambda c: f"{c.page}: {c}")
-def test_flags_of_a_command_are_valid_together(command):
+def test_flags_of_a_command_are_valid_together(command, caplog):
     if help.REQUESTS & set(command.flags):
         return
     settings = cli.parse(["run.py", *command.flags])
+    assert "does not read" not in caplog.text
     if settings.get("recipe") == "help":
         return
     stages = STAGES if settings.get("mode") == "semi_supervised" else ("",)
@@ -191,11 +205,11 @@ def test_a_run_starts_from_a_run_of_the_pages():
 def test_other_programs_are_listed_and_their_files_exist():
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     for command in COMMANDS:
-        if command.flags is None:
+        if command.flags is None and not command.own_file:
             assert command.reasons_not_to_run, f"{command.page}: {command}: run it, or add the reason to NOT_RUN"
         if command.words[0] == "make":
             assert {word for word in command.words[1:] if "=" not in word} <= set(targets), command
-        if command.words[0] == "python" and command.words[1].endswith(".py"):
+        if command.words[0] == "python" and command.words[1].endswith(".py") and not command.own_file:
             assert (ROOT / command.words[1]).is_file(), command
         if command.words[:2] == ("python", "-m"):
             path = ROOT / command.words[2].replace(".", "/")
@@ -233,11 +247,12 @@ def place(tmp_path_factory):
 
 
 def runnable_commands(page):
-    return [c for c in commands_of(page) if c.flags is not None and not c.is_inline and not c.reasons_not_to_run]
+    commands = [c for c in commands_of(page) if c.flags is not None or c.own_file]
+    return [c for c in commands if not c.is_inline and not c.reasons_not_to_run]
 
 
 # The tests above check its commands, and those of the modes run them.
-SLOW = {"modes.md", "own_data.md", "design.md"}
+SLOW = {"modes.md", "own_data.md", "design.md", "foundation_models.md"}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +260,7 @@ SLOW = {"modes.md", "own_data.md", "design.md"}
     [
         pytest.param(page, marks=pytest.mark.slow if page.name in SLOW else (), id=page.name)
         for page in PAGES
-        if runnable_commands(page) or code_blocks(page, "python")
+        if (runnable_commands(page) or code_blocks(page, "python")) and page.name != "library.md"  # see test_library.py
     ],
 )
 def test_commands_of_a_page_run_in_order(page, place, monkeypatch):
@@ -259,6 +274,9 @@ def test_commands_of_a_page_run_in_order(page, place, monkeypatch):
         if str(command) in done:
             continue
         keras.backend.clear_session()  # the reader runs each command in a new process
+        if command.own_file:
+            exec(compile(command.own_file, page.name, "exec"), {})
+            continue
         mode = cli.parse(["run.py", *command.flags]).get("mode", "pretrain")
         flags = [flag.replace("/data/", f"{directory}/data/") for flag in command.flags]
         cli.main(["run.py", *flags, *TOY.get(mode, [])])

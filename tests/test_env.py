@@ -1,5 +1,7 @@
 """Environment setup before TensorFlow is imported. Each test starts a new Python process."""
 
+import ast
+import json
 import os
 import pathlib
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from typing import Any
 
 import pytest
+import saved_runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -72,20 +75,50 @@ def test_importing_the_package_selects_tensorflow_unless_the_environment_names_a
     assert python(unset + code, KERAS_HOME=str(tmp_path)).stdout == "tensorflow\n"
 
 
-TOY = """--mode=pretrain --dataset=digits --recipe=none --resnet_depth=10 --width_multiplier=0.0625 --image_size=8
---train_batch_size=50 --train_steps=4 --checkpoint_steps=2 --eval_steps=1 --eval_batch_size=100 --deterministic"""
+# All modes, in one process: a command per line.
+MODES = """
+--mode=pretrain --dataset=digits --recipe=none --resnet_depth=10 --width_multiplier=0.0625 --image_size=8 --report=false
+  --train_batch_size=50 --train_steps=4 --checkpoint_steps=2 --eval_steps=1 --eval_batch_size=100 --model_dir=D/pretrain
+--mode=finetune --checkpoint=D/pretrain --train_batch_size=50 --train_steps=2 --checkpoint_steps=2 --model_dir=D/run
+--mode=distill --teacher=D/run --dataset=digits --recipe=none --resnet_depth=10 --width_multiplier=0.0625 --image_size=8
+  --train_batch_size=50 --train_steps=2 --checkpoint_steps=2 --report=false --model_dir=D/distill
+--mode=evaluate --checkpoint=D/run
+--mode=embed --checkpoint=D/run --format=npz
+--mode=predict --checkpoint=D/run --images=D/images
+--mode=export --checkpoint=D/run --format=saved_model
+--mode=export --checkpoint=D/run --format=litert
+--mode=export --checkpoint=D/run --format=tf1_checkpoint
+--mode=import_checkpoint --checkpoint=D/run/tf1_checkpoint --model_dir=D/imported
+--mode=report --model_dir=D/run
+--mode=report --compare=D/pretrain,D/run --model_dir=D/compared
+--mode=summary --checkpoint=D/run
+--mode=preview --checkpoint=D/run --model_dir=D/preview
+--mode=benchmark --checkpoint=D/run --train_batch_size=50
+"""
+ALL_MODES = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from simclrv2_tf import cli
+for command in {MODES!r}.replace("\\n  ", " ").replace("D/", sys.argv[1] + "/").splitlines()[1:]:
+    cli.main(["run.py", *command.split(), "--deterministic"])
+"""
 
 
 @pytest.mark.slow
-def test_a_run_needs_nothing_of_the_account(tmp_path):
-    """No home, no temporary directory, no writable working directory, no output, other Keras settings, no asserts."""
+def test_no_mode_needs_anything_of_the_account(tmp_path):
+    """No home, temporary directory, writable working directory or output; different Keras settings; no asserts."""
 
     def run(name: str, options: list[str], **arguments: Any) -> list[str]:
-        command = [sys.executable, *options, str(ROOT / "run.py"), *TOY.split(), f"--model_dir={tmp_path / name}"]
-        subprocess.run(command, check=True, **arguments)
-        header, *rows = [line.split(",") for line in (tmp_path / name / "metrics.csv").read_text().splitlines()]
-        speed = header.index("images_per_second")
-        return [row[:speed] + row[speed + 1 :] for row in (header, *rows)]
+        folder = tmp_path / name
+        saved_runs.save_images(folder / "images", ["a.png", "b.png"])
+        subprocess.run([sys.executable, *options, "-c", ALL_MODES, str(folder)], check=True, **arguments)
+        metrics = [path.read_text().splitlines() for path in sorted(folder.glob("*/metrics.csv"))]
+        rows = [[line.split(",") for line in lines] for lines in metrics]
+        speeds = [header.index("images_per_second") for header, *_ in rows]
+        numbers = [[row[:i] + row[i + 1 :] for row in table] for i, table in zip(speeds, rows, strict=True)]
+        evaluation = json.loads((folder / "run/evaluation.json").read_text()) | {"checkpoint": ""}
+        predictions = (folder / "run/predictions.csv").read_text().replace(name, "")
+        return [*numbers, evaluation, predictions, sorted(p.name for p in folder.glob("*/*"))]
 
     (tmp_path / "keras.json").write_text('{"backend": "torch", "floatx": "float16", "epsilon": 0.5}')
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "TMPDIR")}
@@ -93,7 +126,60 @@ def test_a_run_needs_nothing_of_the_account(tmp_path):
     environment |= {"PYTHONIOENCODING": "ascii", "LANG": "C", "LC_ALL": "C", "SLURM_STEP_NUM_TASKS": "many"}
     usual = run("usual", [], stdout=subprocess.DEVNULL)
     with open("/dev/full", "w") as full:
-        assert run("odd é", ["-OO"], stdout=full, stderr=full, env=environment, cwd="/proc") == usual
+        assert run("oddé", ["-OO"], stdout=full, stderr=full, env=environment, cwd="/proc") == usual
+
+
+PLATFORM = """
+import builtins, importlib, pathlib, pkgutil, sys
+
+real_import = builtins.__import__
+
+def import_without_posix(name, globals=None, *rest, **more):
+    importer = (globals or {}).get("__name__", "")
+    if name in ("fcntl", "grp", "pwd", "resource", "termios") and importer.startswith("simclrv2_tf"):
+        raise ImportError(f"{importer} imports {name}")
+    return real_import(name, globals, *rest, **more)
+
+builtins.__import__ = import_without_posix
+import simclrv2_tf
+for module in pkgutil.walk_packages(simclrv2_tf.__path__, "simclrv2_tf."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+from simclrv2_tf.env import cache_xla_tuning
+from simclrv2_tf.runs.run_dir import RunDirectory
+from simclrv2_tf.runs.signals import StopRequest
+cache_xla_tuning(pathlib.Path(sys.argv[1]))
+with RunDirectory(pathlib.Path(sys.argv[1])).locked(), StopRequest():
+    print("locked")
+"""
+
+
+def test_the_package_imports_no_module_that_only_posix_systems_have(tmp_path):
+    """Only its own imports are refused, because libraries choose theirs by the platform, which is still POSIX."""
+    command = [sys.executable, "-c", PLATFORM, str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "locked\n"), run.stderr
+
+
+# Names that Windows lacks, or macOS, such as sched_getaffinity.
+POSIX = {
+    "os": "O_DIRECTORY O_NOFOLLOW O_NONBLOCK chown fchmod fork getegid geteuid getgid getpgid getuid killpg "
+    "lchown mkfifo nice pread pwrite sched_getaffinity set_blocking setsid statvfs sysconf uname wait3 wait4",
+    "signal": "SIGALRM SIGCHLD SIGHUP SIGKILL SIGPIPE SIGQUIT SIGUSR1 SIGUSR2 SIGXFSZ alarm pause pthread_sigmask "
+    "setitimer sigwait",
+    "socket": "AF_UNIX SO_REUSEPORT",
+}
+GUARDED = {("reading.py", "sysconf")}  # in a block that ignores AttributeError
+
+
+def test_names_that_windows_lacks_are_not_used_unguarded():
+    used = set()
+    for path in (ROOT / "simclrv2_tf").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_name = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            if is_name and node.attr in POSIX.get(node.value.id, "").split():
+                used.add((path.name, node.attr))
+    assert used == GUARDED
 
 
 OUTPUT = """

@@ -67,6 +67,20 @@ def test_serve(folder, tmp_path, monkeypatch, capsys):
         assert float(first) >= float(second) and float(first) + float(second) == pytest.approx(100, abs=0.2)
 
 
+def test_library_page(tmp_path, monkeypatch, capsys):
+    """Runs the code of the page in order."""
+    page = (EXAMPLES.parent / "docs/library.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    history = names["history"]
+    assert {"val_contrastive_loss", "val_knn_top1", "val_rankme"} <= history.keys() and len(history["loss"]) == 3
+    assert names["logits"].shape == (100, 10) and int(names["replicated"].optimizer.iterations) == 8
+    assert (tmp_path / "best.keras").is_file() and (tmp_path / "student.tflite").is_file()
+    assert "(None, 128)" in capsys.readouterr().out
+
+
 @pytest.mark.slow  # the README and the other examples use the same functions
 def test_notebook(tmp_path, monkeypatch, capsys):
     """Runs every cell in order, except the installation."""

@@ -1,4 +1,4 @@
-"""Files and folders are replaced completely or not at all, whatever ends the program; no link is written through."""
+"""Files and folders are replaced completely or not at all, however the program ends; links are not followed."""
 
 import inspect
 import os
@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from simclrv2_tf.files import is_plain, plain_path, replacing, write_atomically
-from simclrv2_tf.runs.signals import exit_on_sigterm
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -57,18 +56,48 @@ def test_whatever_was_there_is_replaced_and_a_link_is_not_followed(old, new, tmp
     assert read(outside) == ({"precious"} if old in ("link to file", "link to folder") else set())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["", "/old-export", "/lock"])
 @pytest.mark.parametrize("target", ["file", "folder", "dangling"])
-def test_a_link_under_the_temporary_name_is_not_written_through(target, kind, tmp_path):
+def test_a_link_under_a_temporary_name_is_not_followed(target, name, tmp_path):
+    """As in an attacker's directory; the attacker cannot know the random part of a future name."""
     place, outside = tmp_path / "run", tmp_path / "outside"
-    place.mkdir()
+    (place / ".simclrv2-abc" if name else place).mkdir(parents=True)
     if target != "dangling":
         write(outside, target, "precious")
-    (place / ".export.tmp").symlink_to(outside)
+    (place / f".simclrv2-abc{name}").symlink_to(outside)
     with replacing(place / "export") as unfinished:
-        write(unfinished, kind, "new")
-    assert read(place / "export") == {"new"} and [path.name for path in place.iterdir()] == ["export"]
+        write(unfinished, "folder", "new")
+    assert read(place / "export") == {"new"}
     assert read(outside) == (set() if target == "dangling" else {"precious"})
+
+
+def test_temporary_names_are_random(tmp_path):
+    with replacing(tmp_path / "export") as one, replacing(tmp_path / "export") as two:
+        assert one.parent != two.parent and {one.parent.parent, two.parent.parent} == {tmp_path}
+        assert one.parent.stat().st_mode & 0o77 == 0  # no other user can put links there
+        write(one, "file", "one")
+        write(two, "file", "two")
+    assert read(tmp_path / "export") == {"one"} and [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_that_write_the_same_path_at_once_do_not_disturb_each_other(kind, tmp_path):
+    """Each writes it many times; none fails, the content is always one of theirs, and nothing is left over."""
+    script = f"""
+import pathlib, sys
+from simclrv2_tf.files import replacing
+{inspect.getsource(write)}
+for number in range(200):
+    with replacing(pathlib.Path(sys.argv[1])) as unfinished:
+        write(unfinished, {kind!r}, sys.argv[2])
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "export")]
+    texts = ("one", "two", "three", "four")
+    writers = [subprocess.Popen([*command, text], cwd=ROOT, stderr=subprocess.PIPE) for text in texts]
+    errors = [writer.communicate()[1].decode() for writer in writers]
+    assert errors == ["", "", "", ""]
+    assert read(tmp_path / "export") in ({text} for text in texts)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,12 +125,21 @@ def test_a_folder_that_cannot_take_the_place_of_the_old_one_leaves_it(tmp_path):
     assert read(tmp_path / "export") == {"old"} and [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
+TERMINATED = """
+import pathlib, signal, sys
+from simclrv2_tf.files import replacing
+from simclrv2_tf.interrupts import SignalWatch
+
+with SignalWatch(), replacing(pathlib.Path(sys.argv[1])) as unfinished:
+    unfinished.mkdir()
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
 def test_sigterm_removes_the_temporary_folder(tmp_path):
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"), exit_on_sigterm(), replacing(tmp_path / "export") as unfinished:
-        write(unfinished, "folder", "new")
-        signal.raise_signal(signal.SIGTERM)
-    assert not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) is handler
+    program = subprocess.run([sys.executable, "-c", TERMINATED, tmp_path / "export"], capture_output=True, text=True)
+    assert program.returncode == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
+    assert program.stderr == "\nSIGTERM: stopping; repeat to stop now.\n"
 
 
 # Kills itself before its n-th change of a file. Only such changes raise these audit events.
@@ -142,7 +180,7 @@ def test_after_a_kill_at_any_change_the_next_call_finds_the_old_or_the_new_conte
             continue
         assert status == -signal.SIGKILL
         with pytest.raises(ValueError), replacing(place / "export"):
-            raise ValueError  # the next call fails, too
+            raise ValueError  # the next call fails as well
         (content,) = read(place / "export")
         contents.append(content)
         assert [path.name for path in place.iterdir()] == ["export"]

@@ -2,6 +2,9 @@
 
 import doctest
 import inspect
+import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import keras
@@ -21,6 +24,7 @@ from simclrv2_tf import (
     NTXent,
     Pretraining,
     ProjectionHead,
+    ResNet,
     SimCLR,
     ViewSettings,
     WarmUpCosine,
@@ -29,7 +33,7 @@ from simclrv2_tf import (
 
 SIZE = 8
 VIEWS = ViewSettings(SIZE, color_jitter_strength=0.5)
-CROPS = ViewSettings.crop_and_flip(SIZE)  # traced faster
+CROPS = ViewSettings.crop_and_flip(SIZE)  # faster to trace
 
 
 def backbone() -> keras.Model:
@@ -64,7 +68,7 @@ def test_public_names_are_those_of_their_objects():
 
 
 def test_another_backend_raises(monkeypatch):
-    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")  # none is installed
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")  # no other backend is installed
     with pytest.raises(ImportError, match="KERAS_BACKEND=jax: must be tensorflow"):
         _ = simclrv2_tf.SimCLR
 
@@ -78,12 +82,13 @@ EXAMPLES = [name for name, value in public_objects().items() if example_finder()
 
 def test_every_public_class_and_the_main_functions_have_an_example():
     classes = {name for name, value in public_objects().items() if inspect.isclass(value)}
-    assert set(EXAMPLES) >= classes | {"knn_accuracy", "linear_probe", "load_run", "nt_xent", "view_batches"}
+    functions = {"evaluation_batches", "knn_accuracy", "linear_probe", "load_run", "nt_xent", "view_batches"}
+    assert set(EXAMPLES) >= classes | functions
 
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch):
-    """Makes a directory the current one that has a run and photos, as the examples assume."""
+    """Changes to a directory with a run and photos, as the examples assume."""
     monkeypatch.chdir(tmp_path)
     saved_runs.save_run(tmp_path / "runs/birds-ft", ("robin", "wren"))
     saved_runs.save_images(tmp_path / "photos", ["a.jpg", "b.jpg"])
@@ -169,10 +174,73 @@ def test_losses_optimizers_and_settings_are_restored(kind):
 
 
 def test_every_public_layer_and_model_is_registered_with_keras():
-    """So ``keras.saving`` finds it. Not abstract classes, nor the average, which its method builds again."""
+    """``keras.saving`` finds them, except abstract classes and the moving average, which its method rebuilds."""
     serializable = (keras.layers.Layer, keras.losses.Loss, keras.optimizers.Optimizer)
     for name, value in public_objects().items():
         if not inspect.isclass(value) or not issubclass(value, serializable):
             continue
         registered = keras.saving.get_registered_object(f"simclrv2_tf>{name}")
         assert registered is (None if value in (Method, Pretraining, MovingAverage) else value), name
+
+
+@pytest.mark.parametrize("imports", ["simclrv2_tf, keras", "keras, simclrv2_tf", "simclrv2_tf.methods.base"])
+def test_a_saved_model_is_loaded_after_import_simclrv2_tf(imports, tmp_path):
+    """In a new process, in any order; the import itself does not import TensorFlow."""
+    build_method("simclr").save(tmp_path / "model.keras")
+    program = f"""
+import simclrv2_tf, sys
+assert "tensorflow" not in sys.modules and "keras" not in sys.modules
+import {imports}, keras
+print(type(keras.saving.load_model({str(tmp_path / "model.keras")!r})).__name__)
+"""
+    environment = {"PYTHONPATH": str(pathlib.Path(simclrv2_tf.__file__).parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.stdout == "SimCLR\n", run.stderr
+
+
+class TestKerasFunctions:
+    IMAGES = np.random.default_rng(0).random((2, SIZE, SIZE, 3)).astype("float32")
+
+    def trained(self) -> SimCLR:
+        model = SimCLR(small(), CROPS, memory_size=6)
+        model.compile("sgd", jit_compile=False)
+        model.fit(batches(), verbose=0)
+        return model
+
+    def test_export_after_fit(self, tmp_path):
+        """As a SavedModel and for LiteRT."""
+        model = self.trained()
+        expected = model(self.IMAGES)
+        model.export(tmp_path / "saved_model", verbose=False)
+        loaded = tf.saved_model.load(tmp_path / "saved_model")
+        for name in ("final_avg_pool", "logits_sup"):
+            np.testing.assert_allclose(loaded.serve(self.IMAGES)[name], expected[name], rtol=1e-4, atol=1e-5)
+        model.export(tmp_path / "model.tflite", format="litert", verbose=False)
+        interpreter = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
+        features = interpreter.get_signature_runner()(images=self.IMAGES[:1])["final_avg_pool"]
+        np.testing.assert_allclose(features, expected["final_avg_pool"][:1], rtol=1e-4, atol=1e-5)
+
+    def test_clone_model(self):
+        model = self.trained()
+        for original in (model, model.network):
+            clone = keras.models.clone_model(original)
+            assert type(clone) is type(original) and len(clone.weights) == len(original.weights)
+            clone.set_weights(original.get_weights())
+            features = [each(self.IMAGES)["final_avg_pool"] for each in (clone, original)]
+            np.testing.assert_allclose(*features, rtol=1e-6)
+
+    def test_summary_has_shapes(self):
+        lines: list[str] = []
+        model = build_method("distiller")
+        for each in (model, model.network, SimCLR(Network(ResNet(10, 0.0625, stem="cifar")), CROPS).network):
+            each.summary(print_fn=lines.append)
+        text = "\n".join(lines)
+        for layer, shape in [
+            ("network (Network)", "(None, 3)"),
+            ("backbone (Sequential)", "(None, 6)"),
+            ("head (ProjectionHead)", "(None, 5)"),
+            ("classifier (Classifier)", "(None, 3)"),
+            ("(ResNet)", "(None, 32)"),
+        ]:
+            assert any(layer in line and shape in line for line in text.splitlines()), layer
+        assert "?" not in text

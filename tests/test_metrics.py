@@ -13,21 +13,21 @@ from simclrv2_tf import metrics as evaluation
 
 @pytest.fixture(scope="module")
 def digits():
-    """Pixels [n, 64] and labels [n] of training and test digits."""
+    """Returns pixels [n, 64] and labels [n] of training and test digits."""
     features, labels = load_digits(return_X_y=True)
     return features[:1200], labels[:1200], features[1200:], labels[1200:]
 
 
 @pytest.fixture(scope="module")
 def logits():
-    """Scores of a classifier trained on 40 digits only, so that it makes mistakes, and the true labels."""
+    """Returns logits of a classifier trained on only 40 digits, so that it makes mistakes, and the true labels."""
     features, labels = load_digits(return_X_y=True)
     probe = LogisticRegression(max_iter=300).fit(features[:40], labels[:40])
     return probe.decision_function(features[40:]), labels[40:]
 
 
 def cosines(train, test):
-    """Cosine similarity of each test row to each training row, [m, n]."""
+    """Returns the cosine similarity of each test row to each training row, [m, n]."""
     unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)  # noqa: E731
     return unit(test) @ unit(train).T
 

@@ -1,4 +1,4 @@
-"""The study of the paper's claims: its grid, going on where it stopped, and what its page says of the numbers."""
+"""The study of the paper's claims: its grid, resuming after a stop, and the statements on its page."""
 
 import dataclasses
 import shutil
@@ -10,6 +10,7 @@ from simclrv2_tf.settings.merge import resolve
 
 sys.path.insert(0, "benchmarks")
 import paper_claims
+from page import read_lines
 from paper_claims import CLAIMS, STUDIES, Job, difference, in_words, jobs, verdict
 
 
@@ -41,33 +42,28 @@ def test_a_study_goes_on_where_it_stopped_and_makes_its_page(tmp_path, monkeypat
     wanted = [job for job in jobs("digits", 0) if job.key["network"] == "base"][:4]
     monkeypatch.setattr(paper_claims, "jobs", lambda *_: iter(wanted))
     paper_claims.run("digits", tmp_path / "runs", minutes=0, seeds=[], results=results)
-    assert [line["stage"] for line in paper_claims.read(results)] == ["pixels"]
+    assert [line["stage"] for line in read_lines(results)] == ["pixels"]
     paper_claims.run("digits", tmp_path / "runs", minutes=10, seeds=[], results=results)
-    found = paper_claims.read(results)
+    found = read_lines(results)
     assert [line["stage"] for line in found] == ["pixels", "pretrain", "linear_eval", "finetune", "finetune"]
     paper_claims.run("digits", tmp_path / "runs", minutes=10, seeds=[], results=results)
-    assert paper_claims.read(results) == found
-    pages = [tmp_path / "README.md", tmp_path / "docs" / "results.md"]
-    pages[1].parent.mkdir()
-    for page in pages:
-        page.write_text("Head\n<!-- results -->\nold\n<!-- end of results -->\n")
+    assert read_lines(results) == found
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("Head\n<!-- results -->\nold\n<!-- end of results -->\n")
     paper_claims.draw(results, tmp_path)
-    texts = [page.read_text() for page in pages]
-    assert all(text.startswith("Head\n") and "old" not in text for text in texts)
-    assert f"| 2 | not run | {100 * found[4]['finetune_top1']:.1f} (1 seed) | not run | not run |" in texts[0]
-    assert f"| base | {100 * found[2]['linear_top1']:.1f} (1 seed) |" in texts[1]
-    assert "| raw pixels |  | 95.8 |" in texts[1]
-    assert "Not run." in texts[1] and not list((tmp_path / "docs" / "figures").iterdir())  # no claim has both columns
+    text = page.read_text()
+    assert text.startswith("Head\n") and "old" not in text
+    assert f"| base | {100 * found[2]['linear_top1']:.1f} (1 seed) |" in text
+    assert "| raw pixels |  | 95.8 |" in text
+    assert "Not run." in text and not list((tmp_path / "docs" / "figures").iterdir())  # no claim has both columns
 
 
-def test_the_pages_hold_what_the_lines_say(tmp_path):
-    pages = ("README.md", "docs/results.md")
+def test_the_page_holds_what_the_lines_say(tmp_path):
     (tmp_path / "docs").mkdir()
-    for page in pages:
-        shutil.copy(paper_claims.ROOT / page, tmp_path / page)
+    shutil.copy(paper_claims.ROOT / "docs/results.md", tmp_path / "docs")
     paper_claims.draw(root=tmp_path)
-    for page in pages:
-        assert (tmp_path / page).read_text() == (paper_claims.ROOT / page).read_text()
+    assert (tmp_path / "docs/results.md").read_text() == (paper_claims.ROOT / "docs/results.md").read_text()
     for figure in (tmp_path / "docs" / "figures").iterdir():
         assert (paper_claims.ROOT / "docs" / "figures" / figure.name).exists()
 
@@ -82,7 +78,7 @@ def test_a_claim_is_decided_seed_by_seed(tmp_path):
     ours = [line(seed, 0.9 + seed / 100) for seed in (0, 1, 2)]
     theirs = [line(seed, 0.8 + seed / 100, stage="supervised", variant="") for seed in (1, 2, 3)]
     found = difference(ours + theirs, 5, claim.columns["fine-tuned"], claim.columns["supervised"])
-    assert found == pytest.approx([10, 10])  # of the seeds that both have
+    assert found == pytest.approx([10, 10])  # over the seeds that both have
     table = paper_claims.claim_table(claim, ours + theirs, (5, 10))
     assert table.splitlines()[2:] == [
         "| 5 | 82.0 ± 1.0 | 91.0 ± 1.0 | +10.0 ± 0.0 (2 seeds): yes |",

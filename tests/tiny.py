@@ -16,13 +16,13 @@ VIEWS = ViewSettings(SIZE)
 
 
 def use_float64() -> None:
-    """For comparisons over several steps: batch norm over a few rows amplifies float32 rounding at each step."""
+    """Uses float64 to compare several steps: batch norm over a few rows amplifies float32 rounding at each step."""
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
 
 
 def encoder() -> keras.Sequential:
-    """A convolution with batch norm, which is traced and run quickly."""
+    """Returns a convolution with batch norm, which is fast to trace and run."""
     layers = [
         keras.layers.Conv2D(6, 3, strides=2, use_bias=False, name="conv"),
         BatchNorm(name="batch_norm"),
@@ -33,7 +33,7 @@ def encoder() -> keras.Sequential:
 
 
 def keras_encoder() -> keras.Sequential:
-    """The same of Keras's layers alone."""
+    """Returns the same network, built from Keras's layers only."""
     layers = [
         keras.layers.Conv2D(6, 3, strides=2, use_bias=False, name="conv"),
         keras.layers.BatchNormalization(momentum=0.9, name="batch_norm"),

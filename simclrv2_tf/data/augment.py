@@ -1,4 +1,4 @@
-"""Augmentation: random crop, flip, colour and blur (SimCLR, arXiv 2002.05709, appendix A), and the evaluation crop.
+"""Augmentation of cropped views: flip, colour and blur (SimCLR, arXiv 2002.05709, appendix A).
 
 Every random function takes its random numbers, uniform in [0, 1), as an argument, one row per view. It is batched,
 contains no random operation and compiles under XLA. A view thus depends on its own row alone: it is the same on host
@@ -7,22 +7,22 @@ and device, on one replica and on many, in a first run and a resumed one.
 
 import dataclasses
 import itertools
+import math
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from simclrv2_tf.settings.config import check_arguments
+
 DRAWS = ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grayscale", "blur", "sigma")
 NUM_DRAWS = len(DRAWS)
-NUM_BASE_DRAWS = 10  # these share a stream with the crops; draws that are appended leave their numbers as they are
+NUM_BASE_DRAWS = 10  # these share a stream with the crops; appended draws do not change their values
 
-CROP_ATTEMPTS = 100
-CROP_DRAWS = 2 * CROP_ATTEMPTS + 2  # one aspect per attempt, one height per attempt, then y and x
-
-MIN_COVERED = 0.1  # least share of the image's area in a crop, even if crop_area_min is smaller
 LUMA = (0.2989, 0.587, 0.114)
 SIGMA_RANGE = (0.1, 2.0)  # px
-UNCROPPED_SIZE = 32  # px; evaluation images up to this size are not cropped
+MAX_IMAGE_SIZE = 4096  # px, as on the command line
 
 # ORDERS[k, c]: position of operation c (brightness, contrast, saturation, hue) in the k-th order.
 ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
@@ -39,22 +39,25 @@ class ViewSettings:
 
     Attributes:
         image_size: height and width of a view, px.
-        crop_area_min: least share of the image's area in a crop (never below ``MIN_COVERED``).
-        crop_area_max: greatest share.
-        crop_aspect_min: least width / height of a crop.
-        crop_aspect_max: greatest width / height.
+        crop_area_min: smallest fraction of the image's area in a crop (never below ``cropping.MIN_COVERED``).
+        crop_area_max: largest fraction.
+        crop_aspect_min: smallest width / height of a crop.
+        crop_aspect_max: largest width / height.
         flip: mirror left and right with probability one half.
         color_jitter_strength: s; brightness, contrast and saturation are multiplied by U(1 ∓ 0.8 s) and the hue is
             rotated by U(∓ 0.2 s) of a full turn, in random order. 0: no colour operation, not even grayscale.
-        jitter_probability: of all four of them together.
-        grayscale_probability: of dropping the colours.
-        blur_probability: of a Gaussian blur with sigma U(0.1, 2) px and a kernel of ``image_size // 10`` px. 0: none.
-        resize_method: "bicubic" or "bilinear".
+        jitter_probability: probability of all four of them together.
+        grayscale_probability: probability of dropping the colours.
+        blur_probability: probability of a Gaussian blur: sigma U(0.1, 2) px, kernel ``image_size // 10`` px. 0: none.
+        crop_sampler: how crops are drawn: "tensorflow" as the official code does, or "torchvision", whose areas are
+            uniform and whose aspects are uniform on a logarithmic scale.
+        resize_method: "bicubic" or "bilinear"; "bicubic_antialiased" or "bilinear_antialiased" widen the kernel where
+            an image is made smaller, as Pillow and torchvision do.
         jpeg_scaling: decode a JPEG at a half, a quarter or an eighth of its size, as long as no crop falls below
             ``image_size``. Cheaper for large photographs, but the pixels differ.
 
     Raises:
-        ValueError: for an unknown resize method, an empty range, or a probability outside [0, 1].
+        ValueError: for an unknown crop sampler or resize method, an empty range, or a probability outside [0, 1].
     """
 
     image_size: int
@@ -67,138 +70,41 @@ class ViewSettings:
     jitter_probability: float = 0.8
     grayscale_probability: float = 0.2
     blur_probability: float = 0.5
+    crop_sampler: str = "tensorflow"
     resize_method: str = "bicubic"
     jpeg_scaling: bool = False
 
     def __post_init__(self) -> None:
-        if self.resize_method not in KERNELS:
-            raise ValueError(f"resize_method must be one of {', '.join(KERNELS)}, not {self.resize_method!r}")
+        names = ("crop_area_min", "color_jitter_strength", "crop_sampler", "resize_method", "jpeg_scaling")
+        check_arguments(use_flip=self.flip, **{name: getattr(self, name) for name in names})
+        if not (isinstance(self.image_size, int) and 1 <= self.image_size <= MAX_IMAGE_SIZE):
+            raise ValueError(f"image_size={self.image_size!r}: must be a whole number from 1 to {MAX_IMAGE_SIZE}")
         if not 0 < self.crop_area_min <= self.crop_area_max <= 1:
             raise ValueError(f"crop areas must obey 0 < {self.crop_area_min} <= {self.crop_area_max} <= 1")
-        if not 0 < self.crop_aspect_min <= self.crop_aspect_max:
+        if not 0 < self.crop_aspect_min <= self.crop_aspect_max < math.inf:
             raise ValueError(f"crop aspects must obey 0 < {self.crop_aspect_min} <= {self.crop_aspect_max}")
-        if self.color_jitter_strength < 0:
-            raise ValueError(f"color_jitter_strength must not be negative, but is {self.color_jitter_strength}")
         for name in ("jitter_probability", "grayscale_probability", "blur_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], but is {getattr(self, name)}")
 
     @classmethod
-    def crop_and_flip(cls, image_size: int, **changes: object) -> "ViewSettings":
+    def crop_and_flip(cls, image_size: int, **changes: Any) -> "ViewSettings":
         """Returns the settings for training on labels: neither colour nor blur."""
         return cls(image_size, **{"color_jitter_strength": 0.0, "blur_probability": 0.0, **changes})
 
-    def get_config(self) -> dict[str, object]:
+    def get_config(self) -> dict[str, Any]:
         """Returns the fields, for Keras's serialization."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_config(cls, config: dict[str, object]) -> "ViewSettings":
+    def from_config(cls, config: dict[str, Any]) -> "ViewSettings":
         """Inverse of ``get_config``."""
         return cls(**config)
 
 
-def random_crop_boxes(
-    uniforms: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor, settings: ViewSettings
-) -> tf.Tensor:
-    """Returns boxes distributed like those of TensorFlow's ``sample_distorted_bounding_box`` over a whole image.
-
-    An attempt draws the aspect uniformly, then the height uniformly among the integers that the areas allow. If
-    rounding puts it outside the area range, its height is moved by one pixel; if that does not suffice, it is rejected.
-    The box is the first accepted attempt, or the whole image if there is none.
-
-    Args:
-        uniforms: float32 ``[..., CROP_DRAWS]`` in [0, 1).
-        height: of the images, px: a number, or any shape that broadcasts to ``[...]``.
-        width: likewise.
-        settings: the ranges of area and aspect.
-
-    Returns:
-        int32 ``[..., 4]``: y, x, height, width in px.
-    """
-    image_h, image_w = (tf.cast(side, tf.float32)[..., tf.newaxis] for side in (height, width))
-    image_area = image_h * image_w
-    min_area, max_area = settings.crop_area_min * image_area, settings.crop_area_max * image_area
-    aspects, heights, offsets = tf.split(uniforms, [CROP_ATTEMPTS, CROP_ATTEMPTS, 2], axis=-1)
-
-    aspect = settings.crop_aspect_min + aspects * (settings.crop_aspect_max - settings.crop_aspect_min)
-    widest = tf.floor((image_w + 0.5) / aspect)  # the greatest height whose rounded width the image can hold
-    widest -= tf.cast(tf.round(widest * aspect) > image_w, tf.float32)
-    highest = tf.round(tf.sqrt(max_area / aspect))
-    highest = tf.minimum(tf.where(tf.round(highest * aspect) > image_w, widest, highest), image_h)
-    lowest = tf.minimum(tf.round(tf.sqrt(min_area / aspect)), highest)
-    h = lowest + tf.floor(heights * (highest - lowest + 1))
-    h += tf.cast(h * tf.round(h * aspect) < min_area, tf.float32)
-    h -= tf.cast(h * tf.round(h * aspect) > max_area, tf.float32)
-    w = tf.round(h * aspect)
-
-    area = h * w
-    accepted = (area >= min_area) & (area <= max_area) & (area >= MIN_COVERED * image_area)
-    accepted &= (h <= image_h) & (w <= image_w) & (w > 0)
-    first = tf.argmax(tf.cast(accepted, tf.int32), axis=-1)[..., tf.newaxis]
-    any_accepted = tf.reduce_any(accepted, axis=-1, keepdims=True)
-    crop_h, crop_w = (
-        tf.where(any_accepted, tf.gather(crop, first, axis=-1, batch_dims=-1), image)
-        for crop, image in ((h, image_h), (w, image_w))
-    )
-    # Like TensorFlow's sampler, without the last offset: a crop smaller than the image ends before its far border.
-    y = tf.floor(offsets[..., :1] * (image_h - crop_h))
-    x = tf.floor(offsets[..., 1:] * (image_w - crop_w))
-    return tf.cast(tf.concat([y, x, crop_h, crop_w], axis=-1), tf.int32)
-
-
-def _keys_cubic(distance: tf.Tensor) -> tf.Tensor:
-    """Keys's cubic kernel with a = −1/2 (IEEE Trans. ASSP 29(6), 1981, eq. 15)."""
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    return tf.where(distance <= 1, near, tf.where(distance < 2, far, 0.0))
-
-
-def _triangle(distance: tf.Tensor) -> tf.Tensor:
-    return tf.maximum(1 - distance, 0)
-
-
-KERNELS = {"bicubic": _keys_cubic, "bilinear": _triangle}
-
-
-def _resize_weights(start: tf.Tensor, length: tf.Tensor, source: int, size: int, method: str) -> tf.Tensor:
-    """Returns weights ``[..., size, source]`` that resize ``length`` pixels of a line from ``start`` on to ``size``."""
-    start, length = (tf.cast(value, tf.float32)[..., tf.newaxis, tf.newaxis] for value in (start, length))
-    position = (tf.range(size, dtype=tf.float32)[:, tf.newaxis] + 0.5) * (length / size) - 0.5
-    if method == "bicubic":
-        position = tf.round(position * 1024) / 1024  # tf.image.resize reads this kernel from a table of 1,024 steps
-    pixel = tf.range(source, dtype=tf.float32) - start
-    inside = (pixel >= 0) & (pixel < length)
-    weights = tf.where(inside, KERNELS[method](tf.abs(position - pixel)), 0.0)
-    return weights / tf.reduce_sum(weights, axis=-1, keepdims=True)
-
-
-def _transform_lines(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
+def transform_lines(images: tf.Tensor, rows: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     """Applies ``rows [..., i, h]`` and ``columns [..., k, w]`` to ``images [..., h, w, c]``: ``[..., i, k, c]``."""
     return tf.einsum("...ih,...hkc->...ikc", rows, tf.einsum("...kw,...hwc->...hkc", columns, images))
-
-
-def crop_and_resize(images: tf.Tensor, boxes: tf.Tensor, size: int, method: str = "bicubic") -> tf.Tensor:
-    """Returns several crops of each image, each resized to a square, by two matrix products per crop.
-
-    Same result as cropping, then ``tf.image.resize(crop, method, antialias=False)``. As there, bicubic overshoots
-    [0, 1] slightly; `augment_views` clips it.
-
-    Args:
-        images: uint8 or float ``[B, H, W, C]``; uint8 is divided by 255.
-        boxes: int32 ``[B, V, 4]``: y, x, height, width in px, inside the image.
-        size: height and width of the result, px.
-        method: "bicubic" or "bilinear".
-
-    Returns:
-        float32 ``[B, V, size, size, C]``.
-    """
-    images = tf.image.convert_image_dtype(images, tf.float32)
-    height, width = images.shape[1] or tf.shape(images)[1], images.shape[2] or tf.shape(images)[2]
-    y, x, crop_h, crop_w = tf.unstack(boxes, axis=-1)
-    rows = _resize_weights(y, crop_h, height, size, method)
-    columns = _resize_weights(x, crop_w, width, size, method)
-    return _transform_lines(images[:, tf.newaxis], rows, columns)
 
 
 def to_grayscale(images: tf.Tensor) -> tf.Tensor:
@@ -299,7 +205,7 @@ def gaussian_blur(images: tf.Tensor, sigma: tf.Tensor, kernel_size: int) -> tf.T
         distance = tf.abs(line - line[:, tf.newaxis])
         return tf.where(distance <= radius, tf.exp(-(distance**2) * precision) / total, 0.0)
 
-    return _transform_lines(images, band(images.shape[1]), band(images.shape[2]))
+    return transform_lines(images, band(images.shape[1]), band(images.shape[2]))
 
 
 def augment_views(images: tf.Tensor, draws: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
@@ -316,7 +222,15 @@ def augment_views(images: tf.Tensor, draws: tf.Tensor, settings: ViewSettings) -
 
     Returns:
         float32 ``[N, S, S, 3]`` in [0, 1].
+
+    Raises:
+        ValueError: if the shapes are not those above.
     """
+    images, draws = tf.convert_to_tensor(images), tf.convert_to_tensor(draws)
+    if not (images.shape.is_compatible_with([None] * 3 + [3]) and draws.shape.is_compatible_with([None, NUM_DRAWS])):
+        raise ValueError(
+            f"images [N, S, S, 3] and draws [N, {NUM_DRAWS}] are needed, not {(images.shape, draws.shape)}"
+        )
     images = _clip(tf.image.convert_image_dtype(images, tf.float32))
     draw = dict(zip(DRAWS, tf.unstack(draws, axis=-1), strict=True))
 
@@ -333,7 +247,8 @@ def augment_views(images: tf.Tensor, draws: tf.Tensor, settings: ViewSettings) -
         factors = [between(name, low, high) for name in ("brightness", "contrast", "saturation")]
         turn = between("hue", -0.2 * strength, 0.2 * strength)
         order = tf.cast(draw["order"] * len(ORDERS), tf.int32)
-        jittered = adjust_colors(images, *factors, turn, order)
+        brightness, contrast, saturation = factors
+        jittered = adjust_colors(images, brightness, contrast, saturation, turn, order)
         images = where("jitter", settings.jitter_probability, jittered, images)
         images = where("grayscale", settings.grayscale_probability, to_grayscale(images), images)
     kernel_size = settings.image_size // 10
@@ -341,48 +256,3 @@ def augment_views(images: tf.Tensor, draws: tf.Tensor, settings: ViewSettings) -
         blurred = gaussian_blur(images, between("sigma", *SIGMA_RANGE), kernel_size)
         images = _clip(where("blur", settings.blur_probability, blurred, images))
     return images
-
-
-def _center_crop_box(height: tf.Tensor, width: tf.Tensor, aspect: float, fraction: float) -> tuple[tf.Tensor, ...]:
-    """Returns y, x, height and width (int32) of the central part of an image with the given width / height."""
-    image_h, image_w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    # products in the order of the official evaluation: where they end in .5, the order decides the rounding
-    sides = tf.where(
-        aspect > image_w / image_h,
-        [fraction / aspect * image_w, fraction * image_w],
-        [fraction * image_h, fraction * aspect * image_h],
-    )
-    crop_h, crop_w = tf.unstack(tf.cast(tf.round(sides), tf.int32))
-    return (height - crop_h + 1) // 2, (width - crop_w + 1) // 2, crop_h, crop_w
-
-
-def center_crop_and_resize(
-    image: tf.Tensor, size: tuple[int, int], crop_fraction: float = 0.875, method: str = "bicubic"
-) -> tf.Tensor:
-    """Returns the evaluation view of one image: its centre, with the aspect of ``size``, resized to it.
-
-    If height and width of ``size`` are at most ``UNCROPPED_SIZE`` px, the whole image is resized.
-
-    >>> center_crop_and_resize(tf.zeros([480, 640, 3], tf.uint8), (224, 224)).shape
-    TensorShape([224, 224, 3])
-
-    Args:
-        image: uint8 or float ``[H, W, C]``, H and W static or not; uint8 is divided by 255.
-        size: height and width of the result, px.
-        crop_fraction: height of the crop as a share of the largest crop with that aspect.
-        method: "bicubic", "bilinear", or "tf1" for TensorFlow 1's bicubic (a = −3/4, no half-pixel centres), with
-            which the published weights were trained.
-
-    Returns:
-        float32 ``[height, width, C]`` in [0, 1].
-    """
-    image = tf.image.convert_image_dtype(image, tf.float32)
-    if max(size) > UNCROPPED_SIZE:
-        shape = tf.shape(image)
-        y, x, crop_h, crop_w = _center_crop_box(shape[0], shape[1], size[1] / size[0], crop_fraction)
-        image = image[y : y + crop_h, x : x + crop_w]
-    if method == "tf1":
-        image = tf.raw_ops.ResizeBicubic(images=image[tf.newaxis], size=size)[0]
-    else:
-        image = tf.image.resize(image, size, method)
-    return _clip(image)

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.data.archives import open_npz
+from simclrv2_tf.data.classes import readable_classes
 from simclrv2_tf.data.layouts import choose_split, open_folder
 from simclrv2_tf.data.pixels import as_images
 from simclrv2_tf.data.records import open_tfds
@@ -25,14 +26,21 @@ def open_source(config: Config, split: str, *, with_unlabelled: bool = False) ->
     """Opens a split of the data set that ``--dataset`` names.
 
     Args:
-        config: the settings; of them ``dataset``, ``data_dir``, ``cache_dataset``, ``max_corrupt_share``.
+        config: the settings; ``dataset``, ``data_dir``, ``cache_dataset``, and those of images and files are used.
         split: the split; "" for the data set's own evaluation split.
-        with_unlabelled: to pretrain or distill: add the images of the unlabelled split of a folder or npz file to
-            those of ``train``, with label −1. For TFDS say ``train+unlabelled``.
+        with_unlabelled: for pretrain and distill, add the images of the unlabelled split of a folder or npz file to
+            those of ``train``, with label −1. For TFDS use ``train+unlabelled``.
+
+    Returns:
+        The split. Synset ids of ImageNet are replaced by the names of the classes.
 
     Raises:
         SettingError: naming ``--dataset`` or the split, if there is no such data.
     """
+    return readable_classes(_open_split(config, split, with_unlabelled))
+
+
+def _open_split(config: Config, split: str, with_unlabelled: bool) -> Source:
     kind, _, place = config.dataset.partition(":")
     if "://" in place:
         raise SettingError(f"--dataset={config.dataset}: must be a local or mounted path (TFDS reads buckets)")
@@ -52,11 +60,11 @@ def open_labelled(config: Config, *, keep_unlabelled: bool = False) -> Source:
     """Opens the training images whose labels the settings allow to use.
 
     Args:
-        config: the settings; of them those of `open_source`, ``labels_per_class``, ``label_fraction`` and ``seed``.
+        config: the settings; those of `open_source`, ``labels_per_class``, ``label_fraction`` and ``seed`` are used.
         keep_unlabelled: keep the other images too, and those of the unlabelled split, with label −1.
 
     Raises:
-        SettingError: like `open_source`; or if there are no labels, or too few for a class.
+        SettingError: as `open_source`; or if there are no labels, or too few for a class.
     """
     source = open_source(config, config.train_split, with_unlabelled=keep_unlabelled)
     if not source.class_names:
@@ -77,8 +85,8 @@ def label_subset(labels: np.ndarray, per_class: int, fraction: float, seed: int)
     Args:
         labels: int ``[n]``; −1, unknown, is never chosen.
         per_class: images per class; 0: use ``fraction``.
-        fraction: share of each class, rounded to the nearest number, at least one image.
-        seed: of the random choice.
+        fraction: fraction of each class, rounded to the nearest number, at least one image.
+        seed: seed of the random choice.
 
     Returns:
         Sorted indices, int64.
@@ -100,7 +108,7 @@ def label_subset(labels: np.ndarray, per_class: int, fraction: float, seed: int)
 
 
 def _open_digits(config: Config, split: str) -> ArraySource:
-    """scikit-learn's 1,797 handwritten digits of 8×8 px, enlarged to 32×32: 1,297 to train on, 500 to test on."""
+    """Opens scikit-learn's 1,797 handwritten digits, 8×8 px enlarged to 32×32: 1,297 for training, 500 for testing."""
     from sklearn.datasets import load_digits
 
     split = choose_split(config, split, ("train", "test"))
@@ -113,7 +121,7 @@ def _open_digits(config: Config, split: str) -> ArraySource:
 
 
 def _open_idx(config: Config, folder: pathlib.Path, split: str) -> ArraySource:
-    """Fashion-MNIST in gzipped IDX files, as Debian packages it."""
+    """Opens Fashion-MNIST in gzipped IDX files, as packaged by Debian."""
     split = choose_split(config, split, ("train", "test"))
     stem = {"train": "train", "test": "t10k"}[split]
     try:

@@ -1,4 +1,4 @@
-"""Warnings about images that are probably not as their owner sees them: nearly black, or nearly blank."""
+"""Warnings about images that were probably decoded wrongly: nearly black, or nearly blank."""
 
 import contextlib
 import io
@@ -15,29 +15,22 @@ from simclrv2_tf.data.reading import read_file
 
 log = logging.getLogger(__name__)
 
-NUM_SAMPLED = 32  # images of a data set that are searched for unused bits
-MAX_OF_FEW_BITS = 2**12 - 1  # images of 16 bits without a greater value probably use 12 bits or fewer
-HEAD_BYTES = 26  # of a file; of a PNG they hold the bit depth
+NUM_SAMPLED = 32  # images per data set that are checked for unused bits
+HEAD_BYTES = 26  # bytes to read of a file; those of a PNG include the bit depth
 
 NUM_CHECKED = 64  # images of the first batch
-BLANK_STD = 1.0  # standard deviation of a nearly blank image, of 255 gray levels
-BLANK_SHARE = 0.9  # of these images
+BLANK_STD = 1.0  # standard deviation below which an image is nearly blank, in gray levels of 255
+BLANK_SHARE = 0.9  # fraction of nearly blank images at which to warn
 
 
 def warn_of_unused_bits(name: str, images: Iterable[bytes]) -> None:
     """Warns if the images with 16 bits per channel use so few of them that they are nearly black.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         images: some encoded images.
     """
-    greatest = max(map(_greatest_of_16_bits, images), default=0)
-    if 0 < greatest <= MAX_OF_FEW_BITS:
-        bits = max(greatest.bit_length(), 8)
-        log.warning(
-            "%s: 16-bit images are nearly black, as their greatest value is %d; --image_bits=%d uses the whole range",
-            *(name, greatest, bits),
-        )
+    pixels.warn_of_few_bits(name, max(map(_greatest_of_16_bits, images), default=0))
 
 
 def read_if_deep(path: str, max_bytes: int) -> bytes:
@@ -52,13 +45,13 @@ def _may_be_deep(head: bytes) -> bool:
 
 
 def _greatest_of_16_bits(encoded: bytes) -> int:
-    """Returns the greatest value of an image with 16 bits per channel; 0 for another image, or a corrupt one."""
+    """Returns the largest value of an image with 16 bits per channel; 0 for any other image, or a corrupt one."""
     if _may_be_deep(encoded[:HEAD_BYTES]):
         with contextlib.suppress(Exception):
             if encoded[:4] == b"\x89PNG":
                 return int(decode_deep_png(encoded).numpy().max())
             with Image.open(io.BytesIO(encoded), formats=("TIFF",)) as image:
-                return int(np.max(image)) if tiff_depths(image) == (pixels.DEEP_BITS,) else 0
+                return int(np.asarray(image).max()) if tiff_depths(image) == (pixels.DEEP_BITS,) else 0
     return 0
 
 
@@ -67,14 +60,14 @@ def warn_if_blank(batches: tf.data.Dataset, name: str, resident: np.ndarray | No
 
     Args:
         batches: dicts with ``views``, ``images`` or ``index``, as ``TrainingInput.batches`` returns them.
-        name: of the data set.
+        name: name of the data set.
         resident: uint8 ``[n, height, width, 3]``, the images to which ``index`` refers.
     """
 
     def check(values: tf.Tensor) -> None:
         images = values.numpy() if resident is None else resident[values.numpy()]
         levels = 255 if values.dtype.is_floating else 1
-        num_blank = sum(image.std(axis=(-3, -2)).max() * levels < BLANK_STD for image in images)  # of any channel
+        num_blank = sum(image.std(axis=(-3, -2)).max() * levels < BLANK_STD for image in images)  # in every channel
         if num_blank >= BLANK_SHARE * len(images):
             log.warning(
                 "%s: %d of %d images of the first batch are nearly blank, as their pixels hardly differ; look at them "

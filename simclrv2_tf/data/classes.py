@@ -16,7 +16,7 @@ from simclrv2_tf.errors import SettingError
 log = logging.getLogger(__name__)
 
 IMAGENET_FILE = pathlib.Path(__file__).with_name("imagenet_classes.json")
-SHOWN_NAMES = 10  # of a list of classes in a message
+SHOWN_NAMES = 10  # class names listed in a message
 
 
 def numbered_classes(count: int) -> tuple[str, ...]:
@@ -30,12 +30,25 @@ def imagenet_classes() -> dict[str, str]:
     return json.loads(IMAGENET_FILE.read_text(encoding="utf-8"))["names"]
 
 
+def readable_classes(source: Source) -> Source:
+    """Returns the source with ImageNet's class names in place of the synset ids that TFDS and folders have.
+
+    It is unchanged if one of its classes is not a synset id of ImageNet.
+    """
+    names = imagenet_classes()
+    if not source.class_names or not all(name in names for name in source.class_names):
+        return source
+    note = "synset ids replaced by the class names of ImageNet"
+    class_names = tuple(names[synset] for synset in source.class_names)
+    return dataclasses.replace(source, class_names=class_names, notes=(*source.notes, note))
+
+
 def align_labels(source: Source | None, class_names: Sequence[str], flag: str) -> Source | None:
     """Renumbers the labels of a source in the order of a run's classes.
 
     Classes are matched by name, whatever their order and case; a synset id of ImageNet equals the name of the class.
     The source may lack some of the run's classes. Numbers instead of names, on either side, are matched as they are.
-    Whatever is not equal from the start is logged.
+    Differences between the two lists of classes are logged.
 
     Args:
         source: images with labels; None, or a source without classes, is returned unchanged.
@@ -43,7 +56,7 @@ def align_labels(source: Source | None, class_names: Sequence[str], flag: str) -
         flag: the setting that names the run, with its value, for the messages.
 
     Returns:
-        The source with the run's numbers and names; of records, all labels are read first.
+        The source with the run's numbers and names; for records, all labels are read first.
 
     Raises:
         SettingError: if the run lacks a class of the source, or numbers are to be matched and the counts differ.
@@ -76,7 +89,7 @@ def match_classes(names: Sequence[str], class_names: Sequence[str]) -> list[int]
     """
     if _are_numbers(names) or _are_numbers(class_names):
         return list(range(len(names))) if tuple(names) == tuple(class_names) else None
-    for key in (_key, str):  # letter by letter if upper and lower case tell classes apart
+    for key in (_key, str):  # case-sensitive if classes differ only in case
         positions = {key(name): position for position, name in enumerate(class_names)}
         if len(positions) == len(class_names) and len(set(map(key, names))) == len(names):
             matched = [positions.get(key(name)) for name in names]
@@ -85,7 +98,7 @@ def match_classes(names: Sequence[str], class_names: Sequence[str]) -> list[int]
 
 
 def _key(name: str) -> str:
-    """Returns what equal names have in common: macOS writes accents of file names as letters of their own."""
+    """Returns the normalized name, by which names are compared: macOS stores accents as separate characters."""
     return unicodedata.normalize("NFC", imagenet_classes().get(name, name)).casefold()
 
 

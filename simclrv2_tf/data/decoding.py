@@ -1,4 +1,4 @@
-"""Decoding on the host: from an encoded image to its pixels or its crops, and substitutes for corrupt images.
+"""Image decoding on the host: whole images, crops, and substitutes for corrupt images.
 
 All of it is single-threaded graph code; `tf.data` runs it on several chunks of images at a time.
 """
@@ -13,28 +13,36 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from simclrv2_tf.data import augment, headers, pixels
+from simclrv2_tf.data import cropping, headers, pixels
 from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.errors import warn_once
 
 log = logging.getLogger(__name__)
 
 # Marks graph code without tensor-dependent Python control flow: converting it would only take time.
 graph_code = tf.autograph.experimental.do_not_convert
 
-# Pixels of one image at most: Pillow's limit, 179 million. Decoded they take 537 MB.
+# Maximum number of pixels of one image: Pillow's limit, 179 million. Decoded they take 537 MB.
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS
 
 # A JPEG can be decoded at 1/ratio of its size: the transform of each 8 × 8 block then yields fewer pixels.
 RATIOS = (1, 2, 4, 8)
 
 PNG_HEADER_BYTES = 33
-TIFF_BITS_PER_SAMPLE = 258  # the number of a TIFF tag
+HEAD_BYTES = 12  # bytes at the start of a file from which its format is recognized
+TIFF_BITS_PER_SAMPLE = 258  # TIFF tag number
+
+
+def may_be_image(head: bytes) -> bool:
+    """Returns whether a file that begins with these `HEAD_BYTES` may be of a format that `decode` reads."""
+    starts = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return head.startswith(starts) or head[8:12] == b"WEBP" or head[4:8] == b"ftyp"
 
 
 def decode(encoded: tf.Tensor, image_bits: int = 0) -> tf.Tensor:
-    """Decodes an image as its owner sees it: upright, and on white where it is transparent.
+    """Decodes an image as viewers show it: upright, and on white where it is transparent.
 
-    JPEG, PNG, BMP, WebP, GIF, TIFF, AVIF and, with ``pillow-heif``, HEIC are read; of an animation the first frame.
+    JPEG, PNG, BMP, WebP, GIF, TIFF, AVIF and, with ``pillow-heif``, HEIC are read; for an animation, the first frame.
 
     Args:
         encoded: the file's content, a string scalar.
@@ -57,7 +65,7 @@ def decode(encoded: tf.Tensor, image_bits: int = 0) -> tf.Tensor:
 
 
 def decode_in_graph(encoded: tf.Tensor, image_bits: int = 0) -> tf.Tensor:
-    """Like `decode`, for JPEG and PNG alone, without Python: it can be exported, or run on a data service."""
+    """Decodes JPEG and PNG as `decode` does, but without Python, so it can be exported or run on a data service."""
     encoded = tf.convert_to_tensor(encoded)
     return _decode(encoded, lambda: _decode_png(encoded, image_bits))
 
@@ -68,13 +76,14 @@ def _decode(encoded: tf.Tensor, other: Callable[[], tf.Tensor]) -> tf.Tensor:
 
 
 def _decode_jpeg(encoded: tf.Tensor, ratio: int = 1) -> tf.Tensor:
-    with tf.control_dependencies([_check_size(tf.io.extract_jpeg_shape(encoded)[:2])]):
+    checks = [_check_size(tf.io.extract_jpeg_shape(encoded)[:2]), headers.check_scans(encoded)]
+    with tf.control_dependencies(checks):
         image = tf.io.decode_jpeg(encoded, channels=3, ratio=ratio)
     return headers.turn_upright(image, headers.jpeg_orientation(encoded))
 
 
 def _check_size(size: tf.Tensor) -> tf.Operation | None:
-    """Raises for the header of a JPEG or PNG that announces more than `MAX_PIXELS`: decoded, it can fill the memory."""
+    """Raises if a JPEG or PNG header declares more than `MAX_PIXELS`: decoding it could exhaust the memory."""
     num_pixels = tf.reduce_prod(tf.cast(size, tf.int64))
     return tf.debugging.assert_less_equal(num_pixels, tf.constant(MAX_PIXELS, tf.int64), "too many pixels")
 
@@ -92,7 +101,7 @@ def _decode_png(encoded: tf.Tensor, image_bits: int) -> tf.Tensor:
     uses_all_bits = image_bits in (0, pixels.DEEP_BITS)
 
     def stored(channels: int) -> tf.Tensor:
-        image = lambda: tf.io.decode_png(encoded, channels)  # noqa: E731  # of 16 bits, the upper 8
+        image = lambda: tf.io.decode_png(encoded, channels)  # noqa: E731  # the upper 8 of 16 bits
         return image() if uses_all_bits else tf.cond(is_deep, lambda: rescaled(channels), image)
 
     def rescaled(channels: int) -> tf.Tensor:
@@ -123,12 +132,12 @@ def _check_png(encoded: tf.Tensor) -> tf.Operation | None:
 
 
 def _decode_with_pillow(encoded: tf.Tensor, image_bits: int) -> np.ndarray:
-    # no other formats, as some run programs; Pillow checks the number of pixels itself
+    # no other formats, as Pillow runs programs for some; it checks the number of pixels itself
     with Image.open(io.BytesIO(encoded.numpy()), formats=_pillow_formats()) as image:
         image.load()
         bits = tiff_depths(image)
         _check_depth(image.mode, bits, image_bits)
-        with contextlib.suppress(Exception):  # of damaged EXIF data
+        with contextlib.suppress(Exception):  # the EXIF data may be damaged
             ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16"):
             array = pixels.reduce_depth(np.asarray(image)[..., np.newaxis], image_bits or bits[0])
@@ -162,13 +171,8 @@ def _check_depth(mode: str, bits: tuple[int, ...], image_bits: int) -> None:
 
 
 def _refuse(reason: str) -> None:
-    _warn_once(f"{reason} (they count as corrupt)")
+    warn_once(log, f"{reason} (they count as corrupt)")
     raise ValueError(reason)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    log.warning(message)
 
 
 def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings, image_bits: int = 0) -> tf.Tensor:
@@ -176,7 +180,7 @@ def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings, 
 
     Args:
         encoded: an image that `decode` can read.
-        crops: float32 ``[views, CROP_DRAWS]``, the random numbers of ``augment.random_crop_boxes``.
+        crops: float32 ``[views, CROP_DRAWS]``, the random numbers of ``cropping.random_crop_boxes``.
         settings: ranges of the crops, size and resize method.
         image_bits: as in `decode`.
 
@@ -195,14 +199,14 @@ def cropped_views(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings, 
 def views_of_image(image: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
     """Like `cropped_views`, for a decoded image, uint8 ``[h, w, 3]``."""
     shape = tf.shape(image)
-    return _views(image, augment.random_crop_boxes(crops, shape[0], shape[1], settings), settings)
+    return _views(image, cropping.random_crop_boxes(crops, shape[0], shape[1], settings), settings)
 
 
 def _views_of_scaled_jpeg(encoded: tf.Tensor, crops: tf.Tensor, settings: ViewSettings) -> tf.Tensor:
     """Decodes at the smallest size at which the smallest crop still has as many pixels as a view."""
     shape, orientation = tf.io.extract_jpeg_shape(encoded)[:2], headers.jpeg_orientation(encoded)
     height, width = tf.unstack(tf.where(headers.swaps_sides(orientation), shape[::-1], shape))  # of the upright image
-    boxes = augment.random_crop_boxes(crops, height, width, settings)  # [views, 4]
+    boxes = cropping.random_crop_boxes(crops, height, width, settings)  # [views, 4]
     smallest = tf.reduce_min(boxes[:, 2:])
     choice = tf.add_n([tf.cast(smallest >= ratio * settings.image_size, tf.int32) for ratio in RATIOS[1:]])
 
@@ -226,8 +230,8 @@ def _crop_and_resize(image: tf.Tensor, boxes: tf.Tensor, settings: ViewSettings,
     views = []
     for y, x, height, width in (tf.unstack(box) for box in tf.unstack(boxes)):
         crop = tf.cast(image[y : y + height, x : x + width], dtype)
-        view = tf.image.resize(crop, size, method) + 0.5
-        if method == "bicubic":  # which overshoots
+        view = cropping.resize(crop, size, method) + 0.5
+        if method.startswith("bicubic"):  # bicubic overshoots
             view = tf.clip_by_value(view, 0, 255)
         views.append(tf.cast(view, tf.uint8))
     return tf.stack(views)  # [views, size, size, 3]
@@ -243,19 +247,19 @@ def read_chunk(
     """Reads a chunk of images; a corrupt one is replaced by the first readable one of those that follow it.
 
     Graph code cannot catch an exception, but a `tf.data.Dataset` can leave out the elements that raise one. Building
-    one per image would take a third of the time of decoding it, so there is one per chunk, and only if an element is
-    missing from a chunk, its images are read again, each through a data set of its own.
+    one per image would take a third of the time of decoding it, so there is one per chunk. Only a chunk that misses an
+    element is read again, with a data set per image.
 
     Args:
-        read: from an index and further arguments to a tensor of static shape; raises for a corrupt image.
-        indices: of the images to read, int64 ``[c]``.
+        read: maps an index and further arguments to a tensor of static shape; raises for a corrupt image.
+        indices: indices of the images to read, int64 ``[c]``.
         arguments: further arguments of ``read``, each ``[c, ...]``.
-        labels: of all images that could be read, int32 ``[n]``; after the last of them comes the first.
+        labels: labels of all images that could be read, int32 ``[n]``; substitutes wrap around after the last image.
         substitutes: images to try in place of a corrupt one.
 
     Returns:
         ``images`` ``[c, ...]``, their ``labels`` int32 ``[c]`` and ``weights`` float32 ``[c]``: 1, or 0 for a corrupt
-        image without substitute, which is all zeros and keeps its label. And bool ``[c]``: which were corrupt.
+        image without substitute, which is all zeros and keeps its label. And bool ``[c]``: True if corrupt.
     """
     size, total = tf.size(indices, tf.int64), tf.size(labels, tf.int64)
 

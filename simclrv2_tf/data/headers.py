@@ -1,7 +1,7 @@
 """Headers of JPEG and PNG files, read by graph code: the EXIF orientation, and the chunks of a PNG.
 
 Orientations are numbered as in EXIF: 1 is upright; 2 to 4 are mirrored or turned by 180 degrees; 5 to 8 also swap the
-sides. Damaged EXIF data count as none, as in any viewer.
+sides. Damaged EXIF data are ignored, as in any viewer.
 """
 
 import tensorflow as tf
@@ -10,12 +10,15 @@ import tensorflow as tf
 # time even if the branch is not taken.
 rare_branch = tf.function(autograph=False, experimental_attributes={"_noinline": True})
 
-# Segments or chunks of a file that are searched at most: a hostile one could have millions.
+# Maximum number of segments or chunks to search in a file: a hostile one could have millions.
 MAX_SEGMENTS = 100
 MAX_CHUNKS = 100_000
+# Maximum scans of a JPEG. A progressive one has about ten; decoding each walks through the whole image, so that a file
+# of 100 KB with thousands of them takes minutes.
+MAX_SCANS = 100
 
 EXIF = b"Exif\0\0"
-# Matches bytes with an EXIF entry of an orientation from 2 to 8, least or most significant bytes first.
+# Matches bytes with an EXIF entry of an orientation from 2 to 8, in either byte order.
 TURNED = r"\C*(?:\x12\x01\x03\x00\x01\x00\x00\x00[\x02-\x08]\x00|\x01\x12\x00\x03\x00\x00\x00\x01\x00[\x02-\x08])\C*"
 
 
@@ -27,7 +30,7 @@ def jpeg_orientation(encoded: tf.Tensor) -> tf.Tensor:
     first = _integers(_slice(encoded, 2, 4), tf.uint16)  # marker and length of a segment
     start = tf.where(first[0] == 0xFFE0, 4 + first[1], 2)  # of the segment after that of JFIF
     second = _integers(_slice(encoded, start, 4), tf.uint16)
-    # nearly all files that are upright end here: their tables follow, or EXIF data without another orientation
+    # nearly all upright files return here: their tables follow, or EXIF data without another orientation
     is_exif = _slice(encoded, start + 4, 6) == EXIF
     is_turned = tf.strings.regex_full_match(_slice(encoded, start, 2 + second[1]), TURNED)
     is_upright = (second[0] == 0xFFDB) | (is_exif & ~is_turned)
@@ -36,7 +39,7 @@ def jpeg_orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 @rare_branch
 def _search_jpeg(encoded: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """Like `jpeg_orientation`, from a segment on."""
+    """Returns the orientation from the segments at ``start`` and after it; see `jpeg_orientation`."""
 
     def segment(start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         header = _integers(_slice(encoded, start, 4), tf.uint16)
@@ -44,7 +47,7 @@ def _search_jpeg(encoded: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
         return start, header, (header[0] == 0xFFE1) & is_exif
 
     def is_other_segment(_: tf.Tensor, header: tf.Tensor, is_exif: tf.Tensor) -> tf.Tensor:
-        return ((header[0] // 16 == 0xFFE) | (header[0] == 0xFFFE)) & ~is_exif  # of an application, or a comment
+        return ((header[0] // 16 == 0xFFE) | (header[0] == 0xFFFE)) & ~is_exif  # application segment or comment
 
     def next_segment(start: tf.Tensor, header: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return segment(start + 2 + header[1])
@@ -56,8 +59,17 @@ def _search_jpeg(encoded: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     return _tiff_orientation(_slice(encoded, start + 10, length))
 
 
+def check_scans(encoded: tf.Tensor) -> tf.Operation | None:
+    """Raises InvalidArgumentError for a JPEG file with more than `MAX_SCANS` scans, including those of its thumbnails.
+
+    The marker of a scan cannot occur in the data of another one.
+    """
+    parts = tf.strings.split(encoded, b"\xff\xda", maxsplit=MAX_SCANS + 1)
+    return tf.debugging.assert_less_equal(tf.size(parts) - 1, MAX_SCANS, "too many scans")
+
+
 def png_orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """Like `jpeg_orientation`, for a PNG file; its EXIF chunk may be anywhere."""
+    """Returns the orientation of a PNG file as `jpeg_orientation` does; its EXIF chunk may be anywhere."""
     return _tiff_orientation(find_png_chunk(encoded, tf.constant("eXIf")))
 
 
@@ -109,7 +121,7 @@ def _tiff_orientation(tiff: tf.Tensor) -> tf.Tensor:
 
 
 def _slice(data: tf.Tensor, start: tf.Tensor | int, length: tf.Tensor | int) -> tf.Tensor:
-    """Returns a part of a string, shorter or "" where it ends: the error of ``substr`` would show all of it."""
+    """Returns a substring, cut off at the end of the string: the error of ``substr`` would print the whole string."""
     return tf.strings.substr(data, tf.minimum(start, tf.strings.length(data)), length)
 
 

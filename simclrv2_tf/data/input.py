@@ -1,14 +1,14 @@
 """Batches of a source: augmented views to train on as a function of (seed, step), and central crops to evaluate.
 
-Neither the number of replicas nor whether the views are computed on the host or on the device changes a view. Of
-several workers each produces its ``Part`` of every batch; and so does each of several data services, on other machines.
+Neither the number of replicas nor whether the views are computed on the host or on the device changes a view. If
+there are several workers, each produces its ``Part`` of every batch; so does each data service, on another machine.
 """
 
 import dataclasses
 
 import tensorflow as tf
 
-from simclrv2_tf.data import augment
+from simclrv2_tf.data import augment, cropping
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.decoding import graph_code
 from simclrv2_tf.data.sampling import WHOLE, Part, Sampler
@@ -32,7 +32,7 @@ class TrainingInput:
         batch_size: images per step over all workers and replicas; at most the source's.
         num_views: 2 to pretrain, else 1.
         settings: crop and augmentation of a view.
-        seed: of order, crops and augmentation.
+        seed: seed of the order, crops and augmentation.
         augment_on_host: compute the views here, not in the model's step.
         part: the rows of each batch that are produced here, b of them.
         resident: a copy of the source's ``images`` in device memory, uint8 ``[n, height · width · 3]``. A batch then
@@ -68,7 +68,7 @@ class TrainingInput:
         data = self._served(first_step, num_steps) if self.services else self._local(first_step, num_steps)
         data = self.source.count_corrupt(data)
         data = data.apply(tf.data.experimental.assert_cardinality(num_steps))
-        return data.prefetch(tf.data.AUTOTUNE).with_options(_options())
+        return data.prefetch(tf.data.AUTOTUNE).with_options(ordered_options())
 
     def _local(self, first_step: int, num_steps: int) -> tf.data.Dataset:
         """Returns the batches, with the references of corrupt images that ``Source.count_corrupt`` removes."""
@@ -77,7 +77,7 @@ class TrainingInput:
         return data.map(self._with_views, tf.data.AUTOTUNE) if self.augment_on_host else data
 
     def _served(self, first_step: int, num_steps: int) -> tf.data.Dataset:
-        """Like `_local`, from the services; each has a single worker, which keeps the order of the steps."""
+        """Returns the batches from the services; each has a single worker, which keeps the order of the steps."""
         steps = tf.data.Dataset.range(first_step, first_step + num_steps)
         count, rows = len(self.services), self.sampler.num_rows
         if rows % count:
@@ -85,7 +85,7 @@ class TrainingInput:
         shares = []
         for i, service in enumerate(self.services):
             share = self.of(Part(self.part.index * count + i, self.part.count * count))
-            data = tf.data.Dataset.zip(steps, share._local(first_step, num_steps)).with_options(_options())
+            data = tf.data.Dataset.zip(steps, share._local(first_step, num_steps)).with_options(ordered_options())
             off = tf.data.experimental.service.ShardingPolicy.OFF
             shares.append(data.apply(tf.data.experimental.service.distribute(off, service, compression=None)))
 
@@ -99,7 +99,7 @@ class TrainingInput:
         return tf.data.Dataset.zip(steps, *shares).map(join)
 
     def completed(self, batch: Batch) -> Batch:
-        """Adds the images to a batch that has their ``index``; for the step, which runs where ``resident`` is."""
+        """Adds the images to a batch that has their ``index``; called in the step, on the device with ``resident``."""
         if self.resident is None:
             return batch
         rest = {name: value for name, value in batch.items() if name != "index"}
@@ -113,7 +113,7 @@ class TrainingInput:
 
     @graph_code
     def _with_views(self, batch: Batch) -> Batch:
-        rest = {name: batch[name] for name in ("labels", "corrupt") if name in batch}
+        rest: Batch = {name: batch[name] for name in ("labels", "corrupt") if name in batch}
         return {"views": make_views(batch, self.settings), **rest}
 
 
@@ -133,7 +133,7 @@ def make_views(batch: Batch, settings: ViewSettings) -> tf.Tensor:
         return batch["views"]
     images, draws = batch["images"], batch["draws"]
     if "boxes" in batch:
-        images = augment.crop_and_resize(images, batch["boxes"], settings.image_size, settings.resize_method)
+        images = cropping.crop_and_resize(images, batch["boxes"], settings.image_size, settings.resize_method)
     else:
         images = tf.cast(images, tf.float32) / 255
     shape = tf.shape(images)
@@ -142,7 +142,7 @@ def make_views(batch: Batch, settings: ViewSettings) -> tf.Tensor:
     return tf.reshape(flat, shape)
 
 
-def evaluation_batches(
+def evaluation_input(
     source: Source,
     batch_size: int,
     image_size: int,
@@ -157,7 +157,7 @@ def evaluation_batches(
         batch_size: images per batch over all parts.
         image_size: height and width of the views, px.
         max_steps: batches at most; 0: all.
-        resize_method: as in ``augment.center_crop_and_resize``.
+        resize_method: as in ``cropping.center_crop_and_resize``.
         part: the rows of each batch that are produced, b of them.
 
     Returns:
@@ -172,7 +172,7 @@ def evaluation_batches(
     @graph_code
     def view(image: tf.Tensor) -> tf.Tensor:
         image = tf.image.convert_image_dtype(image, tf.float32)
-        return augment.center_crop_and_resize(image, (image_size, image_size), method=resize_method)
+        return cropping.center_crop_and_resize(image, (image_size, image_size), method=resize_method)
 
     def select(examples: tf.data.Dataset) -> tf.data.Dataset:
         return part.select(examples.take(steps * batch_size), batch_size)
@@ -180,10 +180,11 @@ def evaluation_batches(
     nothing = {"images": tf.zeros([image_size, image_size, 3]), "labels": 0, "weights": 0.0}
     padding = tf.data.Dataset.from_tensors(nothing).repeat()
     data = source.evaluation_examples(view, select).concatenate(padding).take(steps * (end - first))
-    return data.batch(end - first, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(_options())
+    return data.batch(end - first, drop_remainder=True).prefetch(tf.data.AUTOTUNE).with_options(ordered_options())
 
 
-def _options() -> tf.data.Options:
+def ordered_options() -> tf.data.Options:
+    """Returns the options of data sets that yield their elements in order and are not sharded by TensorFlow."""
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

@@ -1,8 +1,7 @@
-"""Layouts: the splits of a data set, and the classes and splits that the sub-folders of a folder stand for."""
+"""Layouts: the splits of a data set, and which classes and splits the sub-folders of a folder represent."""
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -22,6 +21,8 @@ from simclrv2_tf.data.listing import (
 )
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.files import read_bounded
+from simclrv2_tf.schemas import JSON_OBJECT, MAX_BYTES, decode, parse_json
 from simclrv2_tf.settings.config import Config
 
 SPLIT_NAMES = {
@@ -48,7 +49,7 @@ def canonical_split(name: str) -> str:
 
 
 def choose_split(config: Config, split: str, available: Sequence[str]) -> str:
-    """Returns the requested split, by its own or another usual name, or for "" the first evaluation split there is.
+    """Returns the requested split, by its own or another usual name; for "", the first available evaluation split.
 
     Raises:
         NoSuchSplitError: naming the flag, if the split is not available.
@@ -106,7 +107,7 @@ def open_folder(config: Config, folder: pathlib.Path, split: str, *, with_unlabe
     of each class is held out for ``test``, and ``all`` is everything. Without sub-folders the images have no labels.
 
     Args:
-        config: the settings; of them ``dataset``, ``cache_dataset``, ``max_corrupt_share``.
+        config: the settings; ``dataset``, ``cache_dataset`` and ``max_corrupt_share`` are used.
         folder: the folder.
         split: the split; "" for the evaluation split.
         with_unlabelled: add the images of the unlabelled split to those of ``train``, with label −1.
@@ -155,7 +156,7 @@ class _Images:
 
 
 class _Reader:
-    """Reads the layout of a folder, and collects what it leaves out and decides.
+    """Reads the layout of a folder; records the files it skips and the decisions it makes.
 
     Wrapper folders are entered: a folder that holds nothing but one folder of folders.
     """
@@ -249,7 +250,7 @@ class _Reader:
     def read_splits(self, folders: dict[str, str], split: str, with_unlabelled: bool) -> tuple[str, _Images]:
         """Reads one or several of the split folders; labels are numbered as in ``train``."""
         chosen = choose_splits(self.config, split, tuple(folders), with_unlabelled=with_unlabelled)
-        is_numbered_by_train = "train" in folders and "train" not in chosen  # else by the first of them
+        is_numbered_by_train = "train" in folders and "train" not in chosen  # otherwise by the first of them
         reference = self._class_names(folders["train"]) if is_numbered_by_train else None
         parts = []
         for name in chosen:
@@ -340,7 +341,7 @@ class _Reader:
             raise SettingError(f"{self.where}: {list_names(below)} have the same sub-folders, {same}; {hint}")
 
     def _read_classes(self, contents: Contents) -> _Images:
-        """Returns the images of a split; its sub-folders are the classes, without any the images have no labels."""
+        """Returns the images of a split; its sub-folders are the classes, without which it has no labels."""
         of_class = {entry.name: self._list_images(entry.path, self.skipped) for entry in contents.folders}
         num_images, loose = sum(map(len, of_class.values())), list(contents.images)
         if not num_images:
@@ -399,11 +400,11 @@ def _split_entries(contents: Contents) -> list[tuple[str, os.DirEntry]]:
 
 
 def prepared_by_tfds(folder: pathlib.Path) -> str:
-    """Returns the flags that open a folder prepared by TFDS; "" if it is none."""
+    """Returns the flags that open a folder prepared by TFDS; "" for any other folder."""
     for pattern in ("dataset_info.json", "*/dataset_info.json", "*/*/dataset_info.json", "*/*/*/dataset_info.json"):
         for path in sorted(folder.absolute().glob(pattern)):
             try:
-                name = json.loads(path.read_bytes())["name"]
+                name = parse_json(decode(read_bounded(path, MAX_BYTES)), JSON_OBJECT)["name"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             parts = path.parent.parts  # DATA_DIR/NAME[/CONFIG]/VERSION

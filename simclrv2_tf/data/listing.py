@@ -1,8 +1,8 @@
 """Listing: the image files below a folder, and how many files are left out, by reason.
 
-One rule holds at every depth. Left out are names that start with a dot, the files that operating systems leave behind
-(``SYSTEM_NAMES``), files of other types, and the directories of runs. Links are followed; a folder that a link leads
-back to is listed once.
+The same rule applies at every depth. It skips names that start with a dot, the files that operating systems leave
+behind (``SYSTEM_NAMES``), files of other types, and the directories of runs. Links are followed; a folder that a link
+leads back to is listed once.
 """
 
 import collections
@@ -21,9 +21,9 @@ SYSTEM_NAMES = frozenset(
     ("__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found")
 )
 RUN_RECORDS = frozenset(("checkpoints", "metrics.csv", "result.json", "evaluation.json", "tensorboard", "figures"))
-MAX_RUN_DEPTH = 3  # of a model directory below the folder of all runs, such as runs/NAME/finetune_10
+MAX_RUN_DEPTH = 3  # depth of a model directory below the folder of all runs, such as runs/NAME/finetune_10
 RUN_FOLDERS = frozenset(("checkpoints", "tensorboard", "figures", "preview", "saved_model"))
-NUM_NAMES = 10  # names that a message lists
+NUM_NAMES = 10  # names listed in a message
 LINK_BACK = "link to a folder that is already listed"
 RUN_DIRECTORY = "directory of a run"
 HIDDEN_FOLDER, HIDDEN_FILE = "hidden or system folder", "hidden or system file"
@@ -39,7 +39,7 @@ def is_run_dir(names: Collection[str]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """Sub-folders and images directly in one folder, sorted by name, without what is left out.
+    """Sub-folders and images directly in one folder, sorted by name, without skipped entries.
 
     Attributes:
         path: the folder.
@@ -63,8 +63,8 @@ def read_folder(path: str, skipped: Skipped) -> Contents:
         OSError: if it cannot be read.
     """
     folders, images = [], []
-    with os.scandir(path) as entries:
-        entries = sorted(entries, key=lambda entry: entry.name)
+    with os.scandir(path) as iterator:
+        entries = sorted(iterator, key=lambda entry: entry.name)
     of_run = RUN_FOLDERS if is_run_dir([entry.name for entry in entries]) else ()
     for entry in entries:
         if not is_folder(entry):
@@ -94,7 +94,8 @@ def list_images(folder: str, skipped: Skipped, parents: Iterable[str] = ()) -> l
     """
     paths: list[str] = []
     seen = {_identity(parent) for parent in parents}
-    pending, links = [folder], collections.deque()  # links come last, so that a folder is listed under its own name
+    pending: list[str] = [folder]
+    links: collections.deque = collections.deque()  # links come last, so that a folder is listed under its own name
     while pending or links:
         path = pending.pop() if pending else links.popleft()
         try:
@@ -148,9 +149,10 @@ def _count_runs(path: str, depth: int = 0) -> int:
     It stops at the first image, so that it is fast for a folder of images.
     """
     try:
-        with os.scandir(path) as entries:
+        with os.scandir(path) as iterator:
+            entries: Iterable[os.DirEntry] = iterator
             if os.path.isfile(os.path.join(path, "config.json")):
-                entries = list(entries)
+                entries = list(iterator)
                 if is_run_dir([entry.name for entry in entries]):
                     return 1
             num_runs = 0

@@ -13,11 +13,12 @@ import tensorflow as tf
 
 from simclrv2_tf.data import checks, decoding
 from simclrv2_tf.data.decoding import graph_code
+from simclrv2_tf.data.fingerprints import digest, read_digest
 from simclrv2_tf.data.layouts import choose_splits, prepared_by_tfds, split_error
 from simclrv2_tf.data.listing import list_names
 from simclrv2_tf.data.pixels import as_images
 from simclrv2_tf.data.sampling import Sampler
-from simclrv2_tf.data.sources import ArraySource, Dataset, EncodedSource, Source, digest, take
+from simclrv2_tf.data.sources import ArraySource, Dataset, EncodedSource, Source, take
 from simclrv2_tf.errors import SettingError, first_line
 from simclrv2_tf.settings.config import Config
 
@@ -37,7 +38,7 @@ class RecordSource(EncodedSource):
         split: its split or split expression.
         cache: keep the encoded records in memory after the first pass.
         keep: for each record in file order, whether it belongs to this subset; None: all of them.
-        labels: None: the records' own.
+        labels: as in `Source`; None: those stored in the records.
     """
 
     name: str
@@ -53,15 +54,23 @@ class RecordSource(EncodedSource):
     paths = None
     in_memory = False
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of the version of the data set and of the labels."""
-        return digest(self.num_examples, self.builder.info.full_name, self.split, self.keep, self.labels)
+        """Digest of the version of the data set, of its files (names, sizes, contents) and of the labels."""
+        info, place = self.builder.info, self.builder.data_dir
+        paths = [str(part.filename) for part in info.splits[self.split].file_instructions]
+        try:
+            sizes = np.array([tf.io.gfile.stat(path).length for path in paths])  # also on gs://
+        except tf.errors.OpError as error:
+            raise SettingError(f"--dataset={info.name}: cannot be read from {place} ({first_line(error)})") from None
+        contents = read_digest(paths, sizes, lambda path: tf.io.gfile.GFile(path, "rb"))
+        names = (info.full_name, self.split, *map(os.path.basename, paths), *self.class_names)
+        return digest(self.num_examples, self.keep, self.labels, sizes, contents, *names)
 
     @functools.cached_property
     def _file_order(self) -> Dataset:
-        """``(encoded image, label)`` of the records in file order; built once, as it owns the cache."""
-        with tf.init_scope():  # not in the graph of the epoch that happens to ask first
+        """Data set of ``(encoded image, label)`` in file order; built once, as it owns the cache."""
+        with tf.init_scope():  # not in the graph of the first epoch that uses it
             data = self._open(None)
             if self.keep is not None:
                 keep = tf.constant(self.keep)
@@ -88,7 +97,7 @@ class RecordSource(EncodedSource):
 
         Args:
             seed: int64 scalar; None: file order. The order of the files is shuffled only if neither a subset nor the
-                cache depends on it, the records always, in a buffer.
+                cache depends on it; the records are always shuffled in a buffer.
         """
         if seed is None:
             return self._file_order
@@ -104,7 +113,7 @@ class RecordSource(EncodedSource):
         return dataclasses.replace(self, keep=keep, labels=labels, num_examples=int(keep.sum()))
 
     def sample(self, count: int) -> Self:
-        """Returns the first records: others would have to be read too."""
+        """Returns the first records, because later ones cannot be read without these."""
         return self.subset(np.arange(min(count, self.num_examples)))
 
     def with_labels(self) -> Self:
@@ -131,7 +140,7 @@ class RecordSource(EncodedSource):
 
         @graph_code
         def shuffled(epoch: tf.Tensor) -> Dataset:
-            tf.random.set_seed(1)  # of this graph alone: the order must not depend on the program's global seed
+            tf.random.set_seed(1)  # for this graph alone: the order must not depend on the program's global seed
             return self.stream(sampler.seed * 1_000_003 + epoch)
 
         records = Dataset.range(first_epoch, last_epoch + 1).flat_map(shuffled)
@@ -139,7 +148,7 @@ class RecordSource(EncodedSource):
         return sampler.part.select(records, sampler.batch_size).batch(size)
 
     def _read(self, chunks: Dataset, view: Callable[..., tf.Tensor], substitutes: int) -> Dataset:
-        """As in the base class. Substitutes come from the same chunk, as others would have to be read first."""
+        """Reads as the base class does. Substitutes come from the same chunk, as others would have to be read first."""
 
         @graph_code
         def read(records: tuple[tf.Tensor, tf.Tensor], *arguments: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -182,7 +191,7 @@ def open_tfds(config: Config, split: str) -> Source:
     labels = arrays["label"].astype(np.int32) if class_names else None
     if class_names and (labels < 0).all():  # for example STL-10's unlabelled split
         labels, class_names, notes = None, (), (f"all labels of {split} are -1: no labels",)
-    return ArraySource(name, as_images(arrays["image"], where), labels, class_names, notes)
+    return ArraySource(name, as_images(arrays["image"], where, config.image_bits), labels, class_names, notes)
 
 
 def _prepared_builder(config: Config) -> Any:
@@ -208,7 +217,7 @@ def _prepared_builder(config: Config) -> Any:
 
 
 def _suggest_data_set(dataset: str) -> str:
-    """Returns what to say instead of the path of a file or folder; "" if there is none."""
+    """Returns a hint for a data set that is the path of a file or folder without a prefix; "" for any other."""
     path = os.path.expanduser(dataset)
     if os.path.isdir(path):
         prepared = prepared_by_tfds(pathlib.Path(path))

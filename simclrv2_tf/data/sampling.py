@@ -10,7 +10,8 @@ import dataclasses
 
 import tensorflow as tf
 
-from simclrv2_tf.data.augment import CROP_DRAWS, NUM_BASE_DRAWS, NUM_DRAWS
+from simclrv2_tf.data.augment import NUM_BASE_DRAWS, NUM_DRAWS
+from simclrv2_tf.data.cropping import CROP_DRAWS
 from simclrv2_tf.data.decoding import graph_code
 
 
@@ -50,7 +51,7 @@ class Sampler:
         num_examples: images in the source, n.
         batch_size: images per step over all workers; at most n.
         num_views: views per image, v.
-        seed: of order, crops and augmentation.
+        seed: seed of the order, crops and augmentation.
         part: the rows of each batch that are produced here, b of them.
     """
 

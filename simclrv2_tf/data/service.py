@@ -8,12 +8,14 @@ services asks each one for its own rows of every batch.
 import socket
 import sys
 import threading
+from collections.abc import Sequence
 
 import tensorflow as tf
 from absl import app, flags
 
 from simclrv2_tf.data.sources import Source
 from simclrv2_tf.errors import SettingError, first_line
+from simclrv2_tf.interrupts import SignalWatch, waiting
 
 PROTOCOL = "grpc://"
 # Decoded by a Python function of the run, which a service does not have.
@@ -24,7 +26,7 @@ def serve(address: str) -> tuple[tf.data.experimental.service.DispatchServer, ob
     """Starts a service in this process.
 
     Args:
-        address: ``host:port`` by which the training machines reach it; it uses the next port, too.
+        address: ``host:port`` by which the training machines reach it; the next port is used as well.
 
     Returns:
         Dispatcher and worker, which run as long as they are referenced.
@@ -49,7 +51,7 @@ def services(addresses: str, source: Source, timeout: int) -> tuple[str, ...]:
 
     Args:
         addresses: the value of the flag: addresses with commas between them.
-        source: the images that they are to decode.
+        source: the images to decode.
         timeout: seconds to wait for each of them.
 
     Raises:
@@ -75,7 +77,9 @@ def services(addresses: str, source: Source, timeout: int) -> tuple[str, ...]:
             socket.getaddrinfo(host, int(port))
         except (OSError, OverflowError, UnicodeError):
             raise refuse(f"{host} does not resolve") from None
-        if not _answers(address, timeout):
+        with waiting(f"the data service {address}"):
+            is_there = _answers(address, timeout)
+        if not is_there:
             raise refuse(f"{address} did not answer within --worker_timeout={timeout} seconds")
     return names
 
@@ -94,16 +98,29 @@ def _answers(address: str, timeout: int) -> bool:
     return answered.wait(timeout)
 
 
+def describe_missing(services: Sequence[str]) -> str:
+    """Describes the data services that take no connection now; "" if all do."""
+    missing = []
+    for service in services:
+        host, _, port = service.removeprefix(PROTOCOL).rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            missing.append(f"the data service {service}, which does not answer")
+    return " and ".join(missing)
+
+
 def main(argv: list[str]) -> None:
     """Serves until the process is stopped."""
     address = flags.FLAGS.address
-    try:
-        dispatcher, _worker = serve(address)
-    except SettingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"--data_service={PROTOCOL}{address}", flush=True)
-    dispatcher.join()
+    with SignalWatch():
+        try:
+            _servers = serve(address)
+        except SettingError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        print(f"--data_service={PROTOCOL}{address}", flush=True)
+        threading.Event().wait()  # the servers' own method to wait ignores signals
 
 
 if __name__ == "__main__":

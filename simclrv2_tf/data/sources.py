@@ -7,33 +7,33 @@ batch holds is decided by ``sampling.py``; ``catalog.py`` opens the source that 
 import abc
 import dataclasses
 import functools
-import hashlib
 import itertools
 import logging
 import os
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.data import augment, checks, decoding, reading
+from simclrv2_tf.data import checks, cropping, decoding, reading
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.decoding import graph_code
+from simclrv2_tf.data.fingerprints import content_digest, digest, file_statuses
 from simclrv2_tf.data.sampling import Sampler
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
 
-MAX_CLASSES = 100_000  # a greater label is taken for a mistake
+MAX_CLASSES = 100_000  # a larger label is treated as an error
 # Images that one core reads one after another: enough to make the overhead of a chunk negligible, few enough that a
 # batch occupies all cores.
 CHUNK = 32
-SUBSTITUTES = 3  # images that are tried in place of a corrupt one
+SUBSTITUTES = 3  # images to try in place of a corrupt one
 
-Dataset = tf.data.Dataset
+Dataset: TypeAlias = tf.data.Dataset
 View = Callable[[tf.Tensor], tf.Tensor]
 Select = Callable[[Dataset], Dataset]
 
@@ -76,7 +76,7 @@ class Source(abc.ABC):
         """Returns the source of the images at ``indices``, in that order."""
 
     def readable_subset(self, indices: np.ndarray) -> Self:
-        """Like `subset`, with indices that do not count the images in ``corrupt``: the rows of an evaluation."""
+        """Like `subset`, with the row numbers of an evaluation, which leaves out the images in ``corrupt``."""
         return self.subset(indices)
 
     def sample(self, count: int) -> Self:
@@ -120,7 +120,7 @@ class Source(abc.ABC):
         """Returns one dict per image, in order: ``images``, int32 ``labels`` and float32 ``weights``, 0 if corrupt.
 
         Args:
-            view: from a uint8 image to what is returned of it.
+            view: maps a uint8 image to the image that is returned.
             select: chooses a part of a data set of all examples.
         """
 
@@ -156,7 +156,7 @@ class ArraySource(Source):
     def corrupt(self) -> set[str]:
         return set()
 
-    @property
+    @functools.cached_property  # because all images are hashed
     def fingerprint(self) -> str:
         return digest(self.num_examples, self.images, self.labels, *self.class_names)
 
@@ -165,13 +165,13 @@ class ArraySource(Source):
 
     def training_batches(self, sampler: Sampler, steps: range, settings: ViewSettings, by_index: bool) -> Dataset:
         height, width = self.images.shape[1:3]
-        with tf.device("CPU:0"):  # created outside the graph, in which a constant can have 2 GB at most
+        with tf.device("CPU:0"):  # created outside the graph, in which a constant is limited to 2 GB
             labels, images = self._label_tensor(), None if by_index else tf.constant(self.images)
 
         @graph_code
         def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
             indices, (crops, draws) = sampler.indices(step), sampler.draws(step)
-            boxes = augment.random_crop_boxes(crops, height, width, settings)  # [b, v, 4]
+            boxes = cropping.random_crop_boxes(crops, height, width, settings)  # [b, v, 4]
             pixels = {"index": indices} if by_index else {"images": tf.gather(images, indices)}
             return {"labels": tf.gather(labels, indices), "boxes": boxes, "draws": draws} | pixels
 
@@ -193,9 +193,9 @@ class EncodedSource(Source):
     """Images that are decoded whenever they are read; some may turn out to be corrupt.
 
     Attributes:
-        max_corrupt_share: share of all images that may be corrupt.
+        max_corrupt_share: fraction of all images that may be corrupt.
         image_bits: bits in use of images with 16 bits per channel, see ``decoding.decode``; 0: all 16.
-        warnings: names of the warnings about the images that were given.
+        warnings: names of the warnings about the images that have been given.
     """
 
     max_corrupt_share: float = 1.0
@@ -230,7 +230,7 @@ class EncodedSource(Source):
 
         Args:
             chunks: tuples of a chunk of images, and chunks ``[c, ...]`` of further arguments of ``view``.
-            view: from an encoded image and further arguments to a tensor of static shape.
+            view: maps an encoded image and further arguments to a tensor of static shape.
             substitutes: images to try in place of a corrupt one.
 
         Returns:
@@ -239,10 +239,10 @@ class EncodedSource(Source):
 
     @abc.abstractmethod
     def _sample(self) -> Iterable[bytes]:
-        """Returns the content of ``checks.NUM_SAMPLED`` images at most that may have 16 bits per channel."""
+        """Returns the content of at most ``checks.NUM_SAMPLED`` images that may have 16 bits per channel."""
 
     def _check_bits(self) -> None:
-        """Warns, once, of images that need ``image_bits``."""
+        """Warns once about images that need ``image_bits``."""
         if not self.image_bits and "image_bits" not in self.warnings:
             self.warnings.add("image_bits")
             checks.warn_of_unused_bits(self.name, self._sample())
@@ -325,8 +325,8 @@ class FileSource(EncodedSource):
 
     Attributes:
         encoded: content of the files, object ``[n]``, if it is cached in memory.
-        max_file_mb: MB of a file at most. A larger one counts as corrupt, like anything that is no regular file; it is
-            never opened.
+        max_file_mb: maximum size of a file in MB. A larger one counts as corrupt and is never opened, like anything
+            that is not a regular file.
     """
 
     name: str
@@ -340,13 +340,13 @@ class FileSource(EncodedSource):
 
     @classmethod
     def from_settings(cls, config: Config, name: str, paths: Sequence[str], **fields: Any) -> Self:
-        """Builds a source that reads its files as the settings say: bits, sizes, share of corrupt ones, cached or not.
+        """Builds a source with the settings for reading files: bits, sizes, fraction of corrupt ones, cached or not.
 
         Args:
-            config: the settings; of them ``image_bits``, ``max_file_mb``, ``max_corrupt_share``, ``cache_dataset``.
-            name: of the source.
-            paths: of the files.
-            **fields: its other fields, such as ``labels`` and ``class_names``; without these it is unlabelled.
+            config: the settings; ``image_bits``, ``max_file_mb``, ``max_corrupt_share``, ``cache_dataset`` are used.
+            name: name of the source.
+            paths: paths of the files.
+            **fields: other fields, such as ``labels`` and ``class_names``; without these it is unlabelled.
         """
         names = ("image_bits", "max_file_mb", "max_corrupt_share")
         settings = {name: getattr(config, name) for name in names}
@@ -361,13 +361,13 @@ class FileSource(EncodedSource):
     def in_memory(self) -> bool:
         return self.encoded is not None
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Digest of names, sizes and labels of the files, wherever their folder is."""
-        root = os.path.commonpath(self.paths)
-        sizes = zip(self.paths, self._sizes, strict=True)
-        names = (f"{os.path.relpath(path, root)} {max(size, 0)}" for path, size in sizes)
-        return digest(self.num_examples, self.labels, *names, *self.class_names)
+        """Digest of names, sizes, contents and labels of the files, wherever their folder is; see `fingerprints`."""
+        root, sizes = os.path.commonpath(self.paths), np.maximum(self._statuses[:, 0], 0)
+        names = (os.path.relpath(path, root) for path in self.paths)
+        contents = content_digest(self.paths, self._statuses)
+        return digest(self.num_examples, self.labels, sizes, contents, *names, *self.class_names)
 
     def subset(self, indices: np.ndarray) -> Self:
         return dataclasses.replace(
@@ -379,7 +379,9 @@ class FileSource(EncodedSource):
 
     def cached(self) -> Self:
         """Returns the source with the content of all files in memory."""
-        contents = [reading.read_file(path, self._max_bytes) for path in self.paths]
+        contents = [
+            reading.read_file(path, self._max_bytes, decoding.HEAD_BYTES, decoding.may_be_image) for path in self.paths
+        ]
         return dataclasses.replace(self, encoded=np.array(contents, dtype=object))
 
     @property
@@ -387,9 +389,9 @@ class FileSource(EncodedSource):
         return self.max_file_mb * 10**6
 
     @functools.cached_property
-    def _sizes(self) -> list[int]:
-        """``reading.file_size`` of each file: a system call per file, once per source, not whenever it is read."""
-        return [reading.file_size(path) for path in self.paths]
+    def _statuses(self) -> np.ndarray:
+        """`file_statuses`, sizes first; cached, because they take a system call per file."""
+        return file_statuses(self.paths)
 
     def _sample(self) -> Iterator[bytes]:
         for i in range(0, self.num_examples, max(1, -(-self.num_examples // checks.NUM_SAMPLED))):
@@ -415,9 +417,9 @@ class FileSource(EncodedSource):
         labels = self._label_tensor()
         if self.in_memory:
             files = tf.constant(self.encoded)
-        else:  # the path "" is that of no file, so what must not be opened counts as corrupt
-            sizes = zip(self.paths, self._sizes, strict=True)
-            files = tf.constant([os.fsencode(path) if 0 <= size <= self._max_bytes else b"" for path, size in sizes])
+        else:  # no file has the path "", so a file that must not be opened counts as corrupt
+            sizes = zip(self.paths, self._statuses[:, 0].tolist(), strict=True)
+            files = tf.constant([os.fsencode(path) if 0 < size <= self._max_bytes else b"" for path, size in sizes])
 
         def read_view(index: tf.Tensor, *arguments: tf.Tensor) -> tf.Tensor:
             return view(files[index] if self.in_memory else tf.io.read_file(files[index]), *arguments)
@@ -431,16 +433,5 @@ class FileSource(EncodedSource):
 
 
 def take(values: np.ndarray | None, indices: np.ndarray) -> np.ndarray | None:
-    """Indexes an array that may be missing."""
+    """Indexes an array; None stays None."""
     return None if values is None else values[indices]
-
-
-def digest(num_examples: int, *parts: np.ndarray | str | None) -> str:
-    """Returns a fingerprint: the number of images and a hash of arrays and texts."""
-    hashed = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        if isinstance(part, str):
-            hashed.update(os.fsencode(part) + b"\0")
-        elif part is not None:
-            hashed.update(np.ascontiguousarray(part))
-    return f"{num_examples} ({hashed.hexdigest()})"

@@ -1,4 +1,4 @@
-"""Image files without labels: those that ``--images`` names."""
+"""Image files without labels, as given by ``--images``."""
 
 import collections
 import glob
@@ -17,7 +17,7 @@ def open_images(config: Config) -> FileSource:
     separate several. A path that exists is taken as it is, whatever characters it has.
 
     Args:
-        config: the settings; of them ``images``, and those of ``FileSource.from_settings`` without the cache.
+        config: the settings; ``images``, and those of ``FileSource.from_settings`` without the cache are used.
 
     Returns:
         The files; those of a folder or a glob are sorted. ``skipped`` counts what these have besides images.
@@ -51,7 +51,7 @@ def _matches(pattern: str, skipped: collections.Counter[str]) -> list[str]:
     paths = []
     for match in matches:
         if os.path.isdir(match):
-            if "**" not in pattern:  # which matches the content of folders, too
+            if "**" not in pattern:  # "**" also matches the content of folders
                 paths += list_images(match, skipped)
         elif reason := unsupported_format(match):
             skipped[reason] += 1

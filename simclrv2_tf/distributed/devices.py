@@ -1,28 +1,36 @@
 """Devices of a run: one device, several GPUs, several machines or a TPU."""
 
 import contextlib
-import errno
-import functools
+import dataclasses
 import logging
 import os
 import re
 import signal
-import socket
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any, TypeAlias
 
+import keras
 import tensorflow as tf
 
-from simclrv2_tf.distributed.collectives import all_gather
+import simclrv2_tf
+from simclrv2_tf.distributed.agreement import gather_rows, has_workers, meet, worker_addresses
 from simclrv2_tf.errors import LostWorkerError, SettingError, first_line
+from simclrv2_tf.interrupts import waiting
 from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.usage import is_read
 
 log = logging.getLogger(__name__)
 
-Strategy = tf.distribute.Strategy
-Resolver = tf.distribute.cluster_resolver.ClusterResolver
+Strategy: TypeAlias = tf.distribute.Strategy
+Resolver: TypeAlias = tf.distribute.cluster_resolver.ClusterResolver
+
+# Settings that may differ between workers: paths and services of one machine, and those that determine other settings.
+PER_WORKER: tuple[str, ...] = ("model_dir", "data_dir", "data_service", "cache_dataset", "worker_timeout")
+PER_WORKER += ("callbacks", "trust_run_code", "recipe", "stage")
+
+_strategies: dict[int, Strategy] = {}  # by cpu_replicas
 
 
 def choose_strategy(config: Config) -> Strategy:
@@ -37,31 +45,47 @@ def choose_strategy(config: Config) -> Strategy:
     """
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = _tpu_strategy(config) if config.use_tpu else _local_strategy(config.cpu_replicas, config.worker_timeout)
+    strategy = _tpu_strategy(config) if config.use_tpu else _local_strategy(config)
     replicas = strategy.num_replicas_in_sync
     for flag in ("train_batch_size", "eval_batch_size"):
-        if getattr(config, flag) % replicas:
+        if is_read(flag, config.mode) and getattr(config, flag) % replicas:
             raise SettingError(f"--{flag}={getattr(config, flag)}: is not divisible by the {replicas} replicas")
     return strategy
 
 
-@functools.cache  # a second MirroredStrategy in a process would join the collectives of the first one
-def _local_strategy(cpu_replicas: int, worker_timeout: int) -> Strategy:
+def _local_strategy(config: Config) -> Strategy:
+    """Builds a strategy once: a second MirroredStrategy in a process would join the collectives of the first one."""
+    strategy = _strategies.get(config.cpu_replicas) or _build_local_strategy(config)
+    if strategy is not tf.distribute.get_strategy():
+        _strategies[config.cpu_replicas] = strategy
+    return strategy
+
+
+def _build_local_strategy(config: Config) -> Strategy:
     resolver = _workers()
     gpus = tf.config.list_physical_devices("GPU")
-    if cpu_replicas:
+    if config.cpu_replicas:
         if resolver is not None:
-            raise SettingError(f"--cpu_replicas={cpu_replicas}: a worker on a CPU is one replica")
-        return tf.distribute.MirroredStrategy(_logical_cpus(cpu_replicas))
+            raise SettingError(f"--cpu_replicas={config.cpu_replicas}: a worker on a CPU is one replica")
+        return tf.distribute.MirroredStrategy(_logical_cpus(config.cpu_replicas))
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     if resolver is not None:
-        _wait_for_workers(resolver, worker_timeout)
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow has just set it to be ignored
-        return strategy
+        return _join_workers(resolver, config)
     return tf.distribute.MirroredStrategy() if len(gpus) > 1 else tf.distribute.get_strategy()
+
+
+def cpu_replicas(count: int) -> Strategy:
+    """Returns a strategy with ``count`` replicas on the CPU, to try several replicas without GPUs.
+
+    Call it before TensorFlow uses a device, and build models in its scope: ``with cpu_replicas(2).scope(): …``.
+
+    Raises:
+        ValueError: if TensorFlow has already started with fewer CPU devices, or this is one of several workers.
+    """
+    if count < 1:
+        raise ValueError(f"cpu_replicas({count}): the number of replicas must be at least 1")
+    return _local_strategy(Config(cpu_replicas=count))
 
 
 def _logical_cpus(count: int) -> list[str]:
@@ -77,7 +101,7 @@ def _logical_cpus(count: int) -> list[str]:
 
 
 def split_tpu_name(tpu_name: str) -> tuple[str | None, str | None, str]:
-    """Returns project, zone and name of ``PROJECT/ZONE/NAME``; no project and zone for a mere name or an address."""
+    """Returns project, zone and name of ``PROJECT/ZONE/NAME``; no project and zone for a plain name or an address."""
     if "://" in tpu_name or tpu_name.count("/") != 2:
         return None, None, tpu_name
     project, zone, name = tpu_name.split("/")
@@ -91,7 +115,7 @@ def _tpu_strategy(config: Config) -> Strategy:
         if address != "local":
             tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except Exception as error:  # the resolver raises whatever its transport raises
+    except Exception as error:  # the resolver passes on any error of its transport
         raise SettingError(f"--tpu_name={config.tpu_name}: this TPU cannot be reached ({first_line(error)})") from None
     return tf.distribute.TPUStrategy(resolver)
 
@@ -110,7 +134,7 @@ def _workers() -> Resolver | None:
     try:
         if source == "TF_CONFIG":
             resolver = resolvers.TFConfigClusterResolver()
-        else:  # made-up GPU counts, as only the tasks are needed: a task's GPUs are those that it sees
+        else:  # dummy GPU counts, as only the tasks are needed: a task's GPUs are those that it sees
             resolver = resolvers.SlurmClusterResolver(gpus_per_node=slurm_tasks, gpus_per_task=1, auto_set_gpu=False)
         cluster = resolver.cluster_spec()
         if not cluster.as_dict():
@@ -137,48 +161,33 @@ def _slurm_tasks() -> int:
     return 1
 
 
-def _wait_for_workers(resolver: Resolver, timeout: int) -> None:
-    """Waits until every worker accepts connections. TensorFlow's own wait has no timeout and cannot be interrupted.
-
-    Meanwhile this worker listens at its own address, where TensorFlow's server will listen later.
-
-    Raises:
-        SettingError: naming the worker that did not come up within ``timeout`` seconds, or an address that cannot be
-            used.
-    """
-    cluster, own = resolver.cluster_spec(), (resolver.task_type, resolver.task_id)
-    tasks = [(job, index) for job in cluster.jobs for index in cluster.task_indices(job)]
-    deadline = time.monotonic() + timeout
-    with contextlib.closing(_listen(cluster.task_address(*own))):
-        for job, index in tasks:
-            address = cluster.task_address(job, index)
-            while (job, index) != own and not _answers(address):
-                if time.monotonic() > deadline:
-                    raise SettingError(
-                        f"--worker_timeout={timeout}: {job} {index} ({address}) did not come up within {timeout} s"
-                    )
-                time.sleep(0.2)
+def _join_workers(resolver: Resolver, config: Config) -> Strategy:
+    """Waits for the other workers, compares the records of all, and lets TensorFlow connect them."""
+    own, addresses = f"{resolver.task_type} {resolver.task_id}", worker_addresses(resolver.cluster_spec())
+    timeout, handler = config.worker_timeout, signal.getsignal(signal.SIGTERM)
+    late = f"--worker_timeout={timeout}: the workers ({', '.join(addresses.values())}) were not connected"
+    with waiting("another worker", timeout=timeout + 5, message=f"{late} within {timeout} s"):  # also for a name server
+        meet(addresses, own, _worker_record(config), timeout)
+    with waiting("another worker", timeout=timeout, message=f"{late} by TensorFlow within {timeout} s"):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # TensorFlow has just set SIGTERM to be ignored
+    return strategy
 
 
-def _listen(address: str) -> socket.socket:
-    port = address.rpartition(":")[2]
-    try:
-        return socket.create_server(("", int(port)), backlog=1024)
-    except (OSError, ValueError, OverflowError) as error:
-        raise SettingError(f"{address}: this worker cannot listen there ({first_line(error)})") from None
+def _worker_record(config: Config) -> dict[str, str]:
+    """Returns the values that all workers must agree on before they connect: versions, devices and settings."""
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    versions = {"simclrv2_tf": simclrv2_tf.__version__, "TensorFlow": tf.__version__, "Keras": keras.__version__}
+    settings = {f"--{name}": str(value) for name, value in _shared_settings(config).items()}
+    for stage, of_stage in getattr(config, "stages", {}).items():
+        settings |= {f"--{name} of {stage}": str(value) for name, value in _shared_settings(of_stage).items()}
+    return versions | {"number of GPUs": str(gpus), "dtype policy": dtype_policy(config)} | settings
 
 
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=1).close()
-        return True
-    except socket.gaierror as error:
-        raise SettingError(f"{address}: a worker's name does not resolve ({error.strerror})") from None
-    except OSError as error:
-        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH) or isinstance(error, TimeoutError):
-            time.sleep(0.8)
-        return False
+def _shared_settings(config: Config) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in PER_WORKER]
+    return {name: getattr(config, name) for name in names}
 
 
 def is_chief(strategy: Strategy) -> bool:
@@ -211,21 +220,11 @@ def worker_context(strategy: Strategy) -> Iterator[None]:
         ) from None
 
 
-def has_workers(strategy: Strategy) -> bool:
-    """Returns whether the run has several worker processes."""
-    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-
-
 def gather_from_workers(strategy: Strategy, number: int) -> list[int]:
-    """Gathers a number of each worker on every worker, repeated per replica; a barrier for all workers."""
+    """Gathers a number from each worker on every worker, repeated per replica; a barrier for all workers."""
     if not has_workers(strategy):
         return [number]
-    return _gather(strategy)(tf.constant([number], tf.int64)).numpy().tolist()
-
-
-@functools.cache
-def _gather(strategy: Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
-    return tf.function(lambda value: strategy.experimental_local_results(strategy.run(all_gather, args=(value,)))[0])
+    return gather_rows(strategy)(tf.constant([number], tf.int64)).numpy().tolist()
 
 
 def use_xla(config: Config, strategy: Strategy) -> bool:
@@ -240,6 +239,11 @@ def use_xla(config: Config, strategy: Strategy) -> bool:
     if config.jit_compile == "true" and multiple and not (gpus or config.use_tpu):
         raise SettingError("--jit_compile=true: XLA has no collectives on CPUs; several CPU replicas need false")
     return config.jit_compile == "true"
+
+
+def has_accelerator(config: Config) -> bool:
+    """Returns whether the run computes on GPUs or a TPU."""
+    return config.use_tpu or bool(tf.config.list_physical_devices("GPU"))
 
 
 def prefetch_device(config: Config) -> str:

@@ -4,7 +4,6 @@ A method is a subclass of ``Method`` that defines ``forward`` and ``objective``.
 replicas, the NaN guard and micro-batches. For examples, see ``simclr.py`` and ``classifier.py``.
 """
 
-import inspect
 from typing import Any
 
 import keras
@@ -13,26 +12,26 @@ import tensorflow as tf
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.input import make_views
 from simclrv2_tf.distributed.collectives import all_sum, replica_count
-from simclrv2_tf.errors import SettingError
+from simclrv2_tf.methods import evaluation
 from simclrv2_tf.methods.grad_cache import cached_gradients
-from simclrv2_tf.methods.lars import LARS
 from simclrv2_tf.methods.losses import l2_penalty
 from simclrv2_tf.methods.nan_guard import Snapshot, all_finite
 from simclrv2_tf.methods.optimizers import penalised_variables
+from simclrv2_tf.methods.trainer import MethodTrainer
 from simclrv2_tf.models.batch_norm import BatchNorm
-from simclrv2_tf.models.network import Network, built_network
-from simclrv2_tf.settings.config import Config
+from simclrv2_tf.models.network import Network, built_network, check_images
+from simclrv2_tf.settings.config import Config, check_arguments
 
 Batch = dict[str, tf.Tensor]
 Outputs = dict[str, tf.Tensor]
 Logs = dict[str, tf.Tensor]
 
 
-class Method(keras.Model):
+class Method(MethodTrainer):
     """A network together with its training step.
 
-    A subclass defines ``forward`` and ``objective``, and if needed ``after_step``, ``parts`` and ``trained_variables``.
-    Keras's ``fit`` and the loop of the command line both call ``run_steps``.
+    A subclass defines ``forward`` and ``objective``, and if needed ``after_step``, ``test_step``, ``parts`` and
+    ``trained_variables``. Keras's ``fit`` and the loop of the command line both call ``run_steps``.
 
     A batch is a dict with the inputs of ``input.make_views`` and int32 ``labels [b]``, −1 where unknown.
 
@@ -42,6 +41,10 @@ class Method(keras.Model):
         views: augmentation settings.
         weight_decay: factor of the L2 terms in the loss.
         micro_batch: images per replica whose activations are in memory at a time (``grad_cache.py``); 0 for all.
+        input_range: values that the encoder expects, see ``Network``; None for a ``Network``, which has its own.
+
+    Raises:
+        ValueError: if an argument is out of bounds.
 
     Attributes:
         num_views: number of views of each image in a batch.
@@ -79,13 +82,16 @@ class Method(keras.Model):
         views: ViewSettings,
         weight_decay: float = 0.0,
         micro_batch: int = 0,
+        input_range: str | None = None,
         name: str | None = None,
     ):
+        check_arguments(weight_decay=weight_decay, grad_cache_micro_batch=micro_batch)
         super().__init__(name=name)
-        self.network = built_network(network, views.image_size)
+        self.network = built_network(network, views.image_size, input_range)
         self.views = views
         self.weight_decay = weight_decay
         self.micro_batch = micro_batch
+        self.input_range = input_range
         self.built = True
 
     @classmethod
@@ -110,6 +116,9 @@ class Method(keras.Model):
     def after_step(self, batch: Batch) -> None:
         """Runs after the update, for example to update a moving average. A no-op by default."""
 
+    def update_compiled_metrics(self, outputs: Outputs, batch: Batch) -> None:
+        """Updates the metrics of ``compile`` with the outputs of ``forward``; a no-op without a classifier."""
+
     def parts(self) -> dict[str, keras.layers.Layer]:
         """Returns, by name, the layers that are saved, restored, and rolled back after a bad step."""
         return self.network.parts()
@@ -120,6 +129,11 @@ class Method(keras.Model):
         network = self.network
         return network.encoder_variables + network.head_variables() + network.classifier_variables
 
+    def __call__(self, images: tf.Tensor, *args: Any, **kwargs: Any) -> dict[str, tf.Tensor]:
+        """Calls the network; ValueError if the images are not RGB."""
+        check_images(images)
+        return super().__call__(images, *args, **kwargs)
+
     def call(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Returns the network's endpoints, for evaluation."""
         return self.network(images, training=training, whole_head=True)
@@ -127,28 +141,35 @@ class Method(keras.Model):
     # The step
 
     def train_step(self, batch: Batch) -> Logs:
-        """Makes one update, on one replica.
+        """Runs one training step, on one replica.
 
         The loss is divided by the number of replicas, because Keras's optimizers sum gradients over replicas.
 
         Returns:
             The replica's ``train_metrics``, scalars.
         """
+        batch = evaluation.check_views(batch, self)
         if self.micro_batch:  # views are made per micro-batch
             loss, logs, gradients = cached_gradients(self, batch, self.micro_batch)
         else:
             batch = batch | {"views": self.make_views(batch)}
             with tf.GradientTape() as tape:
-                loss, logs = self.objective(self.forward(batch), batch)
+                outputs = self.forward(batch)
+                loss, logs = self.objective(outputs, batch)
                 scaled = self.scale_loss(loss)
+            self.update_compiled_metrics(outputs, batch)
             gradients = tape.gradient(scaled, [variable.value for variable in self.trained_variables])
         self.optimizer.apply(gradients, self.trained_variables)
         self.after_step(batch)
         return {"loss": loss, **logs}
 
     def make_views(self, batch: Batch) -> tf.Tensor:
-        """Returns the augmented views of a batch, float32 ``[b, num_views, size, size, 3]`` in [0, 1]."""
-        return make_views(batch, self.views)
+        """Returns the augmented views of a batch, float32 ``[b, num_views, size, size, 3]`` in [0, 1].
+
+        Raises:
+            ValueError: if the batch has another number of views, or no images.
+        """
+        return make_views(evaluation.check_views(batch, self), self.views)
 
     def scale_loss(self, loss: tf.Tensor) -> tf.Tensor:
         """Divides a replica's loss by the number of replicas, and multiplies it by the loss scale in float16."""
@@ -157,6 +178,27 @@ class Method(keras.Model):
     def weight_decay_loss(self) -> tf.Tensor | float:
         """Computes the L2 penalty of the variables that the optimizer does not decay itself."""
         return l2_penalty(penalised_variables(self), self.weight_decay)
+
+    def test_step(self, batch: Batch) -> Logs:
+        """Evaluates the network on one replica, without changing it.
+
+        The default computes the metrics of a training step with batch statistics, so padding affects its batch.
+
+        Args:
+            batch: from ``evaluation_batches``: augmented views if the method needs two, otherwise central crops.
+
+        Returns:
+            Metrics by name. Each is a value per image, float ``[b]``, averaged with the weights of the batch; a pair of
+            values and their own weights, ``[b]`` each; or a scalar for the whole batch.
+        """
+        with keras.StatelessScope():
+            loss, logs = self.objective(self.forward(batch), batch)
+        return {"loss": loss, **logs}
+
+    def predict_step(self, batch: Batch) -> Outputs:
+        """Returns features and, if the network has them, projections and logits of central crops, on one replica."""
+        endpoints = self(evaluation.central_crops(batch, self), training=False)
+        return {name: endpoints[name] for name in evaluation.PREDICTED if name in endpoints}
 
     # Several steps on every replica
 
@@ -180,10 +222,13 @@ class Method(keras.Model):
     def _make_run_steps(self) -> Any:
         # Without AutoGraph: nothing here needs it, and it takes longer than tracing and writes temporary files.
         replica_step = self.guarded_step
-        if self.jit_compile and not isinstance(self.distribute_strategy, tf.distribute.TPUStrategy):
+        if (
+            self.jit_compile
+            and not self.run_eagerly
+            and not isinstance(self.distribute_strategy, tf.distribute.TPUStrategy)
+        ):
             replica_step = tf.function(replica_step, jit_compile=True, autograph=False)
 
-        @tf.function(reduce_retracing=True, autograph=False)
         def run_steps(iterator: Any, steps: tf.Tensor) -> Logs:
             def run_step(
                 step: tf.Tensor, total: tf.Tensor, num_bad: tf.Tensor, first_bad: tf.Tensor
@@ -201,7 +246,7 @@ class Method(keras.Model):
             means = dict(zip(self.train_metrics, tf.unstack(total / tf.cast(count, tf.float32)), strict=True))
             return {**means, "bad_steps": num_bad, "first_bad_step": first_bad}
 
-        return run_steps
+        return run_steps if self.run_eagerly else tf.function(run_steps, reduce_retracing=True, autograph=False)
 
     def guarded_step(self, batch: Batch) -> tf.Tensor:
         """Runs ``train_step``, and rolls it back if it is bad and bad steps are skipped.
@@ -228,7 +273,7 @@ class Method(keras.Model):
         return Snapshot([*self.trained_variables, *slots], state)
 
     def complete_batch(self, batch: Batch) -> Batch:
-        """Adds images that reside on the device to a batch. A no-op, unless replaced by ``TrainingInput``'s method."""
+        """Adds device-resident images to a batch. A no-op unless ``TrainingInput`` replaces it."""
         return batch
 
     def average_local_statistics(self) -> None:
@@ -241,70 +286,3 @@ class Method(keras.Model):
 
         if layers and self.distribute_strategy.num_replicas_in_sync > 1:
             self.distribute_strategy.run(tf.function(average, autograph=False))
-
-    # Keras
-
-    def compile(self, *args: Any, skip_bad_steps: bool = False, **kwargs: Any) -> None:
-        """Compiles as Keras does, and builds the optimizer, whose variables belong to the strategy and to checkpoints.
-
-        The classifier is excluded from LARS's weight decay and adaptation.
-
-        Args:
-            *args: as in Keras.
-            skip_bad_steps: roll back steps whose loss or gradient is not finite.
-            **kwargs: as in Keras.
-
-        Raises:
-            SettingError: for float16 on several replicas, where Keras's loss scaling fails.
-        """
-        super().compile(*args, **kwargs)
-        scaling = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-        if scaling and self.distribute_strategy.num_replicas_in_sync > 1:
-            raise SettingError("--mixed_precision=float16: works on one replica only; use bfloat16 or float32")
-        inner = self.optimizer.inner_optimizer if scaling else self.optimizer
-        if isinstance(inner, LARS) and not inner.built:
-            inner.exclude(self.network.classifier_variables)
-        self.optimizer.build(self.trained_variables)
-        if self.distribute_strategy.num_replicas_in_sync > 1:
-            # Each replica counts steps itself. Keras would broadcast the first one's count, which XLA cannot compile.
-            self.optimizer.iterations.value._aggregation = tf.VariableAggregation.NONE
-        self.skip_bad_steps = skip_bad_steps
-
-    def make_train_function(self, force: bool = False) -> Any:
-        """Returns the function that ``fit`` calls.
-
-        Keras's own fails on several replicas with ``steps_per_execution`` above 1 or ``jit_compile``, and on several
-        workers.
-        """
-        if self.train_function is None or force:
-            self._run_steps = None
-            self.train_function = self._train_function
-        return self.train_function
-
-    def _train_function(self, iterator: Any) -> Logs:
-        logs = self.run_steps(iterator, self.steps_per_execution)
-        return {name: logs[name] for name in self.train_metrics}
-
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Does nothing: methods are built by their constructor. Keras's would take a batch and average integers."""
-
-    def get_compile_config(self) -> dict[str, Any]:
-        """Returns the arguments with which a loaded model is compiled."""
-        names = ("optimizer", "jit_compile", "steps_per_execution", "skip_bad_steps")
-        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names if self.compiled}
-
-    def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a loaded model as it was compiled when saved."""
-        self.compile(**keras.saving.deserialize_keras_object(config))
-
-    def get_config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, from the attributes of the same names."""
-        classes = [cls for cls in type(self).__mro__ if issubclass(cls, Method)]
-        parameters = [p for cls in classes for p in list(inspect.signature(cls.__init__).parameters.values())[1:]]
-        names = dict.fromkeys(p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL))
-        return {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in names}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "Method":
-        """Builds a method from its config."""
-        return cls(**{k: keras.saving.deserialize_keras_object(v, custom_objects) for k, v in config.items()})

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.methods.base import Batch, Logs, Method, Outputs
-from simclrv2_tf.methods.losses import supervised_loss
+from simclrv2_tf.methods.evaluation import central_crops, update_metrics
+from simclrv2_tf.methods.losses import hits, supervised_loss
 from simclrv2_tf.models.network import Network
 
 
@@ -29,7 +30,7 @@ class ClassificationModel(Method):
     """
 
     strong_augmentation = False
-    train_metrics = ("loss", "train_top1")
+    train_metrics: tuple[str, ...] = ("loss", "train_top1")
 
     def __init__(self, network: Network, views: ViewSettings, **kwargs: Any):
         super().__init__(network, views, **{"name": "classification", **kwargs})
@@ -60,11 +61,29 @@ class ClassificationModel(Method):
         return self.network(images, training=training)
 
     def forward(self, batch: Batch) -> Outputs:
+        if self.network.classifier is None:
+            raise ValueError("the network has no classifier: build it with num_classes")
         images = self.make_views(batch)[:, 0]  # [b, size, size, 3]
         return {"logits": self(images, training=True)["logits_sup"]}  # [b, classes]
 
     def objective(self, outputs: Outputs, batch: Batch) -> tuple[tf.Tensor, Logs]:
         logits, labels = outputs["logits"], batch["labels"]
         loss = tf.reduce_mean(supervised_loss(labels, logits)) + self.weight_decay_loss()
-        hits = tf.argmax(logits, axis=1, output_type=labels.dtype) == labels
-        return loss, {"train_top1": tf.reduce_mean(tf.cast(hits, tf.float32))}
+        return loss, {"train_top1": tf.reduce_mean(hits(labels, logits))}
+
+    def test_step(self, batch: Batch) -> Logs:
+        """Computes ``loss`` (cross-entropy, without weight decay) and ``top1`` of each labelled image."""
+        labels, logits = batch["labels"], self(central_crops(batch, self), training=False)["logits_sup"]
+        weights = self._labelled_weights(batch, logits)
+        return {
+            "loss": (supervised_loss(tf.maximum(labels, 0), logits), weights),
+            "top1": (hits(labels, logits), weights),
+        }
+
+    def _labelled_weights(self, batch: Batch, logits: tf.Tensor) -> tf.Tensor:
+        """Updates the metrics of ``compile``; returns the weights ``[b]`` of the batch, 0 for unlabelled images."""
+        update_metrics(self, batch["labels"], logits, batch["weights"])
+        return batch["weights"] * tf.cast(batch["labels"] >= 0, batch["weights"].dtype)
+
+    def update_compiled_metrics(self, outputs: Outputs, batch: Batch) -> None:
+        update_metrics(self, batch["labels"], outputs["logits"])

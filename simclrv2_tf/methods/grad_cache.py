@@ -59,6 +59,7 @@ def cached_gradients(method: "Method", batch: "Batch", micro_batch: int) -> tupl
         tape.watch(outputs)
         loss, logs = method.objective(outputs, batch)
         scaled = method.scale_loss(loss)
+    method.update_compiled_metrics(outputs, batch)
     output_gradients, gradients = tape.gradient(scaled, (outputs, weights), unconnected_gradients="zero")
 
     def run_again(total: list[tf.Tensor], part: tuple["Batch", "Outputs"]) -> list[tf.Tensor]:

@@ -6,9 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.data.input import Part
-from simclrv2_tf.distributed.collectives import all_gather
-from simclrv2_tf.distributed.devices import has_workers
 from simclrv2_tf.methods.base import Batch, Method
+from simclrv2_tf.methods.evaluation import collected, local_parts
 
 MakeBatches = Callable[[Part], tf.data.Dataset]
 
@@ -46,14 +45,14 @@ def collect(
 
     Args:
         method: the model.
-        make_batches: returns the batches of a part (``input.evaluation_batches``) with ``images``, ``labels`` and
+        make_batches: returns the batches of a part (``evaluation_input``) with ``images``, ``labels`` and
             ``weights``; images of weight 0 are padding.
         batch_size: images per global batch.
         names: endpoints of ``call``.
 
     Returns:
         The endpoints and ``labels``, ``[n, ...]`` in the order of the images for any number of replicas, without
-        corrupt images; and ``rows``, int64 ``[n]``: the positions of the others among all images.
+        corrupt images; and ``rows``, int64 ``[n]``: their positions among all images.
     """
     return collect_batches(method, distribute(method.distribute_strategy, batch_size, make_batches), names)
 
@@ -61,28 +60,25 @@ def collect(
 def collect_batches(
     method: Method, batches: tf.distribute.DistributedDataset, names: tuple[str, ...]
 ) -> dict[str, np.ndarray]:
-    """Like `collect`, for batches that are distributed already, which may be run through several times."""
+    """Like `collect`, for batches that are already distributed; they may be iterated several times."""
     # Names are bound, not passed: arguments are sent to a TPU. The function is cached, so it is traced once.
     key = f"_forward{names}"
-    if key not in vars(method):
-        vars(method)[key] = tf.function(lambda batch: _endpoints(method, batch, names), autograph=False)
-    forward = vars(method)[key]
+    if key not in method.__dict__:
+        method.__dict__[key] = tf.function(lambda batch: _endpoints(method, batch, names), autograph=False)
+    forward = method.__dict__[key]
     method.average_local_statistics()
     strategy = method.distribute_strategy
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*names, "labels", "weights")}
     for batch in batches:
         for name, value in strategy.run(forward, args=(batch,)).items():
             local = strategy.experimental_local_results(value)
-            parts[name].append(local[0].numpy() if has_workers(strategy) else np.concatenate(local))
+            parts[name].append(np.concatenate(local_parts(method, local)))
     outputs = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     rows = np.flatnonzero(outputs.pop("weights") > 0)
     return {name: values[rows] for name, values in outputs.items()} | {"rows": rows}
 
 
 def _endpoints(method: Method, batch: Batch, names: tuple[str, ...]) -> dict[str, tf.Tensor]:
-    """Returns the named endpoints in a dtype that NumPy has, gathered over replicas if there are several workers."""
     endpoints = method(batch["images"], training=False)
-    half = (tf.bfloat16, tf.float16)
-    outputs = {n: tf.cast(endpoints[n], tf.float32) if endpoints[n].dtype in half else endpoints[n] for n in names}
-    outputs |= {name: batch[name] for name in ("labels", "weights")}
-    return {n: all_gather(v) for n, v in outputs.items()} if has_workers(method.distribute_strategy) else outputs
+    outputs = {name: endpoints[name] for name in names} | {name: batch[name] for name in ("labels", "weights")}
+    return collected(method, outputs)

@@ -1,10 +1,14 @@
 """Layer-wise adaptive rate scaling (LARS), which Keras does not have."""
 
+import math
+import numbers
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from simclrv2_tf.settings.config import check_arguments
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
@@ -32,7 +36,7 @@ class LARS(keras.optimizers.Optimizer):
         **kwargs: of ``keras.optimizers.Optimizer`` (clipping, ``use_ema``, ``gradient_accumulation_steps`` …).
 
     Raises:
-        ValueError: if the momentum or the weight decay is out of bounds.
+        ValueError: if the learning rate, the momentum, the weight decay or the trust coefficient is out of bounds.
 
     Example:
         >>> weight = keras.Variable([[3.0, 4.0]])
@@ -53,8 +57,11 @@ class LARS(keras.optimizers.Optimizer):
         name: str = "lars",
         **kwargs: Any,
     ):
-        if not 0 <= momentum < 1 or weight_decay < 0:
-            raise ValueError(f"momentum must be in [0, 1) and weight_decay at least 0, not {momentum}, {weight_decay}")
+        check_arguments(momentum=momentum, weight_decay=weight_decay)
+        if isinstance(learning_rate, numbers.Number):
+            check_arguments(learning_rate=learning_rate)
+        if not (0 < trust_coefficient < math.inf):
+            raise ValueError(f"trust_coefficient={trust_coefficient}: must be a finite number above 0")
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         # Not self.weight_decay: from that attribute the base class would decay the weights a second time, decoupled.
         self.l2 = weight_decay

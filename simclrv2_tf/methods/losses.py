@@ -12,6 +12,7 @@ import tensorflow as tf
 from simclrv2_tf.distributed.collectives import all_gather, all_sum, replica_count, replica_index
 from simclrv2_tf.methods.nt_xent_tiled import nt_xent_tiled, tile_rows
 from simclrv2_tf.models.batch_norm import statistics_dtype
+from simclrv2_tf.settings.config import check_arguments
 
 # Largest similarity matrix that one replica holds as a whole, 64 MiB in float32; for larger ones tiles take as long and
 # need less memory (table in nt_xent_tiled.py).
@@ -19,7 +20,7 @@ MATRIX_ENTRIES = 2**24
 
 
 class ContrastiveResult(NamedTuple):
-    """Mean loss of this replica's images, and how well their view 1 picks their view 2 out of all view-2 candidates."""
+    """Mean loss over this replica's images; accuracy and entropy of matching view 1 to all view-2 candidates."""
 
     loss: tf.Tensor
     accuracy: tf.Tensor
@@ -59,17 +60,22 @@ def nt_xent(
         Scalars in float32 (float64 for float64 views): the loss, and the top-1 accuracy and entropy in nats of the
         similarities from view 1 to view 2, further negatives left out.
 
+    Raises:
+        ValueError: if the temperature is not above 0, or the shapes are not those above.
+
     Example:
         >>> view1, view2 = np.random.normal(size=(2, 8, 16)).astype("float32")
         >>> loss, accuracy, entropy = nt_xent(view1, view2, temperature=0.1)
         >>> loss.shape, loss.dtype
         (TensorShape([]), tf.float32)
     """
-    per_image = _nt_xent_per_image(view1, view2, temperature, normalize, negatives, tile)
+    check_arguments(temperature=temperature)
+    _check_tile(tile)
+    per_image = nt_xent_per_image(view1, view2, temperature, normalize, negatives, tile)
     return ContrastiveResult(*map(tf.reduce_mean, per_image))
 
 
-def _nt_xent_per_image(
+def nt_xent_per_image(
     view1: tf.Tensor,
     view2: tf.Tensor,
     temperature: float,
@@ -78,6 +84,7 @@ def _nt_xent_per_image(
     tile: int,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Loss, hit (0 or 1) and entropy of each image, ``[n]`` each; only the loss has a gradient."""
+    _check_shapes(view1, view2, negatives)
     view1, view2 = _projections(view1, normalize), _projections(view2, normalize)  # [n, d]
     queue = view1[:0] if negatives is None else tf.cast(_projections(negatives, normalize), view1.dtype)  # [m, d]
     if tile or _exceeds_one_matrix(view1, queue):
@@ -135,8 +142,8 @@ class NTXent(keras.losses.Loss):
         name: str = "nt_xent",
         **kwargs: Any,
     ):
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, not {temperature}")
+        check_arguments(temperature=temperature, hidden_norm=hidden_norm)
+        _check_tile(tile)
         dtype = statistics_dtype(keras.config.floatx()).name
         super().__init__(**{"name": name, "dtype": dtype} | kwargs)
         self.temperature = temperature
@@ -144,8 +151,10 @@ class NTXent(keras.losses.Loss):
         self.tile = tile
 
     def call(self, y_true: Any, y_pred: tf.Tensor) -> tf.Tensor:
+        if y_pred.shape.rank != 2 or (y_pred.shape[0] or 0) % 2:
+            raise ValueError(f"y_pred must be [2n, d], the rows of two views, not {y_pred.shape}")
         view1, view2 = tf.split(y_pred, 2)
-        return _nt_xent_per_image(view1, view2, self.temperature, self.hidden_norm, None, self.tile)[0]
+        return nt_xent_per_image(view1, view2, self.temperature, self.hidden_norm, None, self.tile)[0]
 
     def get_config(self) -> dict[str, Any]:
         settings = {"temperature": self.temperature, "hidden_norm": self.hidden_norm, "tile": self.tile}
@@ -164,7 +173,14 @@ def distillation_loss(student_logits: tf.Tensor, teacher_logits: tf.Tensor, temp
 
     Returns:
         ``[n]``, nats.
+
+    Raises:
+        ValueError: if the temperature is not above 0, or the classes differ.
     """
+    check_arguments(temperature=temperature)
+    shapes = [tf.convert_to_tensor(logits).shape for logits in (student_logits, teacher_logits)]
+    if not shapes[0].is_compatible_with(shapes[1]):
+        raise ValueError(f"logits of the same images and classes are needed, not {shapes[0]} and {shapes[1]}")
     soft_labels = tf.nn.softmax(_at_least_float32(teacher_logits) / temperature)
     student = _at_least_float32(student_logits) / temperature
     soft_labels = tf.cast(tf.stop_gradient(soft_labels), student.dtype)
@@ -174,6 +190,11 @@ def distillation_loss(student_logits: tf.Tensor, teacher_logits: tf.Tensor, temp
 def supervised_loss(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Softmax cross-entropy of integer labels ``[n]`` and logits ``[n, classes]``, per image ``[n]``, nats."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, _at_least_float32(logits))
+
+
+def hits(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """Returns 1.0 where the largest of the logits ``[n, classes]`` is that of the label, else 0.0; ``[n]``."""
+    return tf.cast(tf.argmax(logits, axis=1, output_type=labels.dtype) == labels, tf.float32)
 
 
 def labelled_mean(values: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -210,6 +231,21 @@ def similarity_bytes(rows: int, columns: int) -> int:
     """
     copies = 4 if rows * columns <= MATRIX_ENTRIES else 7
     return 4 * copies * similarity_rows(rows, columns) * columns
+
+
+def _check_tile(tile: int) -> None:
+    if not isinstance(tile, int) or tile < 0:
+        raise ValueError(f"tile={tile!r}: must be a whole number, 0 or more")
+
+
+def _check_shapes(view1: Any, view2: Any, negatives: Any) -> None:
+    """Raises ValueError if the known parts of the shapes are not ``[n, d]`` for views, ``[m, d]`` for negatives."""
+    view1, view2 = tf.convert_to_tensor(view1), tf.convert_to_tensor(view2)
+    if view1.shape.rank not in (2, None) or not view1.shape.is_compatible_with(view2.shape):
+        raise ValueError(f"two views [n, d] of the same images are needed, not {view1.shape} and {view2.shape}")
+    negatives = view1[:0] if negatives is None else tf.convert_to_tensor(negatives)
+    if not negatives.shape[1:].is_compatible_with(view1.shape[1:]):
+        raise ValueError(f"negatives must be [m, d] with the views' d, not {negatives.shape} for {view1.shape}")
 
 
 def _exceeds_one_matrix(view: tf.Tensor, queue: tf.Tensor) -> bool:

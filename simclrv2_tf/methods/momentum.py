@@ -6,6 +6,7 @@ import tensorflow as tf
 from simclrv2_tf.distributed.collectives import all_gather
 from simclrv2_tf.models.batch_norm import statistics_dtype
 from simclrv2_tf.models.network import Network
+from simclrv2_tf.settings.config import check_arguments
 
 
 class MovingAverage(keras.layers.Layer):
@@ -13,7 +14,10 @@ class MovingAverage(keras.layers.Layer):
 
     Args:
         network: the trained network, built; the average starts from its weights.
-        decay: per step.
+        decay: per step, from 0 to 1.
+
+    Raises:
+        ValueError: if the decay is out of bounds, or the network is not built.
 
     Example:
         >>> network = Network(ResNet(10, 0.0625, stem="cifar"))
@@ -24,6 +28,9 @@ class MovingAverage(keras.layers.Layer):
     """
 
     def __init__(self, network: Network, decay: float, name: str = "average"):
+        check_arguments(ema_decay=decay)
+        if not network.built:
+            raise ValueError("the network must be built before it is averaged: call network.build()")
         super().__init__(name=name, dtype=statistics_dtype(network.variable_dtype).name)
         self.decay = decay
         self.averages = [
@@ -33,6 +40,7 @@ class MovingAverage(keras.layers.Layer):
         ]
         for average, weight in zip(self.averages, network.trainable_variables, strict=True):
             average.assign(weight)
+        self.built = True
 
     def update(self, network: Network) -> None:
         """Updates the average after a step."""

@@ -45,7 +45,7 @@ def nt_xent_tiled(
     views = tf.stack([view1, view2], axis=1)  # [n, 2, d]
 
     @tf.custom_gradient
-    def compare(views: tf.Tensor):
+    def compare(views: tf.Tensor) -> tuple:
         matrix = _TiledMatrix(views, queue, temperature, tile)
         loss, hit, entropy, log_partition = matrix.compare()
         return (loss, hit, entropy), lambda upstream, *_: matrix.gradient(log_partition, upstream)

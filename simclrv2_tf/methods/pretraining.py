@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.methods.base import Batch, Logs, Method, Outputs
-from simclrv2_tf.methods.losses import labelled_mean, supervised_loss
+from simclrv2_tf.methods.evaluation import update_metrics
+from simclrv2_tf.methods.losses import hits, labelled_mean, supervised_loss
 from simclrv2_tf.models.batch_norm import statistics_dtype
 from simclrv2_tf.models.network import Network
 
@@ -44,14 +45,18 @@ class Pretraining(Method):
         """Returns the network's endpoints; no gradient flows from the classifier into the encoder."""
         return self.network(images, training=training, whole_head=True, stop_gradient_to_classifier=True)
 
-    def forward(self, batch: Batch) -> Outputs:
+    def forward(self, batch: Batch, training: bool = True) -> Outputs:
         """Runs both views through the network.
+
+        Args:
+            batch: see ``Method``.
+            training: normalise with batch statistics.
 
         Returns:
             ``proj_head_output [b, 2, d]`` and, with a classifier, ``logits_sup [b, 2, classes]``.
         """
         views = self.make_views(batch)  # [b, 2, size, size, 3]
-        endpoints = self(tf.concat([views[:, 0], views[:, 1]], axis=0), training=True)  # [2b, ...]
+        endpoints = self(tf.concat([views[:, 0], views[:, 1]], axis=0), training=training)  # [2b, ...]
         names = ["proj_head_output"] + ["logits_sup"] * (self.network.classifier is not None)
         dtype = statistics_dtype(self.network.compute_dtype)  # losses are computed in float32 at least
         return {name: tf.stack(tf.split(tf.cast(endpoints[name], dtype), 2), axis=1) for name in names}
@@ -60,8 +65,27 @@ class Pretraining(Method):
         """Computes the classifier's loss and top-1 accuracy over the labelled images; 0 without a classifier."""
         if "logits_sup" not in outputs:
             return 0.0, {}
-        logits = tf.concat(tf.unstack(outputs["logits_sup"], axis=1), axis=0)  # [2b, classes]
-        labels = tf.tile(batch["labels"], [2])  # [2b]
+        labels, logits = _rows(outputs, batch)
         loss = labelled_mean(supervised_loss(tf.maximum(labels, 0), logits), labels)
-        hits = tf.cast(tf.argmax(logits, axis=1, output_type=labels.dtype) == labels, logits.dtype)
-        return loss, {"online_loss": loss, "online_train_top1": labelled_mean(hits, labels)}
+        top1 = labelled_mean(tf.cast(hits(labels, logits), logits.dtype), labels)
+        return loss, {"online_loss": loss, "online_train_top1": top1}
+
+    def online_metrics(self, outputs: Outputs, batch: Batch) -> Logs:
+        """Returns the classifier's loss and top-1 accuracy for ``test_step``; none without a classifier."""
+        if "logits_sup" not in outputs:
+            return {}
+        labels, logits = _rows(outputs, batch)
+        weights = tf.tile(batch["weights"], [2])  # [2b]
+        update_metrics(self, labels, logits, weights)
+        weights *= tf.cast(labels >= 0, weights.dtype)
+        loss = supervised_loss(tf.maximum(labels, 0), logits)
+        return {"online_loss": (loss, weights), "online_top1": (hits(labels, logits), weights)}
+
+    def update_compiled_metrics(self, outputs: Outputs, batch: Batch) -> None:
+        if "logits_sup" in outputs:
+            update_metrics(self, *_rows(outputs, batch))
+
+
+def _rows(outputs: Outputs, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the labels ``[2b]`` and logits ``[2b, classes]`` of the first views, then of the second views."""
+    return tf.tile(batch["labels"], [2]), tf.concat(tf.unstack(outputs["logits_sup"], axis=1), axis=0)

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.models.batch_norm import statistics_dtype
@@ -16,7 +17,9 @@ class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up from 0 to the peak, then a cosine decay to 0 at ``total_steps`` (SimCLR, section 2.2).
 
     ``peak · t / W`` for t < W, then ``peak · ½ (1 + cos(π (t − W) / (T − W)))``, and 0 from t = T on, even if the
-    warm-up is longer. Computed in float64 if ``keras.config.floatx()`` is that, else in float32.
+    warm-up is longer. Keras's ``CosineDecay(0.0, T − W, warmup_target=peak, warmup_steps=W)`` has the same rates for
+    0 < W < T, but cannot end within the warm-up. Computed in float64 if ``keras.config.floatx()`` is that, else in
+    float32.
 
     Args:
         peak: the learning rate at the end of the warm-up.
@@ -24,7 +27,7 @@ class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
         warmup_steps: W, at least 0.
 
     Raises:
-        ValueError: if a number of steps is out of bounds.
+        ValueError: if the peak or a number of steps is out of bounds.
 
     Example:
         >>> schedule = WarmUpCosine(peak=0.4, total_steps=100, warmup_steps=10)
@@ -33,7 +36,9 @@ class WarmUpCosine(keras.optimizers.schedules.LearningRateSchedule):
     """
 
     def __init__(self, peak: float, total_steps: int, warmup_steps: int = 0):
-        if total_steps < 1 or warmup_steps < 0:
+        if not 0 <= peak < math.inf:
+            raise ValueError(f"peak={peak}: must be a finite number, 0 or more")
+        if not (total_steps >= 1 and warmup_steps >= 0):
             raise ValueError(
                 f"total_steps must be at least 1 and warmup_steps at least 0, not {total_steps} and {warmup_steps}"
             )
@@ -108,6 +113,10 @@ class Plan:
     def schedule(self) -> WarmUpCosine:
         """Learning-rate schedule of the run."""
         return WarmUpCosine(self.peak_learning_rate, self.total_steps, self.warmup_steps)
+
+    def learning_rate(self, step: int) -> float:
+        """Returns the learning rate of the update after ``step`` updates."""
+        return float(self.schedule(np.int64(step)))  # TensorFlow caches every Python number that it converts, forever
 
     def interval_of(self, step: int) -> int:
         """Index of the interval that ``step`` is in."""

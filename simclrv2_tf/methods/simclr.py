@@ -8,16 +8,16 @@ import tensorflow as tf
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.methods.base import Batch, Logs, Outputs
 from simclrv2_tf.methods.chunks import map_rows
-from simclrv2_tf.methods.losses import nt_xent
+from simclrv2_tf.methods.losses import nt_xent, nt_xent_per_image
 from simclrv2_tf.methods.momentum import Memory
 from simclrv2_tf.methods.pretraining import Pretraining
 from simclrv2_tf.models.network import Network
-from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.config import Config, check_arguments
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
 class SimCLR(Pretraining):
-    """Pretraining with NT-Xent: each view is to identify the other view of its image among all other images.
+    """Pretraining with NT-Xent: each view must identify the other view of its image among all other images.
 
     Args:
         network: with a projection head; its classifier, if any, is trained beside the encoder. Any other Keras model
@@ -28,7 +28,10 @@ class SimCLR(Pretraining):
         memory_size: rows of the queue of further negatives; 0 for no memory.
         ema_decay: decay per step of the memory's moving average.
         loss_tile: rows of NT-Xent's similarity matrix in memory at a time, see ``losses.nt_xent``.
-        **kwargs: ``weight_decay``, ``micro_batch`` and ``name``, see ``Method``.
+        **kwargs: ``weight_decay``, ``micro_batch``, ``input_range`` and ``name``, see ``Method``.
+
+    Raises:
+        ValueError: if an argument is out of bounds.
 
     Example:
         >>> model = SimCLR(ResNet(10, 0.0625, stem="cifar"), ViewSettings(32), temperature=0.5)
@@ -49,6 +52,7 @@ class SimCLR(Pretraining):
         loss_tile: int = 0,
         **kwargs: Any,
     ):
+        check_arguments(temperature=temperature, hidden_norm=hidden_norm, memory_size=memory_size, ema_decay=ema_decay)
         super().__init__(network, views, **{"name": "simclr", **kwargs})
         self.temperature = temperature
         self.hidden_norm = hidden_norm
@@ -74,6 +78,17 @@ class SimCLR(Pretraining):
             "contrastive_entropy": contrast.entropy,
         }
         return contrast.loss + self.weight_decay_loss() + online_loss, logs | online_logs
+
+    def test_step(self, batch: Batch) -> Logs:
+        """Computes the contrastive loss and metrics of two views of held-out images, within their batch.
+
+        Batch norm uses moving statistics; the memory's negatives are not used. ``loss`` is the contrastive loss alone.
+        """
+        outputs = self.forward(batch, training=False)
+        view1, view2 = tf.unstack(outputs["proj_head_output"], axis=1)  # [b, d] each
+        loss, hit, entropy = nt_xent_per_image(view1, view2, self.temperature, self.hidden_norm, None, self.loss_tile)
+        contrast = {"contrastive_loss": loss, "contrastive_accuracy": hit, "contrastive_entropy": entropy}
+        return {"loss": loss, **contrast, **self.online_metrics(outputs, batch)}
 
     def after_step(self, batch: Batch) -> None:
         """Updates the memory's moving average and adds its outputs for the first views to the queue."""

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from simclrv2_tf.distributed.collectives import all_sum, replica_count
+from simclrv2_tf.settings.config import check_arguments
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,9 @@ class BatchNormSettings:
         fused: use TensorFlow's fused kernels where possible. They are the fastest without XLA. Set False for a step
             compiled by XLA, where the one-pass form (and ``layers.max_pool`` in the stem) is faster.
 
+    Raises:
+        ValueError: if the momentum is out of bounds.
+
     Example:
         >>> settings = BatchNormSettings(fused=False)  # for a step compiled by XLA
         >>> encoder = ResNet(10, 0.0625, stem="cifar", batch_norm=settings)
@@ -28,12 +33,13 @@ class BatchNormSettings:
     synchronized: bool = True
     fused: bool = True
 
+    def __post_init__(self) -> None:
+        check_arguments(batch_norm_decay=self.momentum)
+
     @classmethod
     def of(cls, settings: "BatchNormSettings | dict | None") -> "BatchNormSettings":
         """Returns the settings of an instance or of a dict of its attributes; the defaults for None."""
-        if isinstance(settings, cls):
-            return settings
-        return cls(**(settings or {}))
+        return settings if isinstance(settings, BatchNormSettings) else cls(**(settings or {}))
 
 
 def statistics_dtype(dtype: str | tf.DType) -> tf.DType:
@@ -66,7 +72,7 @@ def one_pass_batch_norm(
     axes = list(range(x.shape.rank - 1))
 
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple:
         wide = tf.cast(x, gamma.dtype)
         sums = tf.reduce_sum(wide, axes), tf.reduce_sum(tf.square(wide), axes)
         mean, variance, count = _global_moments(*sums, _count(x, gamma.dtype), sum_over_replicas)
@@ -118,7 +124,7 @@ def fused_synchronized_batch_norm(
     """
 
     @tf.custom_gradient
-    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor):
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> tuple:
         _, mean, variance = fused_batch_norm(x, gamma, beta, epsilon)
         count = _count(x, gamma.dtype)
         sums = count * mean, count * (variance + tf.square(mean))
@@ -215,8 +221,11 @@ class BatchNorm(keras.layers.Layer):
         gamma_initializer: str | keras.initializers.Initializer = "ones",
         synchronized: bool = True,
         fused: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ):
+        check_arguments(batch_norm_decay=momentum)
+        if not epsilon > 0:
+            raise ValueError(f"epsilon={epsilon}: must be above 0")
         super().__init__(**kwargs)
         self.momentum = momentum
         self.epsilon = epsilon
@@ -242,7 +251,7 @@ class BatchNorm(keras.layers.Layer):
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         # `tf.custom_gradient` refuses functions that read variables, and a Keras variable converts to its tf.Variable.
         gamma = tf.identity(self.gamma.value)
-        beta = tf.identity(self.beta.value) if self.center else tf.zeros_like(gamma)
+        beta = tf.identity(self.beta.value) if self.beta is not None else tf.zeros_like(gamma)
         if not (training and self.trainable):
             return self._normalize_by_moving_statistics(inputs, gamma, beta)
         local = not self.synchronized or replica_count() == 1

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.resnet import ResNet
+from simclrv2_tf.settings.config import check_arguments
 
 BATCH = 10_007  # views in the traced graph: tensors of this first dimension, which no weight has, are per view
 SHAPE_READERS = {"Shape", "ShapeN", "Size", "Rank"}  # they do not read their inputs' values
@@ -63,7 +64,11 @@ def summarize(make_network: Callable[[], Network], image_size: int, whole_head: 
         make_network: returns a network, built or not, e.g. ``lambda: Network(ResNet(152, 3, 0.0625))``.
         image_size: height and width of a view, px.
         whole_head: run the whole projection head, as in pretraining; otherwise up to the classifier's tap.
+
+    Raises:
+        ValueError: if the size is out of bounds.
     """
+    check_arguments(image_size=image_size)
 
     def trace() -> Summary:
         network = make_network()
@@ -126,7 +131,8 @@ def _summarize(network: Network, image_size: int, whole_head: bool) -> Summary:
         gradients = tf.gradients(ends, trainable)
 
     # Operations that no gradient needs, e.g. for the gradient of a constant, never run.
-    needed, activations = {gradient.op for gradient in gradients if gradient is not None}, set()
+    needed = {gradient.op for gradient in gradients if gradient is not None}
+    activations: set[Any] = set()
     for op in reversed(graph.get_operations()[len(forward) :]):
         if op in needed:
             needed.update(tensor.op for tensor in op.inputs)

@@ -1,20 +1,20 @@
 """Projection head and linear classifier."""
 
 from dataclasses import asdict
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
 from simclrv2_tf.models.batch_norm import BatchNorm, BatchNormSettings, statistics_dtype
-
-HEAD_MODES = ("none", "linear", "nonlinear")
+from simclrv2_tf.settings.config import check_arguments
 
 
 class DenseBatchNorm(keras.layers.Layer):
     """Dense layer without bias, batch norm, and ReLU if it is a hidden layer; an output layer has no beta either."""
 
-    def __init__(self, units: int, hidden: bool, batch_norm: BatchNormSettings, **kwargs):
+    def __init__(self, units: int, hidden: bool, batch_norm: BatchNormSettings, **kwargs: Any):
         super().__init__(**kwargs)
         self.hidden = hidden
         self.dense = keras.layers.Dense(
@@ -67,28 +67,30 @@ class ProjectionHead(keras.layers.Layer):
         num_layers: int = 3,
         out_dim: int = 128,
         batch_norm: BatchNormSettings | dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
-        if mode not in HEAD_MODES:
-            raise ValueError(f"proj_head_mode must be one of {HEAD_MODES}, not {mode!r}")
-        if num_layers < 1 or out_dim < 1:
-            raise ValueError(f"num_proj_layers and proj_out_dim must be 1 or more, not {num_layers} and {out_dim}")
+        check_arguments(proj_head_mode=mode, num_proj_layers=num_layers, proj_out_dim=out_dim)
         super().__init__(**kwargs)
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "mode": mode,
             "num_layers": num_layers,
             "out_dim": out_dim,
             "batch_norm": asdict(BatchNormSettings.of(batch_norm)),
         }
         self.depth = {"none": 0, "linear": 1, "nonlinear": num_layers}[mode]
-        self.layers = []
+        self.layers: list[DenseBatchNorm] = []
+
+    @property
+    def output_shape(self) -> tuple[int | None, int]:
+        """Returns the shape of the last tap, once built; shown by ``summary``."""
+        return (None, self.tap_dim(self.depth, self.feature_dim))
 
     def tap_dim(self, tap: int, feature_dim: int) -> int:
         """Returns the width of tap 0 (the input) to ``depth`` (the output) for features of width ``feature_dim``."""
         return self.settings["out_dim"] if 0 < tap == self.depth else feature_dim
 
     def build(self, input_shape: tuple[int | None, int]) -> None:
-        feature_dim = input_shape[-1]
+        self.feature_dim = feature_dim = input_shape[-1]
         for index in range(1, self.depth + 1):
             layer = DenseBatchNorm(
                 self.tap_dim(index, feature_dim),
@@ -130,7 +132,7 @@ class Classifier(keras.layers.Layer):
         ((2, 10), 'float32')
     """
 
-    def __init__(self, num_classes: int, zero_init: bool = False, **kwargs):
+    def __init__(self, num_classes: int, zero_init: bool = False, **kwargs: Any):
         if num_classes < 1:
             raise ValueError(f"num_classes must be 1 or more, not {num_classes}")
         super().__init__(**kwargs)
@@ -142,6 +144,11 @@ class Classifier(keras.layers.Layer):
             dtype=statistics_dtype(self.variable_dtype).name,
             name="dense",
         )
+
+    @property
+    def output_shape(self) -> tuple[int | None, int]:
+        """Returns the shape of the logits; shown by ``summary``."""
+        return (None, self.num_classes)
 
     def build(self, input_shape: tuple[int | None, int]) -> None:
         self.dense.build(input_shape)

@@ -1,6 +1,7 @@
 """Building blocks of the encoders: convolutions, a max-pool for XLA, rematerialisation."""
 
 from dataclasses import asdict
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -21,6 +22,11 @@ def spatial_mean(x: tf.Tensor, keepdims: bool = False) -> tf.Tensor:
     return tf.cast(tf.reduce_mean(tf.cast(x, statistics_dtype(x.dtype)), [1, 2], keepdims), x.dtype)
 
 
+def he_fan_out() -> keras.initializers.Initializer:
+    """Returns a normal initializer of variance 2 / fan-out (arXiv 1502.01852, section 2.2), as in torchvision."""
+    return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="untruncated_normal")
+
+
 class Conv(keras.layers.Conv2D):
     """Convolution, without bias by default, whose padding does not depend on the image size.
 
@@ -30,7 +36,7 @@ class Conv(keras.layers.Conv2D):
     8 channels and 48 px).
     """
 
-    def __init__(self, filters: int, kernel_size: int, strides: int = 1, use_bias: bool = False, **kwargs):
+    def __init__(self, filters: int, kernel_size: int, strides: int = 1, use_bias: bool = False, **kwargs: Any):
         self.skip = strides if kernel_size == 1 else 1
         strides //= self.skip
         super().__init__(
@@ -66,7 +72,7 @@ class ConvBatchNorm(keras.layers.Layer):
         strides: int = 1,
         relu: bool = True,
         gamma_initializer: str = "ones",
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.filters = filters
@@ -86,7 +92,7 @@ class ConvBatchNorm(keras.layers.Layer):
 
 
 @tf.custom_gradient
-def max_pool(x: tf.Tensor):
+def max_pool(x: tf.Tensor) -> tuple:
     """3×3 max-pool with stride 2 and ``SAME`` padding, for steps compiled by XLA.
 
     XLA's own gradient of a max-pool is a scatter, which takes five times the memory traffic on a GPU. The gradient here

@@ -1,9 +1,14 @@
 """Encoder, projection head and classifier as one network with named endpoints."""
 
+import os
+from typing import Any
+
 import keras
 import tensorflow as tf
 
+from simclrv2_tf.models.batch_norm import statistics_dtype
 from simclrv2_tf.models.heads import Classifier, ProjectionHead
+from simclrv2_tf.models.input_range import InputRange, checked_input_range
 
 
 @keras.saving.register_keras_serializable(package="simclrv2_tf")
@@ -19,9 +24,12 @@ class Network(keras.Model):
         num_classes: 0 for no classifier.
         head_input: tap of the head that the classifier reads (``ft_proj_selector``): 0 the features, k the k-th layer.
         zero_init_classifier: start the classifier from zeros.
+        input_range: values that the encoder expects: "0..1", "-1..1", "0..255", "imagenet" or "caffe", see
+            ``InputRange``. The network itself takes images in [0, 1].
 
     Raises:
-        ValueError: if the head has no tap ``head_input``.
+        ValueError: if the head has no tap ``head_input``, or a Rescaling or Normalization layer of the encoder expects
+            another input range.
 
     Example:
         >>> network = Network(ResNet(10, 0.0625, stem="cifar"), ProjectionHead(out_dim=16), num_classes=10)
@@ -37,12 +45,18 @@ class Network(keras.Model):
         num_classes: int = 0,
         head_input: int = 0,
         zero_init_classifier: bool = False,
-        **kwargs,
+        input_range: str = "0..1",
+        **kwargs: Any,
     ):
         kwargs.setdefault("dtype", encoder.dtype_policy)
         super().__init__(**kwargs)
         policy = self.dtype_policy
         self.encoder = encoder
+        self.input_range = checked_input_range(encoder, input_range)
+        self.convert = None
+        if input_range != "0..1":
+            dtype = statistics_dtype(self.variable_dtype).name  # in half precision the mean would lose digits
+            self.convert = InputRange(input_range, dtype=dtype, name="input_range")
         self.projection_head = projection_head or ProjectionHead(dtype=policy, name="projection_head")
         self.num_classes = num_classes
         self.zero_init_classifier = zero_init_classifier
@@ -63,6 +77,15 @@ class Network(keras.Model):
         if self.classifier is not None:
             self.classifier.build((None, self.projection_head.tap_dim(self.head_input, feature_dim)))
 
+    def __call__(self, images: tf.Tensor, *args: Any, **kwargs: Any) -> dict[str, tf.Tensor]:
+        """Calls the network, see ``call``.
+
+        Raises:
+            ValueError: if the images are not RGB.
+        """
+        check_images(images)
+        return super().__call__(images, *args, **kwargs)
+
     def call(
         self,
         images: tf.Tensor,
@@ -76,17 +99,19 @@ class Network(keras.Model):
         Args:
             images: ``[n, h, w, 3]`` floats in [0, 1].
             training: normalise with batch statistics, except in frozen parts.
-            head_input: tap that the classifier reads in place of the network's own; it must be of the same width.
+            head_input: tap that the classifier reads instead of the network's own; it must have the same width.
             whole_head: run the whole head even if there is a classifier. By default, layers above the classifier's tap
                 do not run: they cost nothing and keep their moving statistics. Without a classifier all layers run.
-            stop_gradient_to_classifier: train the classifier without moving what is below it (online evaluation).
+            stop_gradient_to_classifier: block the classifier's gradient to the layers below (online evaluation).
 
         Returns:
-            The encoder's endpoints; ``proj_head_input`` and ``proj_head_1`` … ``proj_head_N``, as far as the head runs;
+            The encoder's endpoints; ``proj_head_input`` and ``proj_head_1`` … for the layers of the head that run;
             ``proj_head_output``, the last of them, if the whole head runs; and with a classifier
             ``logits_sup [n, num_classes]``, float32.
         """
-        outputs = self.encoder(images, training=training)
+        images = images if self.convert is None else self.convert(images)
+        # a frozen encoder's features are those of evaluation, also without its dropout
+        outputs = self.encoder(images, training=training and self.encoder.trainable)
         endpoints = dict(outputs) if isinstance(outputs, dict) else {"final_avg_pool": outputs}
         tap = self.head_input if head_input is None else self._checked_tap(head_input)
         depth = self.projection_head.depth if whole_head or self.classifier is None else tap
@@ -99,6 +124,29 @@ class Network(keras.Model):
             features = tf.stop_gradient(taps[tap]) if stop_gradient_to_classifier else taps[tap]
             endpoints["logits_sup"] = self.classifier(features)
         return endpoints
+
+    @classmethod
+    def from_official(cls, path: str | os.PathLike[str], head_input: int | None = None) -> "Network":
+        """Builds the network of a checkpoint of google-research/simclr and loads its weights.
+
+        Args:
+            path: a TF1 or TF2 checkpoint without suffix (``…/model.ckpt-250228``) or its directory.
+            head_input: layer of the projection head that the classifier reads, see ``official_checkpoints.md``.
+
+        Returns:
+            The network, built. In inference it equals the authors' network for RGB images in [0, 1].
+
+        Raises:
+            ValueError: if it cannot be read or does not contain a complete SimCLR network.
+        """
+        from simclrv2_tf.runs.official import load_official_network  # reads files, and builds on this module
+
+        return load_official_network(os.fspath(path), head_input)
+
+    @property
+    def output_shape(self) -> tuple[int | None, int]:
+        """Returns the shape of the logits, or without a classifier of the projections; shown by ``summary``."""
+        return (None, self.num_classes or self.projection_dim)
 
     @property
     def projection_dim(self) -> int:
@@ -155,6 +203,7 @@ class Network(keras.Model):
             "num_classes": self.num_classes,
             "head_input": self.head_input,
             "zero_init_classifier": self.zero_init_classifier,
+            "input_range": self.input_range,
         }
 
     @classmethod
@@ -166,11 +215,27 @@ class Network(keras.Model):
         return cls(**(config | parts))
 
 
-def built_network(model: keras.Model, image_size: int) -> Network:
-    """Returns a network built for square images; gives any other Keras model a projection head of three layers."""
-    network = model if isinstance(model, Network) else Network(model, name="network")
+def check_images(images: Any) -> None:
+    """Raises ValueError if the known part of the shape is not ``[n, h, w, 3]``."""
+    shape = tf.TensorShape(images.shape)
+    if not shape.is_compatible_with([None, None, None, 3]):
+        raise ValueError(f"images must be RGB, [n, height, width, 3], not {shape}")
+
+
+def built_network(model: keras.Model, image_size: int, input_range: str | None = None) -> Network:
+    """Returns a network built for square images; gives any other Keras model a projection head of three layers.
+
+    Raises:
+        ValueError: if a ``Network`` has another input range.
+    """
+    network = model if isinstance(model, Network) else Network(model, input_range=input_range or "0..1", name="network")
+    if input_range not in (None, network.input_range):
+        raise ValueError(f'input_range="{input_range}": the network has "{network.input_range}"; pass it to Network(…)')
+    shape = (None, image_size, image_size, 3)
     if not network.built:
-        network.build((None, image_size, image_size, 3))
+        network.build(shape)
+    if not network._build_shapes_dict:  # which ``summary`` needs to show shapes
+        network._build_shapes_dict = {"input_shape": shape}
     return network
 
 

@@ -4,13 +4,25 @@ Layers are created in the order in which the official code numbers its variables
 """
 
 from dataclasses import asdict
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
 from simclrv2_tf.models.batch_norm import BatchNorm, BatchNormSettings
-from simclrv2_tf.models.layers import Conv, ConvBatchNorm, Shape, call_with_remat, image_shape, max_pool, spatial_mean
+from simclrv2_tf.models.layers import (
+    Conv,
+    ConvBatchNorm,
+    Shape,
+    call_with_remat,
+    he_fan_out,
+    image_shape,
+    max_pool,
+    spatial_mean,
+)
+from simclrv2_tf.settings.config import check_arguments
+from simclrv2_tf.settings.fields import CONV_INITS
 
 BLOCKS_PER_GROUP = {
     10: (1, 1, 1, 1),
@@ -32,7 +44,7 @@ class SelectiveKernelConv(keras.layers.Layer):
     has max(⌊filters · ratio⌋, 32) channels.
     """
 
-    def __init__(self, filters: int, batch_norm: BatchNormSettings, strides: int, ratio: float, **kwargs):
+    def __init__(self, filters: int, batch_norm: BatchNormSettings, strides: int, ratio: float, **kwargs: Any):
         super().__init__(**kwargs)
         self.filters = filters
         policy = self.dtype_policy
@@ -56,7 +68,7 @@ class SelectiveKernelConv(keras.layers.Layer):
 class SqueezeExcite(keras.layers.Layer):
     """Scales each channel by a sigmoid gate, computed from the channel means by two dense layers (arXiv 1709.01507)."""
 
-    def __init__(self, filters: int, ratio: float, **kwargs):
+    def __init__(self, filters: int, ratio: float, **kwargs: Any):
         super().__init__(**kwargs)
         squeezed_filters = max(int(filters * ratio), 1)
         self.reduce = Conv(squeezed_filters, 1, use_bias=True, dtype=self.dtype_policy, name="reduce")
@@ -78,7 +90,7 @@ class Shortcut(keras.layers.Layer):
     also pool in the first group, which has no stride.
     """
 
-    def __init__(self, filters: int, batch_norm: BatchNormSettings, strides: int, resnet_d: bool, **kwargs):
+    def __init__(self, filters: int, batch_norm: BatchNormSettings, strides: int, resnet_d: bool, **kwargs: Any):
         super().__init__(**kwargs)
         self.strides = strides
         self.resnet_d = resnet_d
@@ -115,12 +127,12 @@ class ResidualBlock(keras.layers.Layer):
         bottleneck: bool,
         sk_ratio: float,
         se_ratio: float,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.out_channels = 4 * filters if bottleneck else filters
-        shared = {"batch_norm": batch_norm, "dtype": self.dtype_policy}
-        last = {"relu": False, "gamma_initializer": "zeros"} | shared
+        shared: dict[str, Any] = {"batch_norm": batch_norm, "dtype": self.dtype_policy}
+        last: dict[str, Any] = {"relu": False, "gamma_initializer": "zeros"} | shared
         self.shortcut = None
         if project:
             resnet_d = sk_ratio > 0
@@ -164,7 +176,7 @@ class ResidualBlock(keras.layers.Layer):
 class BlockGroup(keras.layers.Layer):
     """Residual blocks of one resolution; the first one has the stride and the projection shortcut."""
 
-    def __init__(self, filters: int, blocks: int, strides: int, block: dict, remat: bool = False, **kwargs):
+    def __init__(self, filters: int, blocks: int, strides: int, block: dict, remat: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         self.remat = remat
         self.blocks = [
@@ -200,7 +212,7 @@ class Stem(keras.layers.Layer):
     Call: images to the output of the last convolution, before its batch norm, and the input of the first group.
     """
 
-    def __init__(self, kind: str, channels: int, batch_norm: BatchNormSettings, resnet_d: bool, **kwargs):
+    def __init__(self, kind: str, channels: int, batch_norm: BatchNormSettings, resnet_d: bool, **kwargs: Any):
         super().__init__(**kwargs)
         self.kind = kind
         self.fused = batch_norm.fused
@@ -252,13 +264,15 @@ class ResNet(keras.Model):
         stem: "imagenet", or "cifar" for images of 32 px: 3×3 with stride 1 and no pool.
         batch_norm: settings of all batch norms.
         remat: keep only the inputs of residual blocks for the gradient and recompute the rest in the backward pass.
+        conv_init: how convolutions start: "lecun_normal", of variance 1 / fan-in, as in the official code; or
+            "he_fan_out", of variance 2 / fan-out, as in torchvision.
 
     Call: ``images [n, h, w, 3]`` in [0, 1] to a dict of ``initial_conv`` (before its batch norm), ``initial_max_pool``,
     ``block_group1`` to ``block_group4`` and ``final_avg_pool [n, feature_dim]``, all in the compute dtype.
 
     Raises:
-        ValueError: for an unknown depth or stem, a width or ratio out of range, or selective kernels below depth 50,
-            where blocks have no bottleneck.
+        ValueError: for an unknown depth, stem or conv_init, a width or ratio out of range, or selective kernels below
+            depth 50, where blocks have no bottleneck.
 
     Example:
         >>> encoder = ResNet(10, width_multiplier=0.0625, stem="cifar")
@@ -276,9 +290,10 @@ class ResNet(keras.Model):
         stem: str = "imagenet",
         batch_norm: BatchNormSettings | dict | None = None,
         remat: bool = False,
-        **kwargs,
+        conv_init: str = "lecun_normal",
+        **kwargs: Any,
     ):
-        _check_settings(depth, width_multiplier, sk_ratio, se_ratio, stem)
+        _check_settings(depth, width_multiplier, sk_ratio, se_ratio, stem, conv_init)
         super().__init__(**kwargs)
         batch_norm = BatchNormSettings.of(batch_norm)
         self.settings = {
@@ -289,6 +304,7 @@ class ResNet(keras.Model):
             "stem": stem,
             "batch_norm": asdict(batch_norm),
             "remat": remat,
+            "conv_init": conv_init,
         }
         policy = self.dtype_policy
         widths = [max(round(base * width_multiplier), 1) for base in (64, 64, 128, 256, 512)]
@@ -307,6 +323,10 @@ class ResNet(keras.Model):
             for group in range(1, GROUPS + 1)
         ]
         self.feature_dim = self.groups[-1].out_channels
+        if conv_init == "he_fan_out":
+            for layer in self._flatten_layers():
+                if isinstance(layer, Conv):
+                    layer.kernel_initializer = he_fan_out()
 
     def build(self, input_shape: Shape = (None, None, None, 3)) -> None:
         self.stem.build(input_shape)
@@ -324,6 +344,11 @@ class ResNet(keras.Model):
         endpoints["final_avg_pool"] = spatial_mean(x)
         return endpoints
 
+    @property
+    def output_shape(self) -> tuple[int | None, int]:
+        """Returns the shape of the features; shown by ``summary``."""
+        return (None, self.feature_dim)
+
     def freeze_after_block(self, block: int) -> None:
         """Freezes the lower part of the network and unfreezes the rest; frozen batch norms keep their statistics.
 
@@ -337,25 +362,25 @@ class ResNet(keras.Model):
             raise ValueError(f"freeze_after_block takes -1 to {GROUPS}, not {block}")
         # Set on each part: Keras ignores `x.trainable = True` if x is already trainable, even if parts of x are not.
         self.trainable = True
-        for index, part in enumerate([self.stem, *self.groups]):
+        parts: list[keras.layers.Layer] = [self.stem, *self.groups]
+        for index, part in enumerate(parts):
             part.trainable = index > block
 
     def get_config(self) -> dict:
         return super().get_config() | self.settings
 
 
-def _check_settings(depth: int, width_multiplier: float, sk_ratio: float, se_ratio: float, stem: str) -> None:
+def _check_settings(
+    depth: int, width_multiplier: float, sk_ratio: float, se_ratio: float, stem: str, conv_init: str
+) -> None:
     if depth not in BLOCKS_PER_GROUP:
         raise ValueError(f"resnet_depth must be one of {sorted(BLOCKS_PER_GROUP)}, not {depth}")
-    if width_multiplier <= 0:
-        raise ValueError(f"width_multiplier must be above 0, not {width_multiplier}")
-    for name, ratio in (("sk_ratio", sk_ratio), ("se_ratio", se_ratio)):
-        if not 0 <= ratio <= 1:
-            raise ValueError(f"{name} must be in [0, 1], not {ratio}")
+    check_arguments(width_multiplier=width_multiplier, sk_ratio=sk_ratio, se_ratio=se_ratio)
     if sk_ratio > 0 and depth < 50:
         raise ValueError(
             f"sk_ratio={sk_ratio} needs bottleneck blocks: resnet_depth must be 50 or more, not {depth} "
             "(or set sk_ratio=0)"
         )
-    if stem not in STEMS:
-        raise ValueError(f"stem must be one of {STEMS}, not {stem!r}")
+    for name, value, choices in (("stem", stem, STEMS), ("conv_init", conv_init, CONV_INITS)):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {choices}, not {value!r}")

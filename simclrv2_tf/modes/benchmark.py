@@ -18,13 +18,13 @@ from simclrv2_tf.settings.config import Config
 
 SECONDS = 10.0  # per measurement
 ENDLESS = 10**9  # steps
-BUSY = 0.95  # fraction of the step's own rate from which on the input is fast enough
+BUSY = 0.95  # fraction of the step's own rate at which the input counts as fast enough
 
 
 def benchmark(config: Config, strategy: Strategy) -> Result:
     """Prints images/s of the input alone, of the step alone on a single batch, and of both; writes nothing.
 
-    The run is the one that ``preview`` shows.
+    The run is the same as in ``preview``.
     """
     if has_workers(strategy):
         raise SettingError("--mode=benchmark: works on a single machine; measure each one separately")

@@ -1,11 +1,10 @@
-"""Prediction: the classes of images without labels, by a trained run."""
+"""Prediction mode: classifies unlabelled images with a trained run."""
 
 import pathlib
 
 import numpy as np
 import tensorflow as tf
 
-from simclrv2_tf.data.input import evaluation_batches
 from simclrv2_tf.data.listing import describe_skipped
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.data.unlabelled import open_images
@@ -15,6 +14,7 @@ from simclrv2_tf.modes.resolve import Result
 from simclrv2_tf.modes.setup import load_trained
 from simclrv2_tf.report import write_predictions
 from simclrv2_tf.report.console import box
+from simclrv2_tf.report.pictures import images_of
 from simclrv2_tf.runs.embeddings import printable_path
 from simclrv2_tf.runs.predictions import Predictions, predict_images, write_csv, write_jsonl, write_parquet
 from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
@@ -25,7 +25,7 @@ WRITERS = {"csv": write_csv, "parquet": write_parquet, "jsonl": write_jsonl}
 TOP = 5  # classes per image in the table
 SHOWN_IMAGES = 200  # on the page
 SHOWN_SIZE = 128  # px
-SHOWN_CLASSES, SHOWN_CORRUPT = 10, 3  # on the terminal
+SHOWN_CLASSES, SHOWN_CORRUPT = 10, 20  # on the terminal
 
 
 def predict(config: Config, strategy: tf.distribute.Strategy) -> Result:
@@ -34,8 +34,8 @@ def predict(config: Config, strategy: tf.distribute.Strategy) -> Result:
     Both go to the run's directory, or to ``--model_dir``.
 
     Raises:
-        SettingError: before anything is written, if there are no such images, too many of them are corrupt, or the run
-            has no classifier.
+        SettingError: before anything is written, if there are no such images, none of them can be read, more of them
+            are corrupt than a given ``--max_corrupt_share`` allows, or the run has no classifier.
     """
     source, model = open_images(config), load_trained(config, strategy)
     if model.network.classifier is None:
@@ -61,11 +61,12 @@ def _summarize(config: Config, source: FileSource, predictions: Predictions) -> 
     classes = [f"{name} {num_images:,}" for name, num_images, _ in counts[:SHOWN_CLASSES]]
     classes += [f"{len(counts) - SHOWN_CLASSES:,} more classes"] * (len(counts) > SHOWN_CLASSES)
     lines = {"run": config.checkpoint, "images": f"{source.num_examples:,} of {config.images}"}
-    lines["classes"] = ", ".join(classes) or "none"
+    lines["classes"] = ", ".join(classes)
     if source.skipped:
         lines["left out"] = describe_skipped(source.skipped)
     if corrupt := predictions.corrupt:
-        names = ", ".join(map(printable_path, corrupt[:SHOWN_CORRUPT])) + ", …" * (len(corrupt) > SHOWN_CORRUPT)
+        names = ", ".join(map(printable_path, corrupt[:SHOWN_CORRUPT]))
+        names += ", … (the page lists all)" * (len(corrupt) > SHOWN_CORRUPT)
         lines["corrupt images"] = f"{len(corrupt):,}, without a class in the table: {names}"
     return lines
 
@@ -83,13 +84,10 @@ def _counts(predictions: Predictions) -> list[tuple[str, int, float]]:
 def _write_page(
     path: pathlib.Path, source: FileSource, predictions: Predictions, summary: dict[str, str]
 ) -> pathlib.Path:
-    """Writes the page, with the images whose class is least sure."""
+    """Writes the page, with the least confident predictions."""
     is_read, probabilities = predictions.is_read, predictions.probabilities
     least_sure = np.argsort(probabilities[:, 0], kind="stable")[: min(is_read.sum(), SHOWN_IMAGES)]  # NaN comes last
-    thumbnails = np.zeros((0, SHOWN_SIZE, SHOWN_SIZE, 3), np.float32)
-    if len(least_sure):
-        batches = evaluation_batches(source.subset(least_sure), len(least_sure), SHOWN_SIZE)
-        thumbnails = next(iter(batches))["images"].numpy()
+    thumbnails = images_of(source.subset(least_sure), SHOWN_SIZE)
     names = predictions.class_names
     classes = [
         [(names[number], float(share)) for number, share in zip(predictions.classes[i], probabilities[i], strict=True)]

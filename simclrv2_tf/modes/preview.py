@@ -1,4 +1,4 @@
-"""Preview of a run before it starts: the images that it will see, the time and the memory that it will need."""
+"""Preview of a run before it starts: its images, and the time and memory that it will need."""
 
 import dataclasses
 import pathlib
@@ -23,16 +23,16 @@ from simclrv2_tf.runs.memory import format_memory_estimate, step_memory, trace_s
 from simclrv2_tf.runs.run_dir import RunDirectory
 from simclrv2_tf.settings.config import Config
 
-NUM_IMAGES = 48  # of the first batch
-NUM_CLASSES, IMAGES_PER_CLASS = 10, 6  # of the labelled images
+NUM_IMAGES = 48  # shown of the first batch
+NUM_CLASSES, IMAGES_PER_CLASS = 10, 6  # shown of the labelled images
 TIMED_STEPS = 3
-TIMED_BYTES = 2e9  # activations and gradients of a timed step at most: it must fit wherever the run is previewed
+TIMED_BYTES = 2e9  # maximum activations and gradients of a timed step, which must fit wherever the run is previewed
 
 
 def preview(config: Config, strategy: Strategy) -> Result:
     """Writes ``preview.html`` about a training run before it starts, and its pictures.
 
-    The time is measured over some steps on this machine; the memory is read off the traced training step.
+    The time is measured over some steps on this machine; the memory is computed from the traced training step.
     """
     run = build_run(config.replace(steps_per_execution=1), strategy)
     resolved = resolved_settings(run, strategy)
@@ -73,7 +73,7 @@ def _timed_batch_size(config: Config, step_bytes: int, replicas: int) -> int:
 class _Clock(keras.callbacks.Callback):
     """Records when each step ends."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.ends: list[float] = []
 

@@ -8,18 +8,19 @@ import tensorflow as tf
 from simclrv2_tf import metrics
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.catalog import open_source
-from simclrv2_tf.data.input import Part, TrainingInput, evaluation_batches, make_views
+from simclrv2_tf.data.input import Part, TrainingInput, make_views
 from simclrv2_tf.data.layouts import NoSuchSplitError
 from simclrv2_tf.data.sources import Source
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.inference import collect_batches, distribute
+from simclrv2_tf.modes.measure import distributed_images
 from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
 
 RANKED_IMAGES = 2048
 CONTRASTED_IMAGES = 512
-MIN_IMAGES = 100  # a smaller data set without an evaluation split is not divided
+MIN_IMAGES = 100  # a smaller data set without an evaluation split is not split
 HELD_OUT_STEP, MAX_HELD_OUT = 20, 512
 COLLAPSED_RANK = 2.0
 
@@ -48,7 +49,7 @@ def split_held_out(config: Config, source: Source, test: Source | None) -> tuple
 
 
 class FeatureQuality:
-    """Measures features on held-out images. The data sets are built once, because TensorFlow keeps all that are built.
+    """Measures features on held-out images. Data sets are built once, because TensorFlow keeps all of them.
 
     Args:
         method: a pretraining method.
@@ -58,14 +59,10 @@ class FeatureQuality:
     """
 
     def __init__(self, method: Method, config: Config, data: TrainingInput, held_out: Source):
-        strategy, size = method.distribute_strategy, config.eval_batch_size
+        strategy = method.distribute_strategy
         ranked, contrasted = held_out.sample(RANKED_IMAGES), held_out.sample(CONTRASTED_IMAGES)
         self.method = method
-        self.images = distribute(
-            strategy,
-            size,
-            lambda part: evaluation_batches(ranked, size, config.image_size, 0, config.eval_resize, part),
-        )
+        self.images = distributed_images(method, config, ranked)
         replicas = strategy.num_replicas_in_sync
         self.batch_size = min(data.batch_size, contrasted.num_examples // replicas * replicas)
         if self.batch_size < 2:
@@ -85,8 +82,8 @@ class FeatureQuality:
         Returns:
             ``rankme``: effective rank of the features of at most 2,048 images (arXiv 2210.02885), from 1 to the smaller
             of the number of images and of dimensions. ``val_contrastive_accuracy``, unless there are too few images for
-            the replicas: how often a view is most similar to the other view of its image, among batches of the
-            training's size.
+            the replicas: how often a view is most similar to the other view of its image, in batches as large
+            as in training.
         """
         features = collect_batches(self.method, self.images, ("final_avg_pool",))["final_avg_pool"]
         rank = metrics.rankme(features)

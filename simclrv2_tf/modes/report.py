@@ -1,4 +1,4 @@
-"""The mode that shows runs that there are already: one again, or several side by side."""
+"""Report mode: regenerates a run's report, or compares several runs."""
 
 import pathlib
 
@@ -9,9 +9,9 @@ from simclrv2_tf.settings.config import Config
 
 
 def report(config: Config, strategy: Strategy) -> Result:
-    """Writes ``report.html`` of ``--model_dir`` again; or with ``--compare`` a ``comparison.html``.
+    """Regenerates ``report.html`` in ``--model_dir``; or, with ``--compare``, writes ``comparison.html``.
 
-    That one goes to ``--model_dir`` or, without it, to the first of the runs.
+    The comparison is written to ``--model_dir`` or, without it, to the first of the runs.
     """
     compared = [path.strip() for path in config.compare.split(",") if path.strip()]
     if compared:
@@ -28,7 +28,7 @@ def report(config: Config, strategy: Strategy) -> Result:
 
 
 def _run(path: str, flag: str) -> pathlib.Path:
-    """A model directory; SettingError that names the flag if it is none."""
+    """Returns a model directory; raises SettingError, naming the flag, if it is not one."""
     if not path or not (pathlib.Path(path) / "config.json").is_file():
         raise SettingError(f"--{flag}={path}: is not the model directory of a run (it has no config.json)")
     return pathlib.Path(path)

@@ -1,10 +1,11 @@
-"""Builds what a run consists of from its settings: data, network, method, optimizer."""
+"""Builds the parts of a run from its settings: data, network, method, optimizer."""
 
 import dataclasses
+import functools
 import pathlib
 import platform
 import subprocess
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -29,96 +30,137 @@ from simclrv2_tf.modes.measure import evaluation_source
 from simclrv2_tf.modes.quality import split_held_out
 from simclrv2_tf.runs.checkpoints import load_network, read_run_config
 from simclrv2_tf.runs.loop import Run
-from simclrv2_tf.runs.networks import build_network, load_model
+from simclrv2_tf.runs.networks import build_network, load_model, load_teacher, teacher_classes
 from simclrv2_tf.runs.trained import TrainedModel
 from simclrv2_tf.settings.config import Config
 from simclrv2_tf.settings.plugins import load_plugin
 from simclrv2_tf.settings.recipes import describe_recipe
 
-Strategy = tf.distribute.Strategy
+Strategy: TypeAlias = tf.distribute.Strategy
 
 
-def build_run(config: Config, strategy: Strategy) -> Run:
-    """Builds a run of a training mode: opens the data, builds the network, loads the weights it starts from.
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """Training and evaluation images of a run.
+
+    Attributes:
+        source: the training images.
+        test: labelled images to evaluate on; None without them.
+        held_out: images that pretraining does not see, labelled or not; None without them.
+        class_names: classes of the classifier; empty without one.
+    """
+
+    source: Source
+    test: Source | None
+    held_out: Source | None = None
+    class_names: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of the training and evaluation images, by their names in config.json; "" for none."""
+        evaluation = self.test or self.held_out
+        return {"images": self.source.fingerprint, "eval_images": evaluation.fingerprint if evaluation else ""}
+
+
+def open_data(config: Config) -> RunData:
+    """Opens the images of a training mode.
 
     Raises:
-        SettingError: if the data cannot be opened or the model cannot be built.
+        SettingError: if they cannot be opened, or do not fit the classes of the run or of its teacher.
     """
-    build = {"pretrain": _build_pretraining, "distill": _build_distillation}.get(config.mode, _build_classification)
-    return _with_images(build(config, strategy), strategy)
-
-
-def _build_pretraining(config: Config, strategy: Strategy) -> Run:
+    if config.mode == "distill":
+        return _open_distillation(config)
+    if config.mode != "pretrain":
+        return _align_with_classifier(config, open_labelled(config))
     source = open_source(config, config.train_split, with_unlabelled=True)
-    source, test, names = _align_with_classifier(config, source)
-    source, held_out = split_held_out(config, source, test)
-    method_class = load_method(config)
-    names = names if config.lineareval_while_pretraining else ()
-    data, plan = build_input(config, source, method_class), Plan.of(config, source.num_examples)
-    check_micro_batch(config, strategy)
-    with strategy.scope():
-        network = build_network(config, strategy, len(names))
-        if config.checkpoint:
-            load_network(network, config.checkpoint, with_classifier=False)
-        method = method_class.from_settings(network, data.settings, config)
-        compile_method(method, config, strategy, plan)
-    return Run(config, method, data, plan, test, held_out, class_names=names)
+    data = _align_with_classifier(config, source)
+    source, held_out = split_held_out(config, data.source, data.test)
+    names = data.class_names if config.lineareval_while_pretraining else ()
+    return RunData(source, data.test, held_out, names)
 
 
-def _build_classification(config: Config, strategy: Strategy) -> Run:
-    source, test, names = _align_with_classifier(config, open_labelled(config))
-    data, plan = build_input(config, source, ClassificationModel), Plan.of(config, source.num_examples)
-    with strategy.scope():
-        network = build_network(config, strategy, len(names), config.ft_proj_selector)
-        if config.checkpoint:
-            load_network(network, config.checkpoint, with_classifier=False)
-        method = ClassificationModel(network, data.settings, weight_decay=config.weight_decay)
-        freeze(method, config)
-        compile_method(method, config, strategy, plan)
-    return Run(config, method, data, plan, test, class_names=names)
-
-
-def _build_distillation(config: Config, strategy: Strategy) -> Run:
-    teacher_config, resolved = read_run_config(config.teacher, "teacher")
-    names, flag = tuple(resolved["class_names"]), f"--teacher={config.teacher}"
-    if not names:
-        raise SettingError(f"{flag}: has no classifier; give a fine-tuned or supervised run")
+def _open_distillation(config: Config) -> RunData:
+    names, flag = teacher_classes(config), f"--teacher={config.teacher}"
     if config.distill_alpha < 1:
         source = align_labels(open_labelled(config, keep_unlabelled=True), names, flag)
     else:
         source = open_source(config, config.train_split, with_unlabelled=True)
     test = align_labels(evaluation_source(config), names, flag)
-    data, plan = build_input(config, source, Distiller), Plan.of(config, source.num_examples)
+    if test is not None and test.class_names:  # a teacher that is a file may have numbers only
+        names = test.class_names
     if _resumed_classes(config) not in ((), names):
         raise SettingError(f"{flag}: has other classes than the run in --model_dir={config.run_dir}; choose another")
+    return RunData(source, test, class_names=names)
+
+
+def build_run(config: Config, strategy: Strategy, data: RunData | None = None) -> Run:
+    """Builds a run of a training mode: its batches and network, with the weights it starts from.
+
+    Args:
+        config: its settings.
+        strategy: its devices.
+        data: ``open_data(config)``, if it has been called already.
+
+    Raises:
+        SettingError: if the data cannot be opened or the model cannot be built.
+    """
+    data = data or open_data(config)
+    build = {"pretrain": _build_pretraining, "distill": _build_distillation}.get(config.mode, _build_classification)
+    return _with_images(build(config, strategy, data), strategy)
+
+
+def _build_pretraining(config: Config, strategy: Strategy, data: RunData) -> Run:
+    method_class = load_method(config)
+    batches, plan = build_input(config, data.source, method_class), Plan.of(config, data.source.num_examples)
+    check_micro_batch(config, strategy)
     with strategy.scope():
-        teacher = build_network(teacher_config, strategy, len(names), resolved["head_input"])
-        load_network(teacher, config.teacher, with_classifier=True, flag="teacher")
-        network = build_network(config, strategy, len(names), config.ft_proj_selector)
+        network = build_network(config, strategy, len(data.class_names))
+        if config.checkpoint:
+            load_network(network, config.checkpoint, with_classifier=False)
+        method = method_class.from_settings(network, batches.settings, config)
+        compile_method(method, config, strategy, plan)
+    return Run(config, method, batches, plan, data.test, data.held_out, data.class_names)
+
+
+def _build_classification(config: Config, strategy: Strategy, data: RunData) -> Run:
+    batches, plan = build_input(config, data.source, ClassificationModel), Plan.of(config, data.source.num_examples)
+    with strategy.scope():
+        network = build_network(config, strategy, len(data.class_names), config.ft_proj_selector)
+        if config.checkpoint:
+            load_network(network, config.checkpoint, with_classifier=False)
+        method = ClassificationModel(network, batches.settings, weight_decay=config.weight_decay)
+        freeze(method, config)
+        compile_method(method, config, strategy, plan)
+    return Run(config, method, batches, plan, data.test, class_names=data.class_names)
+
+
+def _build_distillation(config: Config, strategy: Strategy, data: RunData) -> Run:
+    batches, plan = build_input(config, data.source, Distiller), Plan.of(config, data.source.num_examples)
+    num_classes = len(data.class_names)
+    with strategy.scope():
+        teacher = load_teacher(config, strategy)
+        network = build_network(config, strategy, num_classes, config.ft_proj_selector)
         if config.checkpoint:
             load_network(network, config.checkpoint, with_classifier=False)
         method = Distiller(
             network,
             teacher,
-            data.settings,
+            batches.settings,
             config.temperature,
             config.distill_alpha,
             weight_decay=config.weight_decay,
         )
         compile_method(method, config, strategy, plan)
-    return Run(config, method, data, plan, test, class_names=names)
+    return Run(config, method, batches, plan, data.test, class_names=data.class_names)
 
 
-def _align_with_classifier(config: Config, source: Source) -> tuple[Source, Source | None, tuple[str, ...]]:
-    """Aligns the labels of training and evaluation images with the classifier: a new one, or that of a resumed run.
-
-    Returns:
-        Both sources, and the names of the classes.
-    """
+def _align_with_classifier(config: Config, source: Source) -> RunData:
+    """Aligns the labels of training and evaluation images with the classifier: a new one, or that of a resumed run."""
     if names := _resumed_classes(config):
         source = align_labels(source, names, f"--model_dir={config.run_dir}")
     names = names or source.class_names
-    return source, align_labels(evaluation_source(config), names, f"--train_split={config.train_split}"), names
+    test = align_labels(evaluation_source(config), names, f"--train_split={config.train_split}")
+    return RunData(source, test, class_names=names)
 
 
 def _resumed_classes(config: Config) -> tuple[str, ...]:
@@ -136,13 +178,13 @@ def _with_images(run: Run, strategy: Strategy) -> Run:
     images = run.data.source.images
     if images is None or images.nbytes > run.config.resident_mb * 1e6:
         return run
-    if has_workers(strategy):  # to make a variable they send each other its value, which collectives cannot in bytes
+    if has_workers(strategy):  # they broadcast the initial value of a variable, but collectives do not support uint8
         return run
     with strategy.scope():
         # flat, as TPUs pad the last axis of an array to 128
         rows = tf.Variable(images.reshape(len(images), -1), trainable=False, name="images")
     data = dataclasses.replace(run.data, resident=rows)
-    run.method.complete_batch = data.completed
+    run.method.complete_batch = data.completed  # type: ignore[method-assign]
     return dataclasses.replace(run, data=data)
 
 
@@ -176,6 +218,7 @@ def build_views(config: Config, method_class: type[Method]) -> ViewSettings:
         flip=config.use_flip,
         color_jitter_strength=config.color_jitter_strength if strong else 0.0,
         blur_probability=0.5 if strong and config.use_blur else 0.0,
+        crop_sampler=config.crop_sampler,
         resize_method=config.resize_method,
         jpeg_scaling=config.jpeg_scaling,
     )
@@ -245,18 +288,18 @@ def load_callbacks(config: Config) -> list[keras.callbacks.Callback]:
 
 
 def resolved_settings(run: Run, strategy: Strategy) -> dict[str, Any]:
-    """Returns the values derived from the settings, which config.json has under ``resolved``."""
+    """Returns the values derived from the settings, saved in config.json under ``resolved``."""
     config, method, data, plan, network = run.config, run.method, run.data, run.plan, run.method.network
-    # the class of the workers' strategy has another name than TensorFlow gives it in public
+    # the class of the workers' strategy has another name than TensorFlow's public one
     kind = "MultiWorkerMirroredStrategy" if has_workers(strategy) else type(strategy).__name__
     return {
         "train_images": data.source.num_examples,
-        "images": data.source.fingerprint,
+        **RunData(data.source, run.test, run.held_out).fingerprints,
         "num_classes": network.num_classes,
         "class_names": list(run.class_names),
         "head_input": network.head_input,
         "recipe": describe_recipe(config),
-        "encoder_description": describe_encoder(config),
+        "encoder_description": describe_encoder(config, network.encoder),
         "steps": plan.total_steps,
         "warmup_steps": plan.warmup_steps,
         "peak_learning_rate": plan.peak_learning_rate,

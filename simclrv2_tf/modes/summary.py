@@ -1,7 +1,8 @@
-"""Prints the cost of a network by part: of the flags' network, or of a run's."""
+"""Summary mode: prints the cost of each part of a network, as given by flags or by a run."""
 
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.distributed.devices import dtype_policy
+from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.classifier import ClassificationModel
 from simclrv2_tf.models import Network, Summary, summarize
 from simclrv2_tf.models.encoders import describe_encoder
@@ -10,6 +11,7 @@ from simclrv2_tf.modes.setup import build_network, freeze
 from simclrv2_tf.runs.checkpoints import read_run_config
 from simclrv2_tf.runs.memory import format_bytes
 from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.plugins import is_file
 
 IMAGENET_CLASSES = 1000
 NOTES = """
@@ -23,6 +25,8 @@ def summary(config: Config, strategy: Strategy) -> Result:
 
     Without ``--checkpoint`` the run is pretraining, with a classifier of ImageNet's classes on the side.
     """
+    if is_file(config.encoder) and not config.encoder.endswith(".keras"):
+        raise SettingError(f"--encoder={config.encoder}: summary cannot look into a SavedModel")
     if config.checkpoint:
         _, resolved = read_run_config(config.checkpoint)
         classes, tap = resolved["num_classes"], resolved["head_input"]
@@ -30,7 +34,7 @@ def summary(config: Config, strategy: Strategy) -> Result:
         classes, tap = IMAGENET_CLASSES, 0
 
     def make_network() -> Network:
-        network = build_network(config, strategy, classes, tap)
+        network = build_network(config, strategy, classes, tap, pretrained=False)
         if config.mode in ("finetune", "linear_eval", "supervised"):
             freeze(ClassificationModel(network, ViewSettings(config.image_size)), config)
         return network
@@ -42,7 +46,7 @@ def summary(config: Config, strategy: Strategy) -> Result:
 
 
 def format_summary(costs: Summary, config: Config, classes: int, num_views: int) -> str:
-    """Formats the costs of the parts as a table, and what a training step needs."""
+    """Formats the costs of the parts, and those of a training step, as a table."""
     lines = [
         f"{describe_encoder(config)}, {config.image_size} px, "
         f"{config.stem_kind} stem, {classes:,} classes, {dtype_policy(config)}",

@@ -1,6 +1,6 @@
 """Figures and HTML pages about runs, and the text form of their numbers."""
 
-from simclrv2_tf.report.page import write_comparison, write_predictions, write_preview, write_report
+from simclrv2_tf.report.page import write_comparison, write_predictions, write_preview, write_report, write_selection
 from simclrv2_tf.report.tables import format_accuracies, format_table, format_value, run_summary
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "write_predictions",
     "write_preview",
     "write_report",
+    "write_selection",
 ]

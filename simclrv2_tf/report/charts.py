@@ -1,4 +1,4 @@
-"""Figures as Vega-Lite specifications (https://vega.github.io/vega-lite), one for both the page and the PNG file.
+"""Figures as Vega-Lite specifications (https://vega.github.io/vega-lite), used for both the page and the PNG file.
 
 The static part of each kind of figure is a file in ``specs/``; the functions add data, texts and scales. Each figure
 has a ``description`` for screen readers and a tooltip. Text and lines take the colour of the page, light or dark.
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from simclrv2_tf.files import write_atomically
-from simclrv2_tf.report.tables import ACCURACY, Row, labels_sort_key, metric_name, parse_number, shorten
+from simclrv2_tf.errors import shorten
+from simclrv2_tf.files import refuse_link, write_atomically
+from simclrv2_tf.report.tables import ACCURACY, Row, labels_sort_key, metric_name, parse_number
 
 Spec = dict[str, Any]
 
@@ -43,27 +44,36 @@ PANELS = (
 )
 
 
-def write(spec: Spec, path: pathlib.Path) -> None:
+def write(spec: Spec, path: pathlib.Path, png: bool = True) -> None:
     """Writes ``path`` with the suffixes ``.vl.json`` and ``.png``, each atomically.
 
-    Raises:
-        ValueError: if Vega-Lite rejects the specification.
-    """
-    import vl_convert  # here: only runs that draw need its memory
+    Args:
+        spec: the figure.
+        path: without suffix.
+        png: also write the picture. This takes longer, and ``vl_convert`` needs more memory for each of the first
+            thousand pictures, and for more values.
 
+    Raises:
+        ValueError: if Vega-Lite rejects the specification of a picture, or the folder is a link.
+    """
+    refuse_link(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    png = vl_convert.vegalite_to_png(spec, scale=2)
-    for suffix, content in ((".vl.json", json.dumps(spec)), (".png", png)):
+    contents: dict[str, str | bytes] = {".vl.json": json.dumps(spec)}
+    if png:
+        import vl_convert  # imported here, as only runs that draw need its memory
+
+        contents[".png"] = vl_convert.vegalite_to_png(spec, scale=2)
+    for suffix, content in contents.items():
         write_atomically(path.with_name(path.name + suffix), content)
 
 
 def data_url(image: ArrayLike, side: int = IMAGE_SIDE) -> str:
     """Encodes an image ``[h, w, 3]`` (uint8, or floats in [0, 1]) of at most ``side`` px; enlarges small ones."""
-    image = np.asarray(image)
-    if image.dtype != np.uint8:
-        image = (np.nan_to_num(image).clip(0, 1) * 255).round().astype(np.uint8)
-    factor = max(1, side // max(image.shape[:2]))  # a whole number, so that pixels stay sharp
-    picture = Image.fromarray(image.repeat(factor, axis=0).repeat(factor, axis=1))
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        array = (np.nan_to_num(array).clip(0, 1) * 255).round().astype(np.uint8)
+    factor = max(1, side // max(array.shape[:2]))  # a whole number, so that pixels stay sharp
+    picture = Image.fromarray(array.repeat(factor, axis=0).repeat(factor, axis=1))
     picture.thumbnail((side, side))
     kind, options = ("PNG", {}) if factor > 1 else ("WEBP", {"quality": 85})
     content = io.BytesIO()
@@ -109,7 +119,7 @@ def _series_name(run: str, key: str, num_runs: int) -> str:
 
 
 def _curve(rows: Sequence[Mapping[str, str]], key: str) -> list[tuple[float, float]]:
-    """Finite (step, value) points of a metric; none if there are fewer than two."""
+    """Returns the finite (step, value) points of a metric; none if there are fewer than two."""
     points = [(parse_number(row.get("step")), parse_number(row.get(key))) for row in rows]
     points = [point for point in points if np.isfinite(point).all()]
     return points if len(points) > 1 else []
@@ -123,7 +133,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, str]]]) -> dict[str, Spec]:
     """
     specs = {}
     for figure, label, pattern in PANELS:
-        values = [
+        values: list[dict[str, Any]] = [
             {"step": step, "series": _series_name(run, key, len(runs)), "value": value}
             for run, rows in runs.items()
             for key in dict.fromkeys(key for row in rows for key in row if key and pattern.search(key))
@@ -151,7 +161,7 @@ def label_efficiency(runs: Mapping[str, Sequence[Row]]) -> Spec | None:
     values = [
         {"labels": str(row.get("labels_per_class")), "series": _series_name(run, key, len(runs)), "top1": top1}
         for run, table in runs.items()
-        for key in ("supervised_top1", "finetune_top1", "distill_top1")
+        for key in ("supervised_top1", "frozen_top1", "finetune_top1", "distill_top1")
         for row in table
         if math.isfinite(top1 := parse_number(row.get(key)))
     ]

@@ -5,7 +5,7 @@ import sys
 import textwrap
 from collections.abc import Mapping
 
-from simclrv2_tf.report.tables import shorten
+from simclrv2_tf.errors import shorten
 
 
 def box(title: str, facts: Mapping[str, str]) -> str:

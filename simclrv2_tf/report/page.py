@@ -7,10 +7,8 @@ all text, whatever a class or a directory is called.
 """
 
 import base64
-import csv
 import datetime
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -23,31 +21,38 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from simclrv2_tf.errors import ConfigVersionError, SettingError, shorten
 from simclrv2_tf.files import write_atomically
 from simclrv2_tf.report import charts, tables
-from simclrv2_tf.report.tables import shorten
-from simclrv2_tf.settings.config import STAGES
+from simclrv2_tf.schemas import read_record
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.fields import STAGES
 
 FIGURE_ORDER = ("label_efficiency", *(panel[0] for panel in charts.PANELS), "views", "batch", "labels", "embedding",
                 "neighbours", "confusion", "mistakes")  # fmt: skip
-MAX_TABLE_ROWS = 400  # of the table below a figure, and of classes
+MAX_TABLE_ROWS = 400  # limit for the table below a figure, and for the classes
 MAX_RUNS_WITH_THUMBNAILS = 4  # in a comparison; the thumbnails of more embeddings would make the page too large
 
 
-def write_report(model_dir: str | os.PathLike[str]) -> pathlib.Path:
+def write_report(model_dir: str | os.PathLike[str], png: bool = True) -> pathlib.Path:
     """Writes ``report.html`` into ``model_dir``, and redraws the figures of its ``metrics.csv`` and ``result.json``.
+
+    Args:
+        model_dir: the model directory.
+        png: also write these figures as PNG.
 
     Raises:
         FileNotFoundError: if the directory does not exist.
+        SettingError: if one of its files is damaged or cannot be read.
     """
     model_dir = pathlib.Path(model_dir)
     if not model_dir.is_dir():
         raise FileNotFoundError(f"no model directory {model_dir}")
     stages = _stages(model_dir)
     for run in (model_dir, *stages):
-        for name, spec in _metric_figures({run.name: run}).items():
-            charts.write(spec, run / "figures" / name)
-    title = f"SimCLRv2: {_read_json(model_dir / 'config.json').get('mode', 'run')}".replace("_", "-")
+        for name, spec in _metric_figures({run.name: run}, "model_dir").items():
+            charts.write(spec, run / "figures" / name, png)
+    title = f"SimCLRv2: {_read(model_dir, 'config.json', 'model_dir').get('mode', 'run')}".replace("_", "-")
     content = {"title": title, "run": _section(model_dir), "stages": list(map(_section, stages))}
     return _write_page(model_dir / "report.html", "report.html", content)
 
@@ -55,15 +60,15 @@ def write_report(model_dir: str | os.PathLike[str]) -> pathlib.Path:
 def write_comparison(runs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
     """Writes a page that compares model directories: final metrics, settings that differ, curves and other figures."""
     by_name = dict(zip(_unique_names(runs), runs, strict=True))
-    results = [_read_json(run / "result.json") for run in by_name.values()]
-    keys = dict.fromkeys(key for result in results for key in result if key != "table")
+    results = [tables.final_metrics(_read(run, "result.json", "compare")) for run in by_name.values()]
+    keys = dict.fromkeys(key for result in results for key in result)
     metrics = [[tables.metric_name(k), *(tables.format_value(k, result.get(k)) for result in results)] for k in keys]
-    settings = _flat_settings([_read_json(run / "config.json") for run in by_name.values()])
-    specs = {name: _specs(run) for name, run in by_name.items()}
+    settings = _flat_settings([_read(run, "config.json", "compare") for run in by_name.values()])
+    specs = {name: _specs(run, "compare") for name, run in by_name.items()}
     figures = {}
     for figure in sorted({figure for run in specs.values() for figure in run}, key=_figure_order):
         thumbnails = figure != "embedding" or len(runs) <= MAX_RUNS_WITH_THUMBNAILS
-        if not figure.startswith(("curve", "label_efficiency")):  # these are drawn together
+        if not figure.startswith(("curve", "label_efficiency")):  # those are drawn together
             of_runs = {f"{name}: ": run[figure] for name, run in specs.items() if figure in run}
             figures[figure] = [_figure(spec, prefix, thumbnails) for prefix, spec in of_runs.items()]
     content = {
@@ -71,7 +76,7 @@ def write_comparison(runs: Sequence[pathlib.Path], path: pathlib.Path) -> pathli
         "paths": runs,
         "metrics": [["metric", *by_name], *metrics],
         "settings": [["setting", *by_name], *([key, *row] for key, row in settings.items() if len(set(row)) > 1)],
-        "shared_figures": [_figure(spec) for spec in _metric_figures(by_name).values()],
+        "shared_figures": [_figure(spec) for spec in _metric_figures(by_name, "compare").values()],
         "figures": figures,
     }
     return _write_page(path, "comparison.html", content)
@@ -100,6 +105,9 @@ def write_preview(
     return _write_page(model_dir / "preview.html", "preview.html", content)
 
 
+CaptionedImage = tuple[str, np.ndarray, Sequence[tuple[str, str]]]
+
+
 def write_predictions(
     path: pathlib.Path,
     summary: Mapping[str, str],
@@ -110,29 +118,49 @@ def write_predictions(
     """Writes a page about predicted images.
 
     Args:
-        path: of the page.
+        path: path of the page.
         summary: lines at the top, by name.
         counts: name, number of images and mean probability of each predicted class.
         images: path, pixels ``[h, w, 3]`` in [0, 1], and the most probable classes with their probabilities.
         corrupt: paths of the files that could not be read.
     """
     rows = [[shorten(name, 60), f"{count:,}", f"{mean:.1%}"] for name, count, mean in counts[:MAX_TABLE_ROWS]]
-    cards = [
-        {
-            "path": file,
-            "image": charts.data_url(pixels),
-            "classes": [(shorten(name, 60), f"{probability:.1%}") for name, probability in classes],
-        }
+    captioned = [
+        (file, pixels, [(shorten(name, 60), f"{probability:.1%}") for name, probability in classes])
         for file, pixels, classes in images
     ]
     content = {
         "title": "SimCLRv2: predictions",
         "summary": summary,
         "counts": [["class", "images", "mean probability"], *rows],
-        "cards": cards,
+        "heading": "Images, the least sure first",
+        "cards": _cards(captioned),
         "corrupt": corrupt,
     }
     return _write_page(path, "predictions.html", content)
+
+
+def write_selection(path: pathlib.Path, summary: Mapping[str, str], images: Sequence[CaptionedImage]) -> pathlib.Path:
+    """Writes a page about images that were selected.
+
+    Args:
+        path: path of the page.
+        summary: lines at the top, by name.
+        images: path, pixels ``[h, w, 3]`` in [0, 1], and captions with their values.
+    """
+    content = {
+        "title": "SimCLRv2: images to label",
+        "summary": summary,
+        "counts": [],
+        "heading": "Images, in the order of selection",
+        "cards": _cards(images),
+        "corrupt": [],
+    }
+    return _write_page(path, "predictions.html", content)
+
+
+def _cards(images: Sequence[CaptionedImage]) -> list[dict[str, Any]]:
+    return [{"path": file, "image": charts.data_url(pixels), "lines": lines} for file, pixels, lines in images]
 
 
 def _write_page(path: pathlib.Path, template: str, content: Mapping[str, Any]) -> pathlib.Path:
@@ -142,15 +170,16 @@ def _write_page(path: pathlib.Path, template: str, content: Mapping[str, Any]) -
 
 @cache
 def _environment() -> jinja2.Environment:
-    """Template environment; its globals are the page's script and the hash by which the content policy allows it."""
-    import vl_convert  # here, as in charts: only runs that draw need its memory
+    """Returns the template environment; its globals are the page's script and its hash for the content policy."""
+    import vl_convert  # imported here, as in charts
 
     loader = jinja2.PackageLoader("simclrv2_tf.report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     # Browsers turn carriage returns into line feeds before they compute the hash.
-    vega = vl_convert.javascript_bundle().replace("\r", "\\r").replace("</script", "<\\/script")
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
+    vega = bundle.replace("\r", "\\r").replace("</script", "<\\/script")
     script = vega + loader.get_source(environment, "draw.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {"script": Markup(script), "script_hash": f"sha256-{digest}"}
@@ -158,7 +187,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _figure(spec: charts.Spec, prefix: str = "", thumbnails: bool = True) -> dict[str, Any]:
-    """Template data of a figure: caption, specification without title, and the values of its tooltips as a table."""
+    """Returns the template data of a figure: caption, specification without title, and a table of its tooltips."""
     title = spec.get("title", "")
     shown = {key: value for key, value in spec.items() if key not in ("title", "$schema")} | {"background": None}
     if not spec.get("usermeta", {}).get("fixed"):
@@ -172,9 +201,9 @@ def _figure(spec: charts.Spec, prefix: str = "", thumbnails: bool = True) -> dic
 
 
 def _tooltip_rows(spec: charts.Spec) -> list[list[str]]:
-    """Values that the tooltips of a figure show, header row first; empty if there are none or too many."""
+    """Returns the values in the tooltips of a figure, header row first; empty if there are none or too many."""
     encodings = [spec.get("encoding", {}), *(layer.get("encoding", {}) for layer in spec["layer"])]
-    tooltip = next((encoding["tooltip"] for encoding in encodings if "tooltip" in encoding), [])
+    tooltip: list[dict] = next((encoding["tooltip"] for encoding in encodings if "tooltip" in encoding), [])
     channels = {channel["field"]: channel for channel in tooltip if channel["field"] != "image"}
     values = spec["data"]["values"]
     if not channels or not 0 < len(values) <= MAX_TABLE_ROWS:
@@ -189,21 +218,21 @@ def _tooltip_rows(spec: charts.Spec) -> list[list[str]]:
 
 
 def _section(run: pathlib.Path) -> dict[str, Any]:
-    """Template data of a model directory."""
-    config, result = _read_json(run / "config.json"), _read_json(run / "result.json")
+    """Returns the template data of a model directory."""
+    config, result = (_read(run, name, "model_dir") for name in ("config.json", "result.json"))
     return {
         "name": run.name,
         "path": run,
         "facts": tables.run_summary(config) | _progress(run, result),
         "tables": tables.result_tables(result),
-        "figures": [_figure(spec) for spec in _specs(run).values()],
+        "figures": [_figure(spec) for spec in _specs(run, "model_dir").values()],
         "settings": [["setting", "value"], *([key, *row] for key, row in _flat_settings([config]).items())],
     }
 
 
 def _progress(run: pathlib.Path, result: Mapping[str, Any]) -> dict[str, str]:
-    """Speed, current step and times of a run."""
-    facts, rows = {}, _metric_rows(run)
+    """Returns speed, current step and times of a run."""
+    facts, rows = {}, _read(run, "metrics.csv", "model_dir")
     speeds = [speed for row in rows if (speed := tables.parse_number(row.get("images_per_second"))) > 0]
     if speeds:
         facts["speed"] = f"{median(speeds):,.0f} images/s"
@@ -218,7 +247,7 @@ def _progress(run: pathlib.Path, result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flat_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Settings and resolved values as text, by name: one value per config."""
+    """Returns settings and resolved values as text, by name: one value per config."""
     flat = []
     for config in configs:
         groups = {key: value if isinstance(value, dict) else {"": value} for key, value in config.items()}
@@ -227,19 +256,19 @@ def _flat_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]
     return {key: [tables.format_value("", settings.get(key, "")) for settings in flat] for key in keys}
 
 
-def _metric_figures(runs: Mapping[str, pathlib.Path]) -> dict[str, charts.Spec]:
-    """Figures drawn from the ``result.json`` and ``metrics.csv`` of runs, by file name."""
-    label_tables = {name: tables.label_rows(_read_json(run / "result.json")) for name, run in runs.items()}
+def _metric_figures(runs: Mapping[str, pathlib.Path], flag: str) -> dict[str, charts.Spec]:
+    """Returns figures of the ``result.json`` and ``metrics.csv`` of runs, by file name."""
+    label_tables = {name: tables.label_rows(_read(run, "result.json", flag)) for name, run in runs.items()}
     efficiency = charts.label_efficiency({name: rows for name, rows in label_tables.items() if rows})
-    curves = charts.curves({name: _metric_rows(run) for name, run in runs.items()})
+    curves = charts.curves({name: _read(run, "metrics.csv", flag) for name, run in runs.items()})
     return {"label_efficiency": efficiency, **curves} if efficiency else curves
 
 
-def _specs(run: pathlib.Path) -> dict[str, charts.Spec]:
-    """Readable figures of a model directory by name, in the order of the page."""
-    specs = {path.name.removesuffix(".vl.json"): _read_json(path) for path in (run / "figures").glob("*.vl.json")}
-    names = sorted((name for name, spec in specs.items() if "layer" in spec and "data" in spec), key=_figure_order)
-    return {name: specs[name] for name in names}
+def _specs(run: pathlib.Path, flag: str) -> dict[str, charts.Spec]:
+    """Returns the figures of a model directory by name, in the order of the page."""
+    names = {path.name.removesuffix(".vl.json"): path.name for path in (run / "figures").glob("*.vl.json")}
+    specs = {name: _read(run, f"figures/{names[name]}", flag) for name in sorted(names, key=_figure_order)}
+    return {name: spec for name, spec in specs.items() if spec}
 
 
 def _figure_order(name: str) -> tuple[int, str]:
@@ -247,17 +276,18 @@ def _figure_order(name: str) -> tuple[int, str]:
 
 
 def _stages(model_dir: pathlib.Path) -> list[pathlib.Path]:
-    """Sub-directories that are runs, ordered by stage and number of labels."""
+    """Returns the sub-directories that are runs, ordered by stage and number of labels."""
 
     def order(path: pathlib.Path) -> tuple[int, tuple[int, float], str]:
         stage = next((i for i, name in enumerate(STAGES) if re.match(rf"{name}(_|$)", path.name)), len(STAGES))
-        return stage, tables.labels_sort_key(path.name.rpartition("_")[2]), path.name
+        labels = re.sub(r"_seed\d+$", "", path.name).rpartition("_")[2]
+        return stage, tables.labels_sort_key(labels), path.name
 
     return sorted((path.parent for path in model_dir.glob("*/config.json")), key=order)
 
 
 def _unique_names(runs: Sequence[pathlib.Path]) -> list[str]:
-    """The shortest ends of the paths that differ from one another."""
+    """Returns the shortest suffixes of the paths that are distinct."""
     parts = [run.resolve().parts for run in runs]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -266,22 +296,16 @@ def _unique_names(runs: Sequence[pathlib.Path]) -> list[str]:
     return names
 
 
-def _metric_rows(run: pathlib.Path) -> list[dict[str, str]]:
-    """Rows of ``metrics.csv`` in the order of their steps; empty if it cannot be read."""
-    try:
-        with (run / "metrics.csv").open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if tables.parse_number(row.get("step")) >= 0]
-    except (OSError, ValueError, csv.Error):
-        return []
-    return sorted(rows, key=lambda row: tables.parse_number(row["step"]))
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Content of a JSON file; empty if there is none, the error message as an entry if it cannot be read."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        return {f"{path.name} cannot be read": str(error)}
-    return value if isinstance(value, dict) else {path.name: value}
+def _read(run: pathlib.Path, name: str, flag: str) -> Any:
+    """Returns a record of a run, see ``schemas.read_record``; {} or [] if there is no such file."""
+    content = read_record(run, name, flag)
+    if content is None:
+        return [] if name == "metrics.csv" else {}
+    if name == "config.json":
+        try:
+            Config.from_content(content)
+        except ConfigVersionError as error:
+            raise SettingError(f"--{flag}={run}: its {error}") from None
+        except ValueError as error:
+            raise SettingError(f"--{flag}={run}: {name} is damaged ({error}); restore it") from None
+    return content

@@ -12,11 +12,12 @@ import numpy as np
 
 from simclrv2_tf import files
 from simclrv2_tf import metrics as evaluation
-from simclrv2_tf.data.input import TrainingInput, evaluation_batches, make_views
+from simclrv2_tf.data.input import TrainingInput, evaluation_input, make_views
 from simclrv2_tf.data.sources import Source
+from simclrv2_tf.errors import shorten
 from simclrv2_tf.report import charts
 from simclrv2_tf.report.charts import Spec
-from simclrv2_tf.report.tables import Row, shorten
+from simclrv2_tf.report.tables import Row
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ NEIGHBOURS = 5
 POINTS = 1000
 MISTAKES = 12
 COLUMNS = 6
-CONFUSION_CLASSES = 5000  # at most: that matrix takes 200 MB
+CONFUSION_CLASSES = 5000  # maximum, at which the matrix takes 200 MB
 THUMBNAIL = 32  # px
 PROJECTIONS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 
@@ -54,27 +55,27 @@ class Pictures:
 
     @functools.cached_property
     def sample(self) -> Source:
-        """Test images in the embedding, the same at each evaluation."""
+        """The test images in the embedding, the same at each evaluation."""
         return self.test.subset(fixed_sample(self.test.num_examples, POINTS))
 
     @functools.cached_property
     def thumbnails(self) -> np.ndarray:
-        """Images of the sample, float32 ``[n, s, s, 3]``. Compute its features first: that finds the corrupt ones."""
+        """The images of the sample, float32 ``[n, s, s, 3]``. Compute its features first, to detect corrupt images."""
         return images_of(self.sample, min(self.image_size, THUMBNAIL))
 
     def draw_views(self, data: TrainingInput) -> None:
         """Draws the first views of a training run."""
         self._write("views", views_figure(example_views(data)))
 
-    def draw_embedding(self, features: Features) -> None:
-        """Draws the features of the sample in 2-D."""
+    def draw_embedding(self, features: Features, png: bool) -> None:
+        """Draws the features of the sample in 2-D; ``png`` as in ``charts.write``."""
         points = evaluation.project(features[0], self.projection)
         images = [charts.data_url(image, THUMBNAIL) for image in self.thumbnails]
         method, names = PROJECTIONS[self.projection], self.test.class_names
-        self._write("embedding", charts.embedding(points, features[1], names, method, images))
+        self._write("embedding", charts.embedding(points, features[1].tolist(), names, method, images), png)
 
     def draw_neighbours(self, source: Source, train: Features, test: Features) -> None:
-        """Draws the nearest training images of some test images; ``train`` and ``test`` are the features of all."""
+        """Draws the nearest training images of some test images, given the features ``train`` and ``test`` of all."""
         queries = fixed_sample(len(test[1]), QUERIES)
         nearest, _ = evaluation.nearest_neighbours(train[0], test[0][queries], NEIGHBOURS)
         images = images_at(self.test, queries, self.image_size)
@@ -82,20 +83,26 @@ class Pictures:
         labels = test[1][queries], train[1][nearest]
         self._write("neighbours", neighbours_figure(images, neighbours, *labels, self.test.class_names))
 
-    def draw_classification(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Draws the confusion matrix, unless it would be huge, and the most confident mistakes."""
+    def draw_classification(self, logits: np.ndarray, labels: np.ndarray, png: bool) -> None:
+        """Draws the confusion matrix, unless it would be huge, and the most confident mistakes.
+
+        Args:
+            logits: ``[n, classes]``, of the evaluated images.
+            labels: ``[n]``.
+            png: as in ``charts.write``.
+        """
         predicted, names = logits.argmax(axis=1), self.test.class_names
         if len(names) <= CONFUSION_CLASSES:
             matrix = evaluation.confusion_matrix(labels, predicted, logits.shape[1])
-            self._write("confusion", charts.confusion(matrix, names))
+            self._write("confusion", charts.confusion(matrix, names), png)
         worst = evaluation.most_confident_mistakes(logits, labels, MISTAKES)
         images = images_at(self.test, worst, self.image_size)
         confidence = evaluation.confidence(logits[worst])
-        self._write("mistakes", mistakes_figure(images, labels[worst], predicted[worst], confidence, names))
+        self._write("mistakes", mistakes_figure(images, labels[worst], predicted[worst], confidence, names), png)
 
-    def _write(self, name: str, spec: Spec) -> None:
+    def _write(self, name: str, spec: Spec, png: bool = True) -> None:
         try:
-            charts.write(spec, self.model_dir / "figures" / name)
+            charts.write(spec, self.model_dir / "figures" / name, png)
         except OSError as error:  # don't fail the run over a figure
             log.warning("could not write figure %s of %s (%s)", name, self.model_dir, error.strerror)
 
@@ -157,13 +164,13 @@ def mistakes_figure(
 def batch_figure(views: Array, labels: Array, batch_size: int, class_names: Sequence[str]) -> Spec:
     """Draws the first view ``[n, S, S, 3]`` of some images of a batch, with their classes (−1: unknown)."""
     title = f"First batch: one view of {len(views)} of its {batch_size:,} images"
-    names = [*class_names, ""]  # the last one is that of label −1
+    names = [*class_names, ""]  # the last one is for label −1
     tiles = [_tile(i % COLUMNS, i // COLUMNS, view, names[labels[i]]) for i, view in enumerate(views)]
     return charts.image_grid(title, f"{title}.", tiles, COLUMNS, {"class": "class"})
 
 
 def labelled_figure(classes: Sequence[Array], columns: int, counts: Array, class_names: Sequence[str]) -> Spec:
-    """Draws some labelled images ``[n, S, S, 3]`` per class, a row each; ``counts [classes]`` are all labels."""
+    """Draws some labelled images ``[n, S, S, 3]`` of each class in a row; ``counts [classes]`` count all labels."""
     least, most = counts.min(), counts.max()
     per_class = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     title = f"{counts.sum():,} labelled images: {per_class} per class, {len(counts):,} classes"
@@ -177,7 +184,7 @@ def example_views(data: TrainingInput) -> np.ndarray:
 
 
 def first_batch(data: TrainingInput, count: int) -> Features:
-    """Views float32 ``[n, views, size, size, 3]`` and labels ``[n]`` of the first images that a run sees."""
+    """Returns views float32 ``[n, views, size, size, 3]`` and labels ``[n]`` of the first images that a run sees."""
     on_host = dataclasses.replace(data, resident=None)
     batch = {name: values[:count] for name, values in next(iter(on_host.batches(0, 1))).items()}
     return make_views(batch, data.settings).numpy(), batch["labels"].numpy()
@@ -210,14 +217,14 @@ def fixed_sample(total: int, count: int) -> np.ndarray:
 
 
 def images_at(source: Source, indices: np.ndarray, image_size: int) -> np.ndarray:
-    """Returns images as evaluated, float32 ``[n, size, size, 3]``, by row of an evaluation (without corrupt ones)."""
+    """Returns images as evaluated, float32 ``[n, size, size, 3]``, at rows of an evaluation (without corrupt ones)."""
     unique, places = np.unique(indices, return_inverse=True)
     return images_of(source.readable_subset(unique), image_size)[places]
 
 
 def images_of(source: Source, image_size: int) -> np.ndarray:
-    """All images of a source as evaluated, float32 ``[n, size, size, 3]``."""
+    """Returns all images of a source as evaluated, float32 ``[n, size, size, 3]``."""
     if not source.num_examples:
         return np.zeros((0, image_size, image_size, 3), np.float32)
-    batch = next(iter(evaluation_batches(source, source.num_examples, image_size)))
+    batch = next(iter(evaluation_input(source, source.num_examples, image_size)))
     return np.asarray(batch["images"])[np.asarray(batch["weights"]) > 0]

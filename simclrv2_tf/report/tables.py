@@ -8,12 +8,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from simclrv2_tf.errors import shorten
+
 Row = dict[str, Any]
 
+# Entries of a result.json that are not metrics: the page shows them elsewhere.
+NO_METRICS = ("mode", "seed", "steps", "table", "runs", "verdicts")
 ACCURACY = re.compile(r"((^|_)top\d|accuracy|agreement)$")
 METRIC_NAMES = {
     "labels_per_class": "labels per class",
+    "labels": "labels per class",
     "supervised_top1": "supervised",
+    "frozen_top1": "linear classifier",
     "finetune_top1": "fine-tuned",
     "distill_top1": "distilled",
     "finetune_top5": "fine-tuned top-5",
@@ -25,7 +31,7 @@ METRIC_NAMES = {
     "images_per_second": "images/s",
     "seconds": "time",
 }
-# Lines of the summary at the start of a run, filled in from the content of config.json.
+# Lines of the summary at the start of a run: templates for the content of config.json.
 SUMMARY = {
     "data": "{dataset}",
     "recipe": "{recipe}",
@@ -58,14 +64,8 @@ def run_summary(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in summary.items() if text}
 
 
-def shorten(text: object, length: int) -> str:
-    """Puts a text on one line of at most ``length`` characters."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
-
-
 def metric_name(key: str) -> str:
-    """Readable name of a metric: ``knn_top1`` becomes "kNN top-1"."""
+    """Returns the readable name of a metric: ``knn_top1`` becomes "kNN top-1"."""
     name = re.sub(r"_top(\d)$", r" top-\1", key).replace("_", " ")
     return METRIC_NAMES.get(key, re.sub(r"\bknn\b", "kNN", name))
 
@@ -104,7 +104,7 @@ def format_value(key: str, value: object) -> str:
     if ACCURACY.search(key):
         return f"{value:.1%}"
     if key == "seconds":
-        return format_duration(value)
+        return format_duration(float(value))
     return f"{value:,}" if isinstance(value, numbers.Integral) else f"{value:.4g}"
 
 
@@ -114,24 +114,39 @@ def format_accuracies(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def label_rows(result: Mapping[str, Any]) -> list[Row]:
-    """Rows of a semi-supervised result's table, by number of labels; none if there is no such table."""
+    """Returns the rows of a semi-supervised result's table, by number of labels; none if there is no such table."""
     table = result.get("table")
     rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
     return sorted(rows, key=lambda row: labels_sort_key(row.get("labels_per_class")))
 
 
+def final_metrics(result: Mapping[str, Any]) -> dict[str, object]:
+    """Selects the metrics of a ``result.json``, with the numbers of labels and of corrupt images if there are any."""
+    corrupt = result.get("corrupt_images")
+    counts = {"corrupt_images": len(corrupt) if isinstance(corrupt, list) else 0, "labels": result.get("labels")}
+    metrics = {key: value for key, value in result.items() if key not in (*NO_METRICS, *counts)}
+    return metrics | {key: value for key, value in counts.items() if value}
+
+
 def result_tables(result: Mapping[str, Any]) -> dict[str, list[list[str]]]:
-    """Tables of a ``result.json`` by caption, header row first: accuracies by number of labels, and single metrics."""
+    """Returns tables of a ``result.json`` by caption, header first: accuracies by number of labels, single metrics."""
     tables = {}
     if rows := label_rows(result):
         present = {key: None for row in rows for key in row}
         keys = list(dict.fromkeys(["labels_per_class", *(key for key in METRIC_NAMES if key in present), *present]))
         body = [[format_value(key, row.get(key)) for key in keys] for row in rows]
         tables["Top-1 accuracy by number of labels"] = [[metric_name(key) for key in keys], *body]
-    metrics = [[metric_name(key), format_value(key, value)] for key, value in result.items() if key != "table"]
+    if verdicts := _texts(result.get("verdicts")):
+        tables["What pays"] = [["verdict"], *([text] for text in verdicts)]
+    singles = {key: value for key, value in final_metrics(result).items() if key != "seconds"}  # shown with the run
+    metrics = [[metric_name(key), format_value(key, value)] for key, value in singles.items()]
     if metrics:
         tables["Final metrics"] = [["metric", "value"], *metrics]
     return tables
+
+
+def _texts(value: object) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def format_table(result: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ class Histograms(keras.callbacks.Callback):
         self.writer = tf.summary.create_file_writer(str(folder), filename_suffix=".histograms")
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        with self.writer.as_default(step=int(logs["step"])):
+        with self.writer.as_default(step=int((logs or {})["step"])):
             for variable in self.model.network.weights:
                 tf.summary.histogram(variable.path, tf.cast(variable.value, tf.float32))
         self.writer.flush()

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import errno
-import json
 import logging
 import os
 import pathlib
@@ -16,13 +15,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from simclrv2_tf.data.classes import numbered_classes
-from simclrv2_tf.data.sources import MAX_CLASSES
 from simclrv2_tf.distributed.devices import is_chief
-from simclrv2_tf.errors import ConfigVersionError, SettingError, UnreadableError, first_line
-from simclrv2_tf.files import is_plain, plain_path, replacing, write_atomically
+from simclrv2_tf.errors import ConfigVersionError, DamagedError, SettingError, UnreadableError, first_line
+from simclrv2_tf.files import is_plain, link_files, plain_path, replacing, write_atomically
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.models.network import Network
+from simclrv2_tf.runs import integrity
+from simclrv2_tf.schemas import parse_state
 from simclrv2_tf.settings.config import Config
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,7 @@ class Checkpoints:
         keep: int = 5,
         extra_parts: Mapping[str, Mapping[str, tf.Variable]] | None = None,
     ):
-        parts = {name: _by_path(part.variables) for name, part in model.parts().items()}
+        parts: dict[str, Mapping[str, Any]] = {name: _by_path(part.variables) for name, part in model.parts().items()}
         parts |= {"optimizer": _by_position(model.optimizer.variables)} | dict(extra_parts or {})
         self.model_dir = model_dir
         self.folder = pathlib.Path(model_dir, "checkpoints")
@@ -75,6 +74,7 @@ class Checkpoints:
             path = str(self.folder / f"step-{step}")
             try:
                 with _explain_read_errors("model_dir", self.model_dir, path):
+                    open_checkpoint(path)
                     self.checkpoint.read(readable_path(path)).assert_consumed()
             except UnreadableError:
                 raise
@@ -119,7 +119,9 @@ def _write(checkpoint: tf.train.Checkpoint, folder: pathlib.Path, step: int, kee
         if is_new:
             _remove(folder, [step])
         raise
-    _remove(folder, set(_steps_in(str(folder))) - set(newest))
+    # by any of their files, because a kill may have left the data without the index
+    names = (re.fullmatch(r"step-(\d+)\..+", name) for name in list_folder(str(folder)))
+    _remove(folder, {int(match[1]) for match in names if match} - set(newest))
 
 
 def _complete(folder: pathlib.Path) -> None:
@@ -136,9 +138,15 @@ def _complete(folder: pathlib.Path) -> None:
 
 
 def _steps_in(folder: str) -> list[int]:
-    """Returns the sorted steps of the checkpoints in a folder."""
-    names = (re.fullmatch(r"step-(\d+)\.index", name) for name in list_folder(folder))
-    return sorted(int(match[1]) for match in names if match)
+    """Returns the sorted steps of the checkpoints in a folder, also of one that is not yet completely moved there."""
+    names = (re.fullmatch(r"step-(\d+)\.index", name) for name in (*list_folder(folder), *_unmoved_files(folder)))
+    return sorted({int(match[1]) for match in names if match})
+
+
+def _unmoved_files(folder: str) -> list[str]:
+    """Returns the names in ``COMPLETE``: after a kill, of the files that were not moved."""
+    complete = f"{folder}/{COMPLETE}"
+    return [] if "://" in folder or os.path.islink(complete) else list_folder(complete)
 
 
 def list_folder(folder: str) -> list[str]:
@@ -227,34 +235,60 @@ def find_checkpoint(path: str, flag: str = "checkpoint") -> str:
     Raises:
         SettingError: if there is none, or the folder cannot be read.
     """
+    path = path.replace(os.sep, "/")  # of Windows, too
     with _explain_read_errors(flag, path):
         for folder in (path.rstrip("/"), f"{path.rstrip('/')}/checkpoints"):
             if steps := _steps_in(folder):
                 return f"{folder}/step-{steps[-1]}"
-            if name := _name_in_state_file(folder):
+            if name := _name_in_state_file(folder, flag):
                 return f"{folder}/{name}"
-        if f"{posixpath.basename(path)}.index" in list_folder(posixpath.dirname(path) or "."):
+        folder = posixpath.dirname(path) or "."
+        if f"{posixpath.basename(path)}.index" in (*list_folder(folder), *_unmoved_files(folder)):
             return path
     raise SettingError(f"--{flag}={path}: there is no checkpoint")
 
 
-def _name_in_state_file(folder: str) -> str:
-    """Returns the checkpoint that TensorFlow's ``checkpoint`` file names, if it is in the folder itself; else ""."""
+def _name_in_state_file(folder: str, flag: str) -> str:
+    """Returns the checkpoint that TensorFlow's ``checkpoint`` file names, if it is in the folder itself; else "".
+
+    Raises:
+        SettingError: if the file is damaged.
+    """
     names = list_folder(folder)
     if "checkpoint" not in names:
         return ""
-    match = re.search(rb'^model_checkpoint_path: "([^"\n]*)"', _read_bytes(f"{folder}/checkpoint"))
-    name = posixpath.basename(match[1].decode(errors="replace")) if match else ""
+    try:
+        state = parse_state(integrity.read_bytes(f"{folder}/checkpoint"))
+    except DamagedError as error:
+        raise SettingError(
+            f"--{flag}={folder}: its file checkpoint is damaged ({error}); delete or restore it"
+        ) from None
+    name = posixpath.basename(state.model_checkpoint_path)
     return name if f"{name}.index" in names else ""
 
 
-def _read_bytes(path: str) -> bytes:
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return file.read()
+def open_checkpoint(checkpoint_path: str) -> Any:
+    """Opens a checkpoint to look at the names and shapes of its variables, after `integrity.check_declared_bytes`.
+
+    Returns:
+        TensorFlow's ``CheckpointReader``.
+
+    Raises:
+        OSError, tf.errors.OpError: if it is damaged or cannot be read.
+    """
+    path = readable_path(checkpoint_path)
+    folder, name = posixpath.split(path)
+    names = [other for other in list_folder(folder or ".") if other.startswith((f"{name}.index", f"{name}.data-"))]
+    num_bytes = integrity.total_bytes([posixpath.join(folder, other) for other in names])
+    reader = tf.compat.v1.train.NewCheckpointReader(path)
+    integrity.check_declared_bytes(reader, num_bytes)
+    return reader
 
 
 def readable_path(checkpoint_path: str) -> str:
-    """Returns a path of a checkpoint that TensorFlow does not read as a pattern.
+    """Returns a path of a whole checkpoint that TensorFlow does not read as a pattern.
+
+    If a process was killed while it moved the files to their place, the path is that of links to all of them.
 
     Raises:
         UnreadableError: if the name of the files has such characters, which no link can hide.
@@ -263,38 +297,48 @@ def readable_path(checkpoint_path: str) -> str:
     folder, name = posixpath.split(checkpoint_path)
     if not is_plain(name):
         raise UnreadableError(f"{checkpoint_path}: TensorFlow cannot read this name; rename the files without *?[\\")
-    return posixpath.join(plain_path(folder), name)
+    if f"{name}.index" not in (unmoved := _unmoved_files(folder)):
+        return posixpath.join(plain_path(folder), name)
+    paths = {file: f"{folder}/{file}" for file in list_folder(folder) if file.startswith(f"{name}.data-")}
+    paths |= {file: f"{folder}/{COMPLETE}/{file}" for file in unmoved if file.startswith(f"{name}.")}
+    return posixpath.join(link_files(paths.values()), name)
 
 
-def read_run_config(path: str, flag: str = "checkpoint") -> tuple[Config, dict[str, Any]]:
+def read_run_config(
+    path: str, flag: str = "checkpoint", *, checks_network: bool = False
+) -> tuple[Config, dict[str, Any]]:
     """Reads the ``config.json`` of the run that wrote a checkpoint: its settings and the values derived from them.
 
     Among these are always ``num_classes``, ``head_input`` and ``class_names``, one per class of the classifier: numbers
     if the run knows no names.
 
+    Args:
+        path: as for ``find_checkpoint``.
+        flag: named in the error message.
+        checks_network: refuse a network that is larger than the checkpoint; set it before building the network.
+
     Raises:
         SettingError: if there is no checkpoint, or its ``config.json`` is missing, damaged or of another version, or
             cannot be read.
     """
-    run = find_checkpoint(path, flag).rpartition("/checkpoints/")[0]
-    with _explain_read_errors(flag, path):
-        if not run or "config.json" not in list_folder(run):
-            raise SettingError(f"--{flag}={path}: its config.json is missing")
-        content = _read_bytes(f"{run}/config.json")
+    checkpoint_path = find_checkpoint(path, flag)
+    run = checkpoint_path.rpartition("/checkpoints/")[0]
     try:
-        text = content.decode()
-        config, resolved = Config.from_json(text), json.loads(text).get("resolved", {})
-        network = {name: resolved.get(name, 0) for name in ("num_classes", "head_input")}
-        if not (0 <= network["num_classes"] <= MAX_CLASSES and 0 <= network["head_input"] <= config.head_layers):
-            raise ValueError
-        class_names = list(resolved.get("class_names") or numbered_classes(network["num_classes"]))
-        if len(class_names) != network["num_classes"] or not all(isinstance(name, str) for name in class_names):
-            raise ValueError
+        with _explain_read_errors(flag, path):
+            is_missing = not run or "config.json" not in list_folder(run)
+            content = b"" if is_missing else integrity.read_bytes(f"{run}/config.json")
+        if is_missing:
+            raise SettingError(f"--{flag}={path}: its config.json is missing")
+        config, resolved = integrity.parse_run_config(content)
+        if checks_network:
+            with _explain_read_errors(flag, path, checkpoint_path):
+                reader = open_checkpoint(checkpoint_path)
+            integrity.check_network_size(reader, config, resolved)
     except ConfigVersionError as error:
         raise SettingError(f"--{flag}={path}: its {error}") from None
-    except (SettingError, ValueError, AttributeError, TypeError):
-        raise SettingError(f"--{flag}={path}: its config.json is damaged") from None
-    return config, resolved | network | {"class_names": class_names}
+    except DamagedError as error:
+        raise SettingError(f"--{flag}={path}: its config.json is damaged ({error}); restore it") from None
+    return config, resolved
 
 
 def load_network(network: Network, path: str, *, with_classifier: bool, flag: str = "checkpoint") -> str:
@@ -311,16 +355,32 @@ def load_network(network: Network, path: str, *, with_classifier: bool, flag: st
 
     Raises:
         SettingError: if there is none, or it is damaged, cannot be read or belongs to another network.
+        ValueError: if the network is not built.
     """
-    checkpoint_path = find_checkpoint(path, flag)
+    if not network.built:
+        raise ValueError("the network must be built before its weights are loaded: call network.build()")
     parts = _network_parts(network)
     if not with_classifier:
         parts.pop("classifier", None)
-    with _explain_read_errors(flag, path, checkpoint_path):
-        tf.train.Checkpoint(**parts).read(
-            readable_path(checkpoint_path)
-        ).expect_partial().assert_existing_objects_matched()
+    checkpoint = tf.train.Checkpoint(**parts)
+    for is_last_try in (False, False, True):
+        checkpoint_path = find_checkpoint(path, flag)
+        files = _files_beside(checkpoint_path)
+        try:
+            with _explain_read_errors(flag, path, checkpoint_path):
+                open_checkpoint(checkpoint_path)
+                status = checkpoint.read(readable_path(checkpoint_path))
+                status.expect_partial().assert_existing_objects_matched()
+            break
+        except SettingError:  # a training may have moved or removed the files in between
+            if is_last_try or _files_beside(checkpoint_path) == files:
+                raise
     return checkpoint_path
+
+
+def _files_beside(checkpoint_path: str) -> list[str]:
+    folder = posixpath.dirname(checkpoint_path)
+    return sorted((*list_folder(folder), *_unmoved_files(folder)))
 
 
 @contextlib.contextmanager
@@ -334,7 +394,7 @@ def _explain_read_errors(flag: str, path: str | pathlib.Path, checkpoint_path: s
     """
     try:
         yield
-    except SettingError:
+    except (SettingError, DamagedError):
         raise
     except (AssertionError, ValueError, IndexError, OSError, tf.errors.OpError) as error:
         is_other = isinstance(error, AssertionError | ValueError)

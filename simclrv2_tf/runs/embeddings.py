@@ -51,7 +51,7 @@ def write_npz(splits: Sequence[Embedded], path: pathlib.Path) -> None:
         arrays |= {f"x_{split.name}": split.features, f"y_{split.name}": split.labels}
         if split.paths is not None:
             arrays[f"path_{split.name}"] = np.array(split.paths, str)
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def write_parquet(splits: Sequence[Embedded], path: pathlib.Path) -> None:

@@ -9,11 +9,12 @@ import json
 import pathlib
 import zipfile
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
 import simclrv2_tf
-from simclrv2_tf.data.augment import UNCROPPED_SIZE
+from simclrv2_tf.data.cropping import UNCROPPED_SIZE
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.files import replacing, write_atomically
 from simclrv2_tf.models.network import Network
@@ -54,9 +55,11 @@ def save_litert(
     content = converter.convert()
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
+        texts = {"labels.txt": name_lines(metadata["class_names"])}
+        texts["metadata.json"] = json.dumps(metadata, ensure_ascii=False)
         with zipfile.ZipFile(unfinished, "a") as archive:
-            archive.writestr("labels.txt", name_lines(metadata["class_names"]))
-            archive.writestr("metadata.json", json.dumps(metadata, ensure_ascii=False))
+            for name, text in texts.items():
+                archive.writestr(zipfile.ZipInfo(name), text)  # dated 1980: same bytes at any time, also before 1980
 
 
 def check_onnx_packages() -> None:
@@ -161,9 +164,7 @@ def features_and_probabilities(endpoints: dict[str, tf.Tensor]) -> dict[str, tf.
     return outputs
 
 
-def build_metadata(
-    network: Network, image_size: int, resize_method: str, class_names: Sequence[str]
-) -> dict[str, str | int | list[str]]:
+def build_metadata(network: Network, image_size: int, resize_method: str, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns the metadata of formats that do not preprocess: class names, image size, preprocessing, producer."""
     crop = "central square, 87.5 % of its side; " if image_size > UNCROPPED_SIZE else ""
     return {

@@ -8,15 +8,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import tensorflow as tf
 from keras.callbacks import Callback, CallbackList
 
 from simclrv2_tf.data.checks import warn_if_blank
 from simclrv2_tf.data.input import Part, TrainingInput
+from simclrv2_tf.data.service import describe_missing
 from simclrv2_tf.data.sources import Source
-from simclrv2_tf.distributed.devices import gather_from_workers, prefetch_device
-from simclrv2_tf.errors import SettingError, first_line
+from simclrv2_tf.distributed.devices import gather_from_workers, has_accelerator, prefetch_device
+from simclrv2_tf.errors import SettingError, first_line, warn_instead
+from simclrv2_tf.interrupts import waiting
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.methods.inference import distribute
 from simclrv2_tf.methods.schedules import Plan
@@ -71,7 +74,7 @@ def train(run: Run, run_dir: RunDirectory, evaluate: Evaluate, callbacks: Sequen
 
     Raises:
         SettingError: if the loss is not finite, too many images are corrupt, or a checkpoint cannot be written.
-        KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM, once the step is finished and saved.
+        KeyboardInterrupt, SystemExit: after a signal, once the step is finished and saved.
     """
     method, data, plan = run.method, run.data, run.plan
     means = IntervalMeans(method.train_metrics)
@@ -94,7 +97,7 @@ def train(run: Run, run_dir: RunDirectory, evaluate: Evaluate, callbacks: Sequen
             # Train: several steps in one call of the device.
             listeners.on_train_batch_begin(step)
             started = time.perf_counter()
-            logs = {name: float(value) for name, value in method.run_steps(batches, steps).items()}
+            logs = _run_steps(run, batches, steps, progress)
             num_bad = _check_finite(logs, step, run)
             data.source.check_corrupt()
             step += steps
@@ -136,6 +139,19 @@ def _start_input(run: Run, first_step: int) -> Iterator:
     return batches
 
 
+def _run_steps(run: Run, batches: Iterator, steps: int, progress: Progress) -> dict[str, float]:
+    """Runs steps in one call of the device; returns their logs."""
+    # While an accelerator computes, the host may be idle without waiting for anything else.
+    usual_seconds = 3 * progress.slowest_call if has_accelerator(run.config) else 0.0
+    with waiting(partial(_missing_input, run.data), usual_seconds):
+        return {name: float(value) for name, value in run.method.run_steps(batches, steps).items()}
+
+
+def _missing_input(data: TrainingInput) -> str:
+    """Describes what a step that makes no progress waits for."""
+    return describe_missing(data.services) or "the images of the next step, or another worker"
+
+
 def _metrics_row(step: int, plan: Plan, means: IntervalMeans, progress: Progress) -> dict[str, float]:
     """Returns an interval's row of ``metrics.csv``, without its evaluation; a new interval starts."""
     row = {"step": step, "epoch": step / plan.epoch_steps, **means.take(), **progress.take_rates()}
@@ -172,7 +188,7 @@ def _check_finite(logs: dict[str, float], step: int, run: Run) -> int:
     if not num_bad:
         return 0
     bad_step = step + first_bad + 1
-    rate = float(run.plan.schedule(bad_step - 1))
+    rate = run.plan.learning_rate(bad_step - 1)
     message = (
         f"--on_nan={run.config.on_nan}: the loss or a gradient is not finite at step {bad_step} of "
         f"{run.plan.total_steps}"
@@ -198,13 +214,15 @@ def _save(
     method.average_local_statistics()
     try:
         run_dir.write_corrupt_images(run.data.source.corrupt)
+        run_dir.write_seconds()
         if row is not None:
             run_dir.write_row(row)
             if config.keep_best != "none" and run_dir.last_row_is_best(BEST[config.keep_best]):
                 checkpoints.save_best(step)
         checkpoints.save(step)
         if config.report:
-            write_report(run_dir.model_dir)
+            with warn_instead():
+                write_report(run_dir.model_dir, png=False)  # the end of the run draws them
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         message = f"--model_dir={run_dir.model_dir}: step {step} could not be saved ({reason})"
@@ -213,7 +231,7 @@ def _save(
                 f"{message}; what was saved before is intact: make room and run the same command again"
             ) from None
         log.warning("%s; continuing, as --on_checkpoint_error=continue", message)
-    gather_from_workers(method.distribute_strategy, step)  # no worker goes on before the chief has saved
+    gather_from_workers(method.distribute_strategy, step)  # no worker continues before the chief has saved
 
 
 def _should_stop(method: Method, stop: StopRequest) -> bool:

@@ -1,8 +1,6 @@
-"""Memory: what a training step needs, what the device has, and which flags help if that is not enough."""
+"""Memory of a training step and of the device, and the flags that help if the device has too little."""
 
 import contextlib
-import os
-import pathlib
 import subprocess
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from simclrv2_tf.data.reading import host_memory
 from simclrv2_tf.errors import MEMORY_REMEDIES
 from simclrv2_tf.methods.base import Method
 from simclrv2_tf.models.cost import peak_bytes
@@ -30,7 +29,7 @@ def trace_step(model: Method, batch_spec: Any) -> tf.Graph:
 
 
 def step_memory(model: Method, graph: tf.Graph, resident_bytes: int = 0) -> dict[str, int]:
-    """Computes the bytes that training needs on each replica, by use; the libraries' workspace comes on top.
+    """Computes the bytes that training needs on each replica, by use, without the libraries' workspace.
 
     Args:
         model: a compiled model, whose variables include those of a teacher or a moving average.
@@ -49,7 +48,7 @@ def step_memory(model: Method, graph: tf.Graph, resident_bytes: int = 0) -> dict
 
 
 def format_memory_estimate(memory: dict[str, int], replicas: int = 1, replicas_per_device: int = 1) -> str:
-    """Formats what a step needs on each replica; if the device has less, says so and which flags help."""
+    """Formats the memory of a step per replica; if the device has less, adds a warning and the flags that help."""
     needed, available = sum(memory.values()), device_memory()
     each = " on each replica" if replicas > 1 else ""
     limit = f" of {format_bytes(available)}" if available else ""
@@ -68,11 +67,7 @@ def device_memory() -> int | None:
             output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
             return 2**20 * min(map(int, output.split()))
     elif not tf.config.list_logical_devices("TPU"):
-        with contextlib.suppress(AttributeError, OSError, ValueError):  # not on Windows
-            machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            container = pathlib.Path("/sys/fs/cgroup/memory.max")
-            limit = container.read_text().strip() if container.exists() else "max"
-            return machine if limit == "max" else min(machine, int(limit))
+        return host_memory()
     return None
 
 

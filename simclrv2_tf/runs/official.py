@@ -1,12 +1,14 @@
-"""Checkpoints of the official code (google-research/simclr): infers the network that they hold and loads its weights.
+"""Checkpoints of the official code (google-research/simclr): infers their network and loads its weights.
 
 Names and shapes of the variables determine the network, except which layer of the projection head the classifier
 reads, because the hidden layers are as wide as the features.
 """
 
+import contextlib
 import dataclasses
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,21 @@ import tensorflow as tf
 
 from simclrv2_tf.data.classes import imagenet_classes
 from simclrv2_tf.errors import SettingError, first_line
+from simclrv2_tf.models.cost import without_allocation
+from simclrv2_tf.models.heads import ProjectionHead
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.official_names import TF2_VALUE, official_names, tf2_names
-from simclrv2_tf.models.resnet import BLOCKS_PER_GROUP, GROUPS
-from simclrv2_tf.runs.checkpoints import find_checkpoint, list_folder, readable_path
+from simclrv2_tf.models.resnet import BLOCKS_PER_GROUP, GROUPS, ResNet
+from simclrv2_tf.runs.checkpoints import find_checkpoint, list_folder, open_checkpoint
+from simclrv2_tf.settings.config import check_bounds
+
+log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 
 CLASSIFIER = "head_supervised/linear_layer/dense"
 UNTRAINED_HEAD = "a projection head that was never trained, as in supervised runs"
-# Variables beside the network, which are not needed, with patterns of their names.
+# Variables that do not belong to the network, with patterns of their names.
 IGNORED = {
     "the optimizer's state": r".*/(Momentum|LARSOptimizer|Adam|Adam_1|\.OPTIMIZER_SLOT/.*)|beta[12]_power|optimizer/.*",
     "a second copy of the network, a moving average": r"ema_model/.*",
@@ -87,24 +94,40 @@ def read(path: str, head_input: int | None = None) -> OfficialCheckpoint:
     Raises:
         SettingError: if it cannot be read, holds no official network, or its classifier does not fit that layer.
     """
-    try:
+    with _explained_read_errors(path):
         # a published directory; its state file may name another place
         indices = [name for name in list_folder(path) if name.endswith(".index")]
         only = f"{path.rstrip('/')}/{indices[0].removesuffix('.index')}" if len(indices) == 1 else ""
         checkpoint_path = only or find_checkpoint(path)
-        reader = tf.train.load_checkpoint(readable_path(checkpoint_path))
-    except (OSError, tf.errors.OpError) as error:
+        reader = open_checkpoint(checkpoint_path)
+        return _read(path, checkpoint_path, reader, head_input)
+
+
+@contextlib.contextmanager
+def _explained_read_errors(path: str) -> Iterator[None]:
+    """Turns errors of reading a checkpoint into a SettingError."""
+    try:
+        yield
+    except (OSError, IndexError, tf.errors.OpError) as error:
         raise SettingError(f"--checkpoint={path}: cannot be read ({first_line(error)})") from None
+
+
+def _read(path: str, checkpoint_path: str, reader: Any, head_input: int | None) -> OfficialCheckpoint:
+    """Like ``read``, for an open checkpoint."""
     in_file = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
+    dtypes = reader.get_variable_to_dtype_map()
+    is_step = lambda key: key.startswith("global_step") and dtypes[key].is_integer and not in_file[key]  # noqa: E731
     keys, ignored, unexplained = _sort(in_file)
+    if other_types := [name for name, key in keys.items() if not dtypes[key].is_floating]:
+        raise SettingError(f"--checkpoint={path}: not floating-point numbers: {_abbreviate(other_types)}")
     if not head_input and f"{CLASSIFIER}/bias" in keys and _head_is_untrained(reader, keys):
         ignored[UNTRAINED_HEAD] = [keys.pop(name) for name in list(keys) if name.startswith("head_contrastive/")]
     shapes = {name: in_file[key] for name, key in keys.items()}
     try:
         settings = network_settings(shapes)
-    except LookupError:
-        raise SettingError(f"--checkpoint={path}: its variables are not those of a SimCLR network") from None
-    taps = _taps(shapes, settings)
+        taps = _taps(shapes, settings)
+    except ValueError as error:
+        raise SettingError(f"--checkpoint={path}: {error}") from None
     if head_input is None:
         few_labels = any(folder in checkpoint_path for folder in FROM_FIRST_LAYER)
         head_input = 1 if few_labels and 1 in taps else min(taps, default=0)
@@ -113,19 +136,32 @@ def read(path: str, head_input: int | None = None) -> OfficialCheckpoint:
             f"--ft_proj_selector={head_input}: the classifier reads {shapes[f'{CLASSIFIER}/kernel'][0]} numbers, "
             f"the width of layers {taps}"
         )
-    steps = [int(reader.get_tensor(key)) for key in ignored["counters"] if key.startswith("global_step")]
-    return OfficialCheckpoint(
+    steps = [int(reader.get_tensor(key)) for key in ignored["counters"] if is_step(key)]
+    checkpoint = OfficialCheckpoint(
         checkpoint_path, keys, shapes, ignored, unexplained, max(steps, default=0), settings, taps, head_input
     )
+    _check_complete(checkpoint, without_allocation(lambda: _network_shapes(checkpoint)))  # which may be huge
+    return checkpoint
 
 
 def network_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Infers the network settings of ``Config`` from the shapes of variables, by TF1 name.
 
     Raises:
-        LookupError: if the variables are not those of a ResNet.
+        ValueError: if the variables are not those of a ResNet, or a setting is outside its bounds.
     """
-    return _encoder_settings(shapes) | _head_settings(shapes)
+    try:
+        settings = _encoder_settings(shapes) | _head_settings(shapes)
+        check_bounds(settings)
+        classifier = [shapes[name] for name in (f"{CLASSIFIER}/kernel", f"{CLASSIFIER}/bias") if name in shapes]
+        if [len(shape) for shape in classifier] not in ([], [2, 1]):
+            raise LookupError
+    except SettingError as error:
+        reason = str(error).removeprefix("--")
+        raise ValueError(f"its variables are not those of a SimCLR network ({reason})") from None
+    except (LookupError, ArithmeticError, TypeError):
+        raise ValueError("its variables are not those of a SimCLR network") from None
+    return settings
 
 
 def load(network: Network, checkpoint: OfficialCheckpoint) -> str:
@@ -135,7 +171,44 @@ def load(network: Network, checkpoint: OfficialCheckpoint) -> str:
         SettingError: before anything is loaded, if variables are missing, left over or of another shape.
     """
     variables = official_names(network)
-    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    _check_complete(checkpoint, {name: tuple(variable.shape) for name, variable in variables.items()})
+    with _explained_read_errors(checkpoint.path):
+        reader = open_checkpoint(checkpoint.path)
+        for name, variable in variables.items():
+            variable.assign(reader.get_tensor(checkpoint.keys[name]))
+    return _report(checkpoint)
+
+
+def _build_network(checkpoint: OfficialCheckpoint) -> Network:
+    """Builds the network that a checkpoint's settings describe."""
+    settings = checkpoint.settings
+    encoder = ResNet(
+        settings["resnet_depth"],
+        settings["width_multiplier"],
+        settings["sk_ratio"],
+        settings["se_ratio"],
+        settings["stem"],
+        name="encoder",
+    )
+    head = ProjectionHead(
+        settings["proj_head_mode"],
+        settings.get("num_proj_layers", 1),
+        settings.get("proj_out_dim", 1),
+        name="projection_head",
+    )
+    network = Network(encoder, head, checkpoint.num_classes, checkpoint.head_input, name="network")
+    network.build()
+    return network
+
+
+def _network_shapes(checkpoint: OfficialCheckpoint) -> dict[str, Shape]:
+    """Returns the shapes of the variables, by TF1 name, of the network that a checkpoint's settings describe."""
+    network = _build_network(checkpoint)
+    return {name: tuple(variable.shape) for name, variable in official_names(network).items()}
+
+
+def _check_complete(checkpoint: OfficialCheckpoint, shapes: Mapping[str, Shape]) -> None:
+    """Raises SettingError if variables of a network are missing, left over or of another shape in a checkpoint."""
     faults = {
         "missing": shapes.keys() - checkpoint.shapes.keys(),
         "left over": (checkpoint.shapes.keys() - shapes.keys()) | set(checkpoint.unexplained),
@@ -144,16 +217,20 @@ def load(network: Network, checkpoint: OfficialCheckpoint) -> str:
     if any(faults.values()):
         reasons = "; ".join(f"{len(names)} {fault}: {_abbreviate(names)}" for fault, names in faults.items() if names)
         raise SettingError(f"--checkpoint={checkpoint.path}: not a complete SimCLR network ({reasons})")
-    reader = tf.train.load_checkpoint(readable_path(checkpoint.path))
-    for name, variable in variables.items():
-        variable.assign(reader.get_tensor(checkpoint.keys[name]))
-    return _report(checkpoint)
+
+
+def load_official_network(path: str, head_input: int | None = None) -> Network:
+    """Builds the network of a checkpoint, loads its weights and logs what was loaded, see `read` and `load`."""
+    checkpoint = read(path, head_input)
+    network = _build_network(checkpoint)
+    log.info("%s", load(network, checkpoint))
+    return network
 
 
 def _sort(in_file: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
     """Sorts keys into those of the network, by TF1 name, the ignored ones, by reason, and unexplained ones."""
     ignored: dict[str, list[str]] = {reason: [] for reason in IGNORED}
-    rest = []
+    rest: list[str] = []
     for key in sorted(in_file):
         reasons = [reason for reason, pattern in IGNORED.items() if re.fullmatch(pattern, key)]
         (ignored[reasons[0]] if reasons else rest).append(key)
@@ -183,7 +260,7 @@ def _encoder_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     selective = bottleneck and kernels[stem + 2][3] == 2 * kernels[stem + 1][3]  # two streams
     kernels_per_block = (5 if selective else 3 if bottleneck else 2) + 2 * squeezes
     blocks = (count - stem - GROUPS) / kernels_per_block
-    depths = {(sum(groups), depth >= 50): depth for depth, groups in BLOCKS_PER_GROUP.items()}
+    depths = {(float(sum(groups)), depth >= 50): depth for depth, groups in BLOCKS_PER_GROUP.items()}
     last = count - kernels_per_block  # first convolution of the last, widest block
     return {
         "resnet_depth": depths[blocks, bottleneck],
@@ -211,7 +288,7 @@ def _taps(shapes: Mapping[str, Shape], settings: Mapping[str, Any]) -> list[int]
     features = 512 * settings["width_multiplier"] * (4 if settings["resnet_depth"] >= 50 else 1)
     layers = settings.get("num_proj_layers", 0)
     widths = [*[features] * layers, settings["proj_out_dim"]] if layers else [features]
-    return [tap for tap, width in enumerate(widths) if width == shapes[f"{CLASSIFIER}/kernel"][0]]
+    return [tap for tap, width in enumerate(widths) if shapes[f"{CLASSIFIER}/kernel"][:1] == (width,)]
 
 
 def _report(checkpoint: OfficialCheckpoint) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from simclrv2_tf.data.listing import IMAGE_SUFFIXES
 from simclrv2_tf.data.sources import FileSource
+from simclrv2_tf.errors import SettingError
 from simclrv2_tf.runs.embeddings import printable_path
 from simclrv2_tf.runs.trained import TrainedModel
 
@@ -35,12 +37,12 @@ class Predictions:
 
     @property
     def is_read(self) -> np.ndarray:
-        """Which files could be read, bool ``[n]``."""
+        """Returns a mask of the files that could be read, bool ``[n]``."""
         return np.isfinite(self.probabilities[:, 0])
 
     @property
     def corrupt(self) -> list[str]:
-        """Paths of the other files."""
+        """Returns the paths of the files that could not be read."""
         return [path for path, is_read in zip(self.paths, self.is_read, strict=True) if not is_read]
 
     def columns(self) -> list[str]:
@@ -62,7 +64,7 @@ def predict_images(model: TrainedModel, source: FileSource, count: int, batch_si
     """Predicts the ``count`` most probable classes of every image, in chunks.
 
     Raises:
-        SettingError: if the network has diverged, or more images are corrupt than ``source`` allows.
+        SettingError: if the network has diverged, no image can be read, or more are corrupt than ``source`` allows.
     """
     classes, probabilities = [], []
     for start in range(0, source.num_examples, CHUNK):
@@ -77,6 +79,11 @@ def predict_images(model: TrainedModel, source: FileSource, count: int, batch_si
     predictions = Predictions(source.paths, names, np.concatenate(classes), np.concatenate(probabilities))
     source.corrupt.update(predictions.corrupt)  # with those that other workers have read
     source.check_corrupt()
+    if not predictions.is_read.any():
+        raise SettingError(
+            f"--images={source.name}: none of the {source.num_examples:,} files can be read as an image, for example "
+            f"{printable_path(source.paths[0])}; give images of these formats: {', '.join(IMAGE_SUFFIXES)}"
+        )
     return predictions
 
 

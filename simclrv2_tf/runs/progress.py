@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from simclrv2_tf.methods.schedules import Plan
 from simclrv2_tf.report.tables import format_duration
+from simclrv2_tf.runs.run_log import LINES
 
-SHOWN_METRICS = ("loss", "contrastive_accuracy", "train_top1", "teacher_agreement", "online_top1", "eval_top1")
-SHOWN_METRICS += ("rankme", "val_contrastive_accuracy", "learning_rate", "images_per_second")
+SHOWN_METRICS: tuple[str, ...] = ("loss", "contrastive_accuracy", "train_top1", "teacher_agreement", "online_top1")
+SHOWN_METRICS += ("eval_top1", "rankme", "val_contrastive_accuracy", "learning_rate", "images_per_second")
 SECONDS_PER_LINE = 60
 SECONDS_TO_TIME = 5.0  # of steps, from which the time of the run is estimated
 
@@ -59,6 +60,7 @@ class Progress:
         self.first_step = self.step = first_step
         self.images, self.seconds = 0, 0.0
         self.timed_steps, self.timed_seconds = 0, 0.0  # without the first call, which compiles
+        self.slowest_call = 60.0  # seconds; a guess before the first call
         self.is_time_printed = False
         self.bar = keras.utils.Progbar(plan.total_steps - first_step, interval=0.2, unit_name="step")
         self.last_line = time.monotonic()
@@ -66,13 +68,15 @@ class Progress:
     def add(self, logs: dict[str, float], steps: int, seconds: float) -> None:
         """Counts steps and the seconds that they took."""
         if self.step > self.first_step:
+            self.slowest_call = max(self.slowest_call if self.timed_steps else 0.0, seconds)
             self.timed_steps += steps
             self.timed_seconds += seconds
         self.step += steps
         self._print_expected_time()
         self.images += steps * self.batch_size
         self.seconds += seconds
-        if self.step < self.plan.total_steps:  # the last step is shown with its evaluation
+        is_last = self.step >= self.plan.total_steps  # shown with its evaluation
+        if not is_last and (sys.stdout.isatty() or self._is_line_due()):
             self.show(logs | self.rates())
 
     def _print_expected_time(self) -> None:
@@ -92,7 +96,7 @@ class Progress:
     def rates(self) -> dict[str, float]:
         """Returns the learning rate of the last step and images/s since the last row."""
         return {
-            "learning_rate": float(np.asarray(self.plan.schedule(self.step - 1))),
+            "learning_rate": self.plan.learning_rate(self.step - 1),
             "images_per_second": self.images / max(self.seconds, 1e-9),
         }
 
@@ -102,14 +106,19 @@ class Progress:
         self.images, self.seconds = 0, 0.0
         return rates
 
+    def _is_line_due(self) -> bool:
+        return time.monotonic() > self.last_line + SECONDS_PER_LINE
+
     def show(self, values: dict[str, float]) -> None:
         """Updates the bar; without a terminal, prints a line per row of ``metrics.csv`` and at least every minute."""
         shown = {name: value for name, value in values.items() if name in SHOWN_METRICS}
-        if not sys.stdout.isatty():
-            if "epoch" in values or time.monotonic() > self.last_line + SECONDS_PER_LINE:
-                metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-                print(f"step {self.step:,} of {self.plan.total_steps:,}  {metrics}", flush=True)
-                self.last_line = time.monotonic()
+        is_terminal = sys.stdout.isatty()
+        if "epoch" in values or self._is_line_due():
+            metrics = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+            line = f"step {self.step:,} of {self.plan.total_steps:,}  {metrics}"
+            LINES.info(line) if is_terminal else print(line, flush=True)
+            self.last_line = time.monotonic()
+        if not is_terminal:
             return
         self.bar.stateful_metrics = set(shown)
         self.bar.update(self.step - self.first_step, list(shown.items()), finalize=self.step == self.plan.total_steps)

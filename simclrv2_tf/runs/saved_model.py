@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from simclrv2_tf.data.augment import center_crop_and_resize
+from simclrv2_tf.data.cropping import center_crop_and_resize
 from simclrv2_tf.data.decoding import decode_in_graph
 from simclrv2_tf.files import replacing
 from simclrv2_tf.models.network import Network
 from simclrv2_tf.models.resnet import ResNet
 from simclrv2_tf.runs.export import features_and_probabilities, name_lines, printable_names
+from simclrv2_tf.settings.config import check_arguments
 
 NOT_IN_RANGE = "images must be in [0, 1]: divide by 255, or use the signature serving_default for uint8. The maximum is"
 
@@ -58,7 +59,7 @@ class ExportedModel(tf.__internal__.tracking.AutoTrackable):
 def build_signatures(
     model: ExportedModel, image_size: int, resize_method: str, image_bits: int = 0
 ) -> dict[str, Callable]:
-    """Builds the signatures of a SavedModel. All but ``train`` crop and resize as evaluation does.
+    """Builds the signatures of a SavedModel. All but ``views`` and ``train`` crop and resize as evaluation does.
 
     * ``serving_default`` takes ``images``, uint8 ``[n, h, w, 3]``, and returns ``probabilities [n, num_classes]``,
       ``class_name [n]`` and ``features [n, d]``; without a classifier only the features.
@@ -66,6 +67,7 @@ def build_signatures(
     * ``serve_encoded`` does so for ``image_bytes``, a string vector of JPEG and PNG files, which it decodes as training
       does: upright, on white, with ``image_bits`` of 16.
     * ``endpoints`` takes uint8 images and returns every endpoint.
+    * ``views`` is ``model(images, trainable=False)``, for programs that call signatures alone.
     * ``train`` is ``model(images, trainable=True)``.
     """
     any_size, size = [None, None, None, 3], (image_size, image_size)
@@ -97,11 +99,15 @@ def build_signatures(
         return model(crop_each(images), trainable=False)
 
     @tf.function(input_signature=[model.views_spec], autograph=False)
+    def views(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return model(images, trainable=False)
+
+    @tf.function(input_signature=[model.views_spec], autograph=False)
     def train(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return model(images, trainable=True)
 
     served = {"serve_float": serve_float, "serve_encoded": serve_encoded}
-    return {"serving_default": serve, **served, "endpoints": endpoints, "train": train}
+    return {"serving_default": serve, **served, "endpoints": endpoints, "views": views, "train": train}
 
 
 def save_saved_model(
@@ -119,13 +125,17 @@ def save_saved_model(
             saved.
         image_size: px.
         path: the directory; an earlier one is replaced as a whole.
-        resize_method: of the signatures, as for ``augment.center_crop_and_resize``.
+        resize_method: of the signatures, as for ``cropping.center_crop_and_resize``.
         class_names: by default the classes are numbered.
         image_bits: of encoded images with 16 bits per channel, the bits in use; 0: all.
 
     Raises:
-        ValueError: if the number of names is not that of the classes.
+        ValueError: if the number of names is not that of the classes, a setting is out of bounds, or the network is
+            not built.
     """
+    check_arguments(image_size=image_size, eval_resize=resize_method, image_bits=image_bits)
+    if not network.built:
+        raise ValueError("the network must be built before it is saved: call network.build()")
     names = printable_names(class_names, network.num_classes)
     with replacing(path) as unfinished:
         names_file = unfinished.with_name("class_names.txt")

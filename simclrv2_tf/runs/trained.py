@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.input import Part, evaluation_batches
+from simclrv2_tf.data.input import Part, evaluation_input
 from simclrv2_tf.data.sources import FileSource, Source
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.classifier import ClassificationModel
@@ -26,7 +27,7 @@ class TrainedModel(ClassificationModel):
         network: the network.
         views: size of the images and augmentation settings, to train it further.
         class_names: one per class, "0", "1" and so on if the run knows no names; empty without a classifier.
-        eval_resize: interpolation, see ``augment.center_crop_and_resize``.
+        eval_resize: interpolation, see ``cropping.center_crop_and_resize``.
         image_bits: bits in use of images with 16 bits per channel, see ``decoding.decode``.
         **kwargs: see ``ClassificationModel``.
     """
@@ -38,7 +39,7 @@ class TrainedModel(ClassificationModel):
         class_names: tuple[str, ...] = (),
         eval_resize: str = "bicubic",
         image_bits: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(network, views, **{"name": "trained", **kwargs})
         self.class_names = tuple(class_names)
@@ -90,7 +91,7 @@ class TrainedModel(ClassificationModel):
         batch_size = min(batch_size, -(-source.num_examples // replicas) * replicas)  # padding costs time
 
         def batches(part: Part) -> tf.data.Dataset:
-            return evaluation_batches(source, batch_size, self.image_size, 0, self.eval_resize, part)
+            return evaluation_input(source, batch_size, self.image_size, 0, self.eval_resize, part)
 
         outputs = collect(self, batches, batch_size, (endpoint,))
         if not np.isfinite(outputs[endpoint]).all():
@@ -105,7 +106,7 @@ class TrainedModel(ClassificationModel):
             raise ValueError(
                 f"{os.fspath(paths)}: give a list of files, such as pathlib.Path(folder).glob('*.jpg') yields"
             )
-        names = tuple(map(os.fspath, paths))
+        names = tuple(os.fspath(path) for path in paths)
         if not names:
             raise ValueError("the list of files is empty")
         if missing := [name for name in names if not os.path.isfile(name)]:

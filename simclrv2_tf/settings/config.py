@@ -6,48 +6,26 @@ those of the official code, so an official command line works here once its ``--
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from simclrv2_tf.errors import ConfigVersionError, SettingError
-
-CONFIG_VERSION = 1  # of config.json; raised when a setting is renamed, removed or given another meaning
-
-UNNAMED_RECIPES = ("auto", "official", "own_images", "none")  # values of --recipe that name no recipe
-STAGES = ("pretrain", "linear_eval", "supervised", "finetune", "distill")
-FORMATS = {"export": ("saved_model", "litert", "onnx", "tf1_checkpoint"), "embed": ("npz", "parquet"),
-           "predict": ("csv", "parquet", "jsonl")}  # fmt: skip
-MODES = (
-    *("pretrain", "finetune", "distill", "linear_eval", "supervised", "semi_supervised", "evaluate", "predict"),
-    *("embed", "export", "import_checkpoint", "preview", "summary", "benchmark", "report"),
+from simclrv2_tf.errors import ConfigVersionError, DamagedError, SettingError
+from simclrv2_tf.schemas import JSON_OBJECT, RESOLVED, parse_json
+from simclrv2_tf.settings import fields
+from simclrv2_tf.settings.contradictions import check_contradictions
+from simclrv2_tf.settings.fields import (
+    CONV_INITS,
+    CROP_SAMPLERS,
+    FORMATS,
+    MODES,
+    RESIZE_METHODS,
+    SELECTIONS,
+    UNNAMED_RECIPES,
+    setting,
 )
 
-
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    choices: tuple[str, ...] = (),
-    minimum: float | None = None,
-    above: float | None = None,
-    maximum: float | None = None,
-    tags: str = "",
-) -> Any:
-    """Defines a field of ``Config``.
-
-    Args:
-        choices, minimum, above, maximum: the allowed values; ``above`` excludes its bound.
-        tags: separated by spaces:
-            ``network``: part of the network; taken from the checkpoint that a run starts from, and fixed by it.
-            ``encoder``: of these, the ones that make a student's encoder that of its teacher.
-            ``images``: which images are used, and how; by default as in the run that a run starts from.
-            ``not_inherited``: all settings but these are taken from the run that a mode looks at.
-            ``resume_ok``: may change when a run is resumed.
-    """
-    bounds = dict(choices=choices, minimum=minimum, above=above, maximum=maximum)
-    return dataclasses.field(default=default, metadata=dict(help=help, tags=frozenset(tags.split()), **bounds))
+CONFIG_VERSION = 1  # version of config.json; incremented when a setting is renamed, removed or changes its meaning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,83 +36,95 @@ class Config:
         SettingError: naming the flag and the value, if a value is outside its bounds or two values contradict.
     """
 
-    mode: str = _setting("pretrain", "What to do.", choices=MODES, tags="not_inherited")
-    model_dir: str = _setting(
+    mode: str = setting("pretrain", "What to do.", choices=MODES, tags="not_inherited")
+    model_dir: str = setting(
         "", "Directory of the run. Default: runs/RECIPE-MODE or runs/DATASET-MODE.", tags="not_inherited resume_ok"
     )
-    checkpoint: str = _setting(
+    checkpoint: str = setting(
         "",
         "Run to start from: a model directory (its newest checkpoint) or one checkpoint. For import_checkpoint: a "
         "checkpoint of the official code, local or on gs://.",
         tags="not_inherited",
     )
-    recipe: str = _setting(
+    recipe: str = setting(
         "auto",
         "Named set of settings; flags override it. help: print all recipes; auto: the recipe named as the data set, if "
         "there is one; official (or none): the defaults of the official code.",
         tags="not_inherited resume_ok",
     )
-    stage: tuple[str, ...] = _setting(
-        (), "A setting of one stage only, as finetune.learning_rate=0.1; repeatable.", tags="not_inherited resume_ok"
+    stage: tuple[str, ...] = setting(
+        (), "Setting of one stage, such as finetune.learning_rate=0.1; repeatable.", tags="not_inherited resume_ok"
     )
-    seed: int = _setting(0, "Random seed of data order, augmentation and weights.", minimum=0, maximum=2**32 - 1)
-    format: str = _setting(
+    seed: int = setting(0, "Random seed of data order, augmentation and weights.", minimum=0, maximum=2**32 - 1)
+    seeds: str = setting("", "For semi_supervised: one draw of labels per seed: 0,1,2.", tags="not_inherited resume_ok")
+    format: str = setting(
         "auto",
-        "For export: saved_model, litert (TFLite), onnx (needs requirements-onnx.txt) or tf1_checkpoint, with the "
+        "For export: saved_model, litert (TFLite), onnx (needs the extra onnx) or tf1_checkpoint, with the "
         "official names. For embed: npz or parquet. For predict: csv, parquet or jsonl. auto: the first of these.",
         choices=("auto", *dict.fromkeys(name for names in FORMATS.values() for name in names)),
         tags="not_inherited resume_ok",
     )
-    compare: str = _setting(
+    compare: str = setting(
         "", "Model directories to compare in a report, separated by commas. Default: --model_dir.", tags="resume_ok"
     )
 
-    checkpoint_epochs: int = _setting(1, "Epochs between checkpoints and evaluations.", minimum=1, tags="resume_ok")
-    checkpoint_steps: int = _setting(
+    checkpoint_epochs: int = setting(1, "Epochs between checkpoints and evaluations.", minimum=1, tags="resume_ok")
+    checkpoint_steps: int = setting(
         0, "Steps between checkpoints and evaluations. 0: use --checkpoint_epochs.", minimum=0, tags="resume_ok"
     )
-    keep_checkpoint_max: int = _setting(5, "Number of newest checkpoints to keep. 0: all.", minimum=0, tags="resume_ok")
-    keep_best: str = _setting(
+    keep_checkpoint_max: int = setting(5, "Number of newest checkpoints to keep. 0: all.", minimum=0, tags="resume_ok")
+    keep_best: str = setting(
         "none",
         "Also keep, in checkpoints/best, the checkpoint of the lowest loss or the highest top-1.",
         choices=("none", "loss", "top1"),
         tags="resume_ok",
     )
-    on_checkpoint_error: str = _setting(
+    on_checkpoint_error: str = setting(
         "stop", "If a checkpoint cannot be written, as on a full disk.", choices=("stop", "continue"), tags="resume_ok"
     )
-    override_config: bool = _setting(
-        False, "Resume even if settings or training images have changed.", tags="resume_ok"
-    )
-    report: bool = _setting(True, "Write figures and report.html at each evaluation and at the end.", tags="resume_ok")
-    callbacks: str = _setting(
+    override_config: bool = setting(False, "Resume even if settings or training images have changed.", tags="resume_ok")
+    report: bool = setting(True, "Write figures and report.html at each evaluation and at the end.", tags="resume_ok")
+    callbacks: str = setting(
         "", "Keras callbacks, as package.module:factory; several separated by commas.", tags="not_inherited resume_ok"
     )
+    tracker: str = setting(
+        "",
+        "Experiment trackers: mlflow, wandb or tensorboard; several separated by commas. Also for the export of a run.",
+        tags="resume_ok",
+    )
 
-    dataset: str = _setting(
+    dataset: str = setting(
         "imagenet2012",
         "digits, any TFDS name, folder:/path (one sub-folder of images per class, or train, test and unlabelled with "
         "such sub-folders; no sub-folders: unlabelled) or npz:/path (x_train, y_train, x_test, y_test, x_unlabelled).",
         tags="images",
     )
-    data_dir: str = _setting("", "Directory of the TFDS data. Default: that of TFDS.", tags="images resume_ok")
-    train_split: str = _setting("train", "Split to train on; all: every split but unlabelled.")
-    eval_split: str = _setting("", "Split to evaluate on. Default: validation or test, whichever exists.")
-    labels_per_class: int = _setting(0, "Labelled images per class to train on. 0: all.", minimum=0)
-    label_fraction: float = _setting(
+    data_dir: str = setting("", "Directory of the TFDS data. Default: that of TFDS.", tags="images resume_ok")
+    train_split: str = setting("train", "Split to train on; all: every split but unlabelled.")
+    eval_split: str = setting("", "Split to evaluate on. Default: validation or test, whichever exists.")
+    labels_per_class: int = setting(0, "Labelled images per class to train on. 0: all.", minimum=0)
+    label_fraction: float = setting(
         1.0, "Fraction of the labelled images of each class to train on.", above=0, maximum=1
     )
-    cache_dataset: bool = _setting(False, "Keep the encoded images in memory.", tags="resume_ok")
-    images: str = _setting(
+    cache_dataset: bool = setting(False, "Keep the encoded images in memory.", tags="resume_ok")
+    images: str = setting(
         "",
-        "Images to predict: a folder, a file or a glob; several separated by commas.",
+        "Images to predict, or to select from: a folder, a file or a glob; several separated by commas.",
         tags="not_inherited resume_ok",
     )
-    max_corrupt_share: float = _setting(
-        0.05, "Corrupt images are skipped up to this fraction.", minimum=0, maximum=1, tags="resume_ok"
+    select_count: int = setting(50, "Number of images to select.", minimum=1, tags="not_inherited resume_ok")
+    select_by: str = setting(
+        "typicality",
+        "typicality: typical images of clusters without a label (TypiClust); k_center: the farthest from those "
+        "that are labelled or selected.",
+        choices=SELECTIONS,
+        tags="not_inherited resume_ok",
     )
-    max_file_mb: int = _setting(200, "A larger image file counts as corrupt, in MB.", minimum=1, tags="resume_ok")
-    image_bits: int = _setting(
+    max_corrupt_share: float = setting(
+        0.05, "Corrupt images are skipped up to this share; with --images, all.", minimum=0, maximum=1, tags="resume_ok"
+    )
+    max_file_mb: int = setting(200, "A larger image file counts as corrupt, in MB.", minimum=1, tags="resume_ok")
+    image_bits: int = setting(
         0,
         "Bits in use of images with 16 bits per channel: 12 if 4095 is white, 10 if 1023 is. 0: all 16.",
         minimum=0,
@@ -142,199 +132,203 @@ class Config:
         tags="images",
     )
 
-    method: str = _setting(
+    method: str = setting(
         "simclr", "Pretraining method: simclr, or package.module:Class of your own.", tags="not_inherited"
     )
-    encoder: str = _setting(
-        "resnet", "Encoder: resnet, or package.module:function of your own.", tags="network encoder"
-    )
-    trust_run_code: bool = _setting(
-        False,
-        "Import the encoder function that the config.json of a run names; use it for runs you trust.",
-        tags="not_inherited resume_ok",
-    )
-    resnet_depth: int = _setting(50, "10, 18, 34, 50, 101, 152 or 200.", tags="network encoder")
-    width_multiplier: float = _setting(
-        1.0, "Multiplies every channel count; may be a fraction.", above=0, tags="network encoder"
-    )
-    sk_ratio: float = _setting(
-        0.0,
-        "Selective kernels: squeeze ratio, 0.0625 in the paper; 0: off. Brings the stem and the shortcuts of ResNet-D, "
-        "as in the released models. Needs depth 50 or more.",
-        minimum=0,
+    encoder: str = setting(
+        "resnet",
+        "Encoder: resnet, keras.applications:NAME, keras_hub:PRESET, a .keras file, a SavedModel directory, or "
+        "package.module:function of your own.",
         tags="network encoder",
     )
-    se_ratio: float = _setting(0.0, "Squeeze-and-excite: squeeze ratio. 0: off.", minimum=0, tags="network encoder")
-    stem: str = _setting(
+    input_range: str = setting(
+        "auto",
+        "Input range of the --encoder, or of a --teacher that is a file: 0..1, -1..1, imagenet (mean and "
+        "standard deviation), 0..255 or caffe (BGR minus the mean). auto: read from the model.",
+        choices=("auto", "0..1", "-1..1", "imagenet", "0..255", "caffe"),
+        tags="network",
+    )
+    trust_run_code: bool = setting(
+        False,
+        "Load the encoder, a function or a file, that the config.json of a run names. Only for runs that you trust.",
+        tags="not_inherited resume_ok",
+    )
+    resnet_depth: int = setting(50, "10, 18, 34, 50, 101, 152 or 200.", tags="network encoder")
+    width_multiplier: float = setting(
+        1.0, "Multiplies every channel count; may be a fraction.", above=0, maximum=64, tags="network encoder"
+    )
+    sk_ratio: float = setting(
+        0.0,
+        "Selective kernels: squeeze ratio, 0.0625 in the paper; 0: off. Adds the stem and the shortcuts of ResNet-D, "
+        "as in the released models. Needs depth 50 or more.",
+        minimum=0,
+        maximum=1,
+        tags="network encoder",
+    )
+    se_ratio: float = setting(
+        0.0, "Squeeze-and-excite: squeeze ratio. 0: off.", minimum=0, maximum=1, tags="network encoder"
+    )
+    stem: str = setting(
         "auto",
         "imagenet: 7x7 stride 2, max-pool; cifar: 3x3 stride 1; auto: cifar up to 32 px.",
         choices=("auto", "imagenet", "cifar"),
         tags="network",
     )
-    image_size: int = _setting(224, "Size of the views in px.", minimum=8, maximum=4096, tags="images")
-    proj_head_mode: str = _setting(
+    conv_init: str = setting(
+        "lecun_normal",
+        "Initial convolutions of the ResNet. lecun_normal: variance 1 / fan-in, as the official code; he_fan_out: 2 / "
+        "fan-out, as torchvision.",
+        choices=CONV_INITS,
+    )
+    image_size: int = setting(224, "Size of the views in px.", minimum=8, maximum=4096, tags="images")
+    proj_head_mode: str = setting(
         "nonlinear", "Projection head.", choices=("none", "linear", "nonlinear"), tags="network"
     )
-    num_proj_layers: int = _setting(3, "Layers of a nonlinear projection head.", minimum=1, tags="network")
-    proj_out_dim: int = _setting(128, "Output dimension of the projection head.", minimum=1, tags="network")
-    global_bn: bool = _setting(True, "Batch-norm statistics over all replicas instead of per replica.")
-    batch_norm_decay: float = _setting(0.9, "Momentum of the moving batch-norm statistics.", minimum=0, maximum=1)
+    num_proj_layers: int = setting(3, "Layers of a nonlinear projection head.", minimum=1, maximum=100, tags="network")
+    proj_out_dim: int = setting(
+        128, "Output dimension of the projection head.", minimum=1, maximum=2**16, tags="network"
+    )
+    global_bn: bool = setting(True, "Batch-norm statistics over all replicas instead of per replica.")
+    batch_norm_decay: float = setting(0.9, "Momentum of the moving batch-norm statistics.", minimum=0, below=1)
 
-    train_batch_size: int = _setting(512, "Images per step, over all replicas.", minimum=1)
-    train_epochs: int = _setting(100, "Epochs to train.", minimum=0, maximum=10**6)
-    train_steps: int = _setting(0, "Steps to train. 0: use --train_epochs.", minimum=0, maximum=10**9)
-    optimizer: str = _setting("lars", "lars, momentum (Nesterov) or adam.", choices=("lars", "momentum", "adam"))
-    on_nan: str = _setting(
+    train_batch_size: int = setting(512, "Images per step, over all replicas.", minimum=1, maximum=2**20)
+    train_epochs: int = setting(100, "Epochs to train.", minimum=0, maximum=10**6)
+    train_steps: int = setting(0, "Steps to train. 0: use --train_epochs.", minimum=0, maximum=10**9)
+    optimizer: str = setting(
+        "lars", "lars, momentum (Nesterov), adam or adamw.", choices=("lars", "momentum", "adam", "adamw")
+    )
+    on_nan: str = setting(
         "stop",
         "What to do if the loss or a gradient is NaN or infinite: stop, or skip the update.",
         choices=("stop", "skip"),
         tags="resume_ok",
     )
-    learning_rate: float = _setting(0.3, "Base learning rate, before scaling.", minimum=0)
-    learning_rate_scaling: str = _setting(
+    learning_rate: float = setting(0.3, "Base learning rate, before scaling.", minimum=0)
+    learning_rate_scaling: str = setting(
         "linear", "linear: x batch/256; sqrt: x sqrt(batch).", choices=("linear", "sqrt")
     )
-    warmup_epochs: float = _setting(10.0, "Epochs of linear warm-up before the cosine decay.", minimum=0)
-    weight_decay: float = _setting(1e-6, "L2 weight decay.", minimum=0)
-    momentum: float = _setting(0.9, "Momentum of the lars and momentum optimizers.", minimum=0, maximum=1)
+    warmup_epochs: float = setting(10.0, "Epochs of linear warm-up before the cosine decay.", minimum=0, maximum=10**6)
+    weight_decay: float = setting(1e-6, "L2 weight decay; for adamw decoupled, not of vectors.", minimum=0)
+    momentum: float = setting(0.9, "Momentum of the lars and momentum optimizers.", minimum=0, below=1)
 
-    temperature: float = _setting(
+    temperature: float = setting(
         0.1, "NT-Xent temperature; for distill, the softmax temperature of teacher and student.", above=0
     )
-    hidden_norm: bool = _setting(True, "L2-normalize the projections before NT-Xent.")
-    lineareval_while_pretraining: bool = _setting(
+    hidden_norm: bool = setting(True, "L2-normalize the projections before NT-Xent.")
+    lineareval_while_pretraining: bool = setting(
         True, "Train a linear classifier on the detached features during pretraining."
     )
-    memory_size: int = _setting(
-        0, "Queue of negatives from a moving-average encoder (MoCo); 65536 in the paper. 0: none.", minimum=0
+    memory_size: int = setting(
+        0,
+        "Queue of negatives from a moving-average encoder (MoCo); 65536 in the paper. 0: none.",
+        minimum=0,
+        maximum=10**7,
     )
-    ema_decay: float = _setting(0.999, "Decay of the moving-average encoder of --memory_size.", minimum=0, maximum=1)
+    ema_decay: float = setting(0.999, "Decay of the moving-average encoder of --memory_size.", minimum=0, maximum=1)
 
-    crop_area_min: float = _setting(
+    crop_area_min: float = setting(
         0.08, "Smallest random crop, as a fraction of the image area.", above=0, maximum=1, tags="images"
     )
-    use_flip: bool = _setting(True, "Random horizontal flip; turn it off for digits and text.", tags="images")
-    color_jitter_strength: float = _setting(1.0, "1 for ImageNet, 0.5 for CIFAR, 0: no colour changes.", minimum=0)
-    use_blur: bool = _setting(True, "Gaussian blur on half of the pretraining views.")
-    resize_method: str = _setting(
-        "bicubic", "Interpolation for the crops of training.", choices=("bicubic", "bilinear"), tags="images"
+    use_flip: bool = setting(True, "Random horizontal flip; turn it off for digits and text.", tags="images")
+    color_jitter_strength: float = setting(1.0, "1 for ImageNet, 0.5 for CIFAR, 0: no colour changes.", minimum=0)
+    use_blur: bool = setting(True, "Gaussian blur on half of the pretraining views.")
+    crop_sampler: str = setting(
+        "tensorflow",
+        "Random crops. tensorflow: as the official code; torchvision: uniform areas, log-uniform aspects.",
+        choices=CROP_SAMPLERS,
+        tags="images",
     )
-    jpeg_scaling: bool = _setting(
+    resize_method: str = setting(
+        "bicubic",
+        "Interpolation for the crops of training; with _antialiased as in Pillow and torchvision.",
+        choices=RESIZE_METHODS,
+        tags="images",
+    )
+    jpeg_scaling: bool = setting(
         False,
         "Decode JPEGs at 1/2, 1/4 or 1/8 of their size where no crop falls below image_size: faster for photographs of "
         "several megapixels, but smoother views than the paper's.",
         tags="images",
     )
-    eval_resize: str = _setting(
+    eval_resize: str = setting(
         "bicubic",
         "Interpolation for evaluation and export; tf1: bicubic of TensorFlow 1, for the published weights.",
-        choices=("bicubic", "bilinear", "tf1"),
+        choices=(*RESIZE_METHODS, "tf1"),
         tags="images",
     )
 
-    ft_proj_selector: int = _setting(
+    ft_proj_selector: int = setting(
         0,
         "Layer of the projection head that the classifier reads. 0: the head's input; -1: its last layer.",
         minimum=-1,
     )
-    fine_tune_after_block: int = _setting(
+    fine_tune_after_block: int = setting(
         -1, "Freeze the stem (0) and the block groups up to this one. -1: nothing.", minimum=-1, maximum=4
     )
-    fine_tune_proj_head: bool = _setting(
+    fine_tune_proj_head: bool = setting(
         True, "Also fine-tune the projection head below the classifier, as in the paper; the TF1 code did not."
     )
-    zero_init_logits_layer: bool = _setting(False, "Initialize the classifier with zeros.")
-    teacher: str = _setting("", "Model directory or checkpoint of the teacher for distill.")
-    distill_alpha: float = _setting(
+    zero_init_logits_layer: bool = setting(False, "Initialize the classifier with zeros.")
+    teacher: str = setting(
+        "", "Teacher for distill: a model directory or checkpoint, or a .keras file or SavedModel with logits."
+    )
+    distill_alpha: float = setting(
         1.0, "Weight of the distillation loss; the rest is supervised, on the labelled images.", minimum=0, maximum=1
     )
 
-    eval_batch_size: int = _setting(256, "Images per evaluation step, over all replicas.", minimum=1)
-    eval_steps: int = _setting(0, "Evaluation steps. 0: the whole split.", minimum=0)
-    mixed_precision: str = _setting(
+    eval_batch_size: int = setting(256, "Images per evaluation step, over all replicas.", minimum=1, maximum=2**20)
+    eval_steps: int = setting(0, "Evaluation steps. 0: the whole split.", minimum=0)
+    mixed_precision: str = setting(
         "auto",
         "auto: bfloat16 on TPUs and GPUs that support it; float64: to compare runs digit by digit.",
         choices=("auto", "float32", "bfloat16", "float16", "float64"),
     )
-    jit_compile: str = _setting(
+    jit_compile: str = setting(
         "auto", "Compile the step with XLA; auto: on a single GPU and on TPUs.", choices=("auto", "true", "false")
     )
-    steps_per_execution: int = _setting(
+    steps_per_execution: int = setting(
         0,
         "Training steps per host call. 0 = auto: 1 on CPU, 10 on GPU/TPU, 100 for images up to 32 px.",
         minimum=0,
         tags="resume_ok",
     )
-    resident_mb: int = _setting(
+    resident_mb: int = setting(
         4000,
         "Keep images of equal size in device memory if they take at most this many MB; larger data sets, and those of "
         "several workers, are copied batch by batch.",
         minimum=0,
         tags="resume_ok",
     )
-    grad_cache_micro_batch: int = _setting(
+    grad_cache_micro_batch: int = setting(
         0,
         "GradCache, to pretrain with less memory: images per replica whose activations are in memory at a time. Each "
         "is embedded twice; the loss sees the whole batch, batch norm the micro-batches of all replicas. 0: off.",
         minimum=0,
     )
-    deterministic: bool = _setting(
+    deterministic: bool = setting(
         False, "Slower, deterministic kernels: a resumed run equals an uninterrupted one bit by bit.", tags="resume_ok"
     )
-    remat: bool = _setting(
+    remat: bool = setting(
         False, "Recompute activations inside residual blocks (gradient checkpointing): less memory.", tags="resume_ok"
     )
-    cpu_replicas: int = _setting(
-        0, "Split the CPU into this many logical devices, to test replicas.", minimum=0, tags="resume_ok"
+    cpu_replicas: int = setting(
+        0, "Split the CPU into this many logical devices, to test replicas.", minimum=0, maximum=1024, tags="resume_ok"
     )
-    worker_timeout: int = _setting(
+    worker_timeout: int = setting(
         600, "Seconds to wait at the start for other workers and data services.", minimum=1, tags="resume_ok"
     )
-    data_service: str = _setting(
+    data_service: str = setting(
         "",
         "Machines that decode the training images, grpc://HOST:PORT, several separated by commas. Each runs python -m "
         "simclrv2_tf.data.service --address=HOST:PORT.",
         tags="resume_ok",
     )
-    use_tpu: bool = _setting(False, "Train on a TPU.", tags="resume_ok")
-    tpu_name: str = _setting("", "TPU: NAME, PROJECT/ZONE/NAME or a grpc address; local on a TPU VM.", tags="resume_ok")
+    use_tpu: bool = setting(False, "Train on a TPU.", tags="resume_ok")
+    tpu_name: str = setting("", "TPU: NAME, PROJECT/ZONE/NAME or a grpc address; local on a TPU VM.", tags="resume_ok")
 
     def __post_init__(self) -> None:
         check_bounds(vars(self))
-        self._check_contradictions()
-
-    def _check_contradictions(self) -> None:
-        def refuse(flag: str, why: str) -> None:
-            raise SettingError(f"--{flag}={getattr(self, flag)}: {why}")
-
-        if self.resnet_depth not in (10, 18, 34, 50, 101, 152, 200):
-            refuse("resnet_depth", "must be 10, 18, 34, 50, 101, 152 or 200")
-        if self.sk_ratio and self.resnet_depth < 50:
-            refuse("sk_ratio", f"selective kernels need --resnet_depth of 50 or more, not {self.resnet_depth}")
-        if self.sk_ratio and self.stem_kind == "cifar" and self.image_size > 32:
-            refuse("stem", "selective kernels with the cifar stem are for images up to 32 px")
-        if self.ft_proj_selector > self.head_layers:
-            refuse("ft_proj_selector", f"the projection head has only {self.head_layers} layers")
-        if 0 < self.image_bits < 8:
-            refuse("image_bits", "must be 8 to 16, or 0 for all 16")
-        if self.labels_per_class and self.label_fraction < 1:
-            refuse("label_fraction", f"cannot be combined with --labels_per_class={self.labels_per_class}; give one")
-        if self.mode == "pretrain" and self.train_batch_size == 1 and not self.memory_size:
-            refuse("train_batch_size", "pretrain contrasts the images of a batch; use 2 or more, or --memory_size")
-        if not self.train_epochs and not self.train_steps:
-            refuse("train_epochs", "set --train_epochs or --train_steps above 0")
-        if self.mode == "distill" and not self.teacher:
-            refuse("teacher", "distill needs the model directory of a fine-tuned run")
-        if self.mode in ("evaluate", "predict", "embed", "export", "linear_eval") and not self.checkpoint:
-            refuse("checkpoint", f"{self.mode} needs the model directory of a trained run")
-        if self.mode == "predict" and not self.images:
-            refuse("images", "predict needs a folder, files separated by commas, or a glob")
-        if self.mode == "import_checkpoint" and not self.checkpoint:
-            refuse("checkpoint", "import_checkpoint needs a checkpoint of the official code")
-        if "://" in self.model_dir:
-            refuse("model_dir", "must be a local or mounted directory, because its files are locked and replaced")
-        if self.mode in FORMATS and self.format not in ("auto", *FORMATS[self.mode]):
-            refuse("format", f"{self.mode} writes {', '.join(FORMATS[self.mode])}")
+        check_contradictions(self)
 
     @property
     def output_format(self) -> str:
@@ -378,35 +372,42 @@ class Config:
 
         Raises:
             ConfigVersionError: if it was written by a version with another ``CONFIG_VERSION``.
-            SettingError: if it is damaged, or a value is outside its bounds.
+            SettingError: if it is damaged.
         """
-        damaged = SettingError("config.json is damaged; restore the file or delete the model directory")
         try:
-            content = dict(json.loads(text).items())
-        except (ValueError, AttributeError, RecursionError):
-            raise damaged from None
+            return Config.from_content(parse_json(text, JSON_OBJECT))
+        except DamagedError as error:
+            raise SettingError(
+                f"config.json is damaged ({error}); restore the file or delete the model directory"
+            ) from None
+
+    @staticmethod
+    def from_content(content: Mapping[str, Any]) -> "Config":
+        """Returns the settings in the content of a ``config.json``.
+
+        Raises:
+            ConfigVersionError: if it was written by a version with another ``CONFIG_VERSION``.
+            DamagedError: with the reason, if a value has another type or is refused.
+        """
         if content.get("config_version") != CONFIG_VERSION:
             raise ConfigVersionError(
                 f"config.json has config_version {content.get('config_version')}, but this version of simclrv2_tf "
                 f"reads {CONFIG_VERSION}; train again, or use the version that wrote it"
             )
-        values = {}
-        for field in (field for field in dataclasses.fields(Config) if field.name in content):
-            value, kind = content[field.name], type(field.default)
-            value = tuple(value) if kind is tuple and isinstance(value, list) else value
-            if type(value) is not kind and (type(value), kind) != (int, float):
-                raise damaged
-            values[field.name] = value
-        return Config(**values)
+        RESOLVED(content.get("resolved", {}), "resolved")
+        try:
+            return Config(**fields.parse_fields(content, dataclasses.fields(Config)))
+        except SettingError as error:
+            raise DamagedError(str(error)) from None
 
 
 def tagged(tag: str) -> tuple[str, ...]:
-    """Names of the settings with a tag; ``_setting`` explains the tags."""
+    """Returns the names of the settings with a tag; ``fields.setting`` explains the tags."""
     return tuple(field.name for field in dataclasses.fields(Config) if tag in field.metadata["tags"])
 
 
 def unknown_setting_error(name: str) -> SettingError:
-    """Error for a name that is not a setting."""
+    """Returns the error for a name that is not a setting."""
     return SettingError(f"{name}: there is no such setting (see python run.py --help)")
 
 
@@ -423,28 +424,22 @@ def parse_value(name: str, text: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        return kind(text)
+        return kind(text)  # type: ignore[misc]
     except (ValueError, KeyError):
         raise SettingError(f"--{name}={text}: not a value of type {kind.__name__}") from None
 
 
 def check_bounds(values: Mapping[str, Any]) -> None:
     """Raises SettingError, naming the flag and the value, if one of the named settings is outside its bounds."""
-    for field in dataclasses.fields(Config):
-        if field.name not in values:
-            continue
-        value, bounds, why = values[field.name], field.metadata, ""
-        if bounds["choices"] and value not in bounds["choices"]:
-            why = f"must be one of {', '.join(bounds['choices'])}"
-        elif isinstance(value, str) and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-            value, why = repr(value), "must be UTF-8"  # as file names and file contents must be
-        elif isinstance(value, float) and not math.isfinite(value):
-            why = "must be a finite number"
-        elif bounds["minimum"] is not None and value < bounds["minimum"]:
-            why = f"must be {bounds['minimum']} or more"
-        elif bounds["above"] is not None and value <= bounds["above"]:
-            why = f"must be above {bounds['above']}"
-        elif bounds["maximum"] is not None and value > bounds["maximum"]:
-            why = f"must be {bounds['maximum']} or less"
-        if why:
-            raise SettingError(f"--{field.name}={value}: {why}")
+    fields.check_bounds(values, dataclasses.fields(Config), "--")
+
+
+def check_arguments(**values: Any) -> None:
+    """Checks arguments of the library that are settings too, by the types, bounds and messages of the command line.
+
+    Tensors are not checked.
+
+    Raises:
+        SettingError: a ValueError, naming the argument and the value.
+    """
+    fields.check_arguments(values, dataclasses.fields(Config))

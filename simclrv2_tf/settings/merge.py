@@ -1,12 +1,15 @@
 """Merges defaults, recipe, parent run and command-line flags into one ``Config``."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings.config import STAGES, Config, parse_value, tagged, unknown_setting_error
+from simclrv2_tf.settings.config import Config, parse_value, tagged, unknown_setting_error
+from simclrv2_tf.settings.fields import LOOKS, STAGES
+from simclrv2_tf.settings.plugins import is_trusted
 from simclrv2_tf.settings.recipes import DataFacts, RunInfo, find_recipe, is_named
 
 DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(Config)}
@@ -19,7 +22,7 @@ def resolve(
 
     1. the defaults;
     2. the recipe, by ``find_recipe``;
-    3. the parent run: the settings tagged ``images``; to look at a run, all but those tagged ``not_inherited``;
+    3. the parent run: settings tagged ``images``; for modes that read a run, all but those tagged ``not_inherited``;
     4. the flags, then ``--stage=STAGE.NAME=VALUE`` of this stage;
     5. the parent's network, which flags cannot change. Only a student chooses its own.
 
@@ -57,7 +60,7 @@ def resolve(
         names = {field.name for field in dataclasses.fields(RunInfo)} & known.keys()
         recipe_settings = recipe.settings(RunInfo(parent=parent, **{name: known[name] for name in names}))
         settings = merge(recipe_settings)
-        if "label_fraction" in recipe_settings:  # the recipe has a data set that holds just this share of the labels
+        if "label_fraction" in recipe_settings:  # the recipe's data set contains only this fraction of the labels
             settings |= {name: recipe_settings[name] for name in ("dataset", "label_fraction")}
     for epochs, steps in (("train_epochs", "train_steps"), ("checkpoint_epochs", "checkpoint_steps")):
         if epochs in flags and steps not in flags:
@@ -83,10 +86,10 @@ def _flags_of_stage(flags: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
 
 
 def _inherited(parent: Config | None, mode: str) -> Mapping[str, Any]:
-    """Returns the settings that a run takes from its parent unless it is told otherwise."""
+    """Returns the settings that a run takes from its parent by default."""
     if parent is None:
         return {}
-    looks = mode in ("evaluate", "predict", "embed", "export", "summary")
+    looks = mode in (*LOOKS, "summary")
     names = DEFAULTS.keys() - set(tagged("not_inherited")) if looks else tagged("images")
     return {name: getattr(parent, name) for name in names}
 
@@ -94,10 +97,10 @@ def _inherited(parent: Config | None, mode: str) -> Mapping[str, Any]:
 def _check_trusted(parent: Config, flags: Mapping[str, Any], flag: str) -> None:
     """Raises SettingError if the parent's network is built by code that the user has not named or allowed."""
     named = "encoder" in flags if flag == "checkpoint" else flags.get("encoder") == parent.encoder
-    if ":" in parent.encoder and not (named or flags.get("trust_run_code")):
+    if not is_trusted(parent.encoder) and not (named or flags.get("trust_run_code")):
         raise SettingError(
             f"--{flag}={flags.get(flag, '')}: its network is built by {parent.encoder}; pass --trust_run_code, "
-            f"or --encoder={parent.encoder}, to import that code"
+            f"or --encoder={parent.encoder}, to load it"
         )
 
 
@@ -116,11 +119,13 @@ class SemiSupervisedConfig(Config):
 
     Attributes:
         stages: by name of the sub-directory, such as ``finetune_10``, in the order in which they run.
-        rows: of the table of results, as in the names of the stages: labels per class, a percentage or "all".
+        rows: rows of the result table, as in the names of the stages: labels per class, a percentage or "all".
+        draws: the seeds of ``--seeds``; empty if the labels are drawn once.
     """
 
     stages: Mapping[str, Config] = dataclasses.field(default_factory=dict, compare=False)
     rows: tuple[int | str, ...] = dataclasses.field(default=(), compare=False)
+    draws: tuple[int, ...] = dataclasses.field(default=(), compare=False)
 
 
 def resolve_stages(flags: Mapping[str, Any], data: DataFacts | None = None) -> SemiSupervisedConfig:
@@ -133,24 +138,34 @@ def resolve_stages(flags: Mapping[str, Any], data: DataFacts | None = None) -> S
     """
     flags = {**flags, "mode": "semi_supervised"}
     config = resolve(flags, data=data)
+    draws = tuple(dict.fromkeys(map(int, config.seeds.split(",")))) if config.seeds else ()
+    flags = {name: value for name, value in flags.items() if name != "seeds"}
     stages: dict[str, Config] = {}
 
-    def add(mode: str, row: int | str = "", parent: Config | None = None, **settings: Any) -> Config:
-        name = f"{mode}_{row}" if row else mode
+    def add(name: str, parent: Config | None = None, **settings: Any) -> Config:
+        mode = next(stage for stage in STAGES if name == stage or name.startswith(f"{stage}_"))
         own = {"model_dir": str(pathlib.PurePath(config.run_dir, name)), "checkpoint": "", **settings}
         stages[name] = resolve({**flags, **own}, mode, parent, data)
         return stages[name]
 
-    all_labels = {"labels_per_class": 0, "label_fraction": 1.0}
+    all_labels: dict[str, Any] = {"labels_per_class": 0, "label_fraction": 1.0}
     pretrained = add("pretrain", **all_labels)
     start = {"checkpoint": pretrained.model_dir}
-    add("linear_eval", parent=pretrained, **start, **all_labels)
+    add("linear_eval", pretrained, **start, **all_labels)
     rows = _label_rows(flags, config, data)
-    for row, labels in rows.items():
-        add("supervised", row, **labels)
-        teacher = add("finetune", row, pretrained, **start, **labels)
-        add("distill", row, teacher, teacher=teacher.model_dir, **start, **labels)
-    return SemiSupervisedConfig(**vars(config), stages=stages, rows=tuple(rows))
+    for (row, labels), draw in itertools.product(rows.items(), draws or (None,)):
+        drawn = labels if draw is None else {**labels, "seed": draw}
+        if draw is not None:
+            add(stage_name("linear_eval", row, draw), pretrained, **start, **drawn)
+        add(stage_name("supervised", row, draw), **drawn)
+        teacher = add(stage_name("finetune", row, draw), pretrained, **start, **drawn)
+        add(stage_name("distill", row, draw), teacher, teacher=teacher.model_dir, **start, **drawn)
+    return SemiSupervisedConfig(**vars(config), stages=stages, rows=tuple(rows), draws=draws)
+
+
+def stage_name(mode: str, row: int | str, draw: int | None = None) -> str:
+    """Returns the name of a stage: mode and labels, and the seed of the labels if they are drawn several times."""
+    return f"{mode}_{row}" if draw is None else f"{mode}_{row}_seed{draw}"
 
 
 def _label_rows(flags: Mapping[str, Any], config: Config, data: DataFacts | None) -> dict[int | str, Mapping[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings.config import MODES
+from simclrv2_tf.settings.fields import MODES
 
 TYPES: Mapping[str, type] = {
     "train_mode": str,
@@ -35,7 +35,7 @@ def translate(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         flags: by name; settings of this code, flags in ``TYPES``, and ``mode`` with a value in ``OFFICIAL_MODES``.
 
     Returns:
-        The settings by name, and one line per translated flag that says what it became.
+        The settings by name, and one line per translated flag that describes the translation.
 
     Raises:
         SettingError: for a value that the official code does not have, or a flag that contradicts another one.
@@ -58,7 +58,7 @@ def translate(flags: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     for official, name in (("head_proj_mode", "proj_head_mode"), ("head_proj_dim", "proj_out_dim")):
         if official in flags:
             replace(name, flags[official], official)
-    if "num_nlh_layers" in flags:  # which did not count the last, linear layer
+    if "num_nlh_layers" in flags:  # the official flag does not count the last, linear layer
         replace("num_proj_layers", flags["num_nlh_layers"] + 1, "num_nlh_layers")
     if flags.get("master"):
         replace("tpu_name", flags["master"], "master")
@@ -80,7 +80,7 @@ def _mode(flags: Mapping[str, Any]) -> str:
     if mode in MODES:
         raise SettingError(f"--train_mode={train_mode}: contradicts --mode={mode}; give --mode alone")
     if mode not in OFFICIAL_MODES:
-        return mode  # refused like any other unknown mode
+        return mode  # rejected like any other unknown mode
     if mode == "eval":
         return "evaluate"
     is_linear = train_mode == "finetune" and flags.get("fine_tune_after_block") == 4

@@ -1,11 +1,35 @@
-"""Objects of the user's own code that a flag names, as ``package.module:name``."""
+"""User code that a flag names as ``package.module:name``."""
 
 import importlib
 import os
+import re
 import sys
 from typing import Any
 
 from simclrv2_tf.errors import SettingError
+
+APPLICATION, HUB = "keras.applications:", "keras_hub:"  # values of --encoder before the name of a model
+
+
+def is_function(encoder: str) -> bool:
+    """Returns whether a value of ``--encoder`` names a function of the user, ``package.module:function``."""
+    return re.fullmatch(r"[\w.]+:\w+", encoder) is not None and not encoder.startswith((APPLICATION, HUB))
+
+
+def is_file(model: str) -> bool:
+    """Returns whether a value of ``--encoder`` or ``--teacher`` is a ``.keras`` file or a SavedModel directory."""
+    is_saved_model = os.path.isfile(os.path.join(model, "saved_model.pb"))
+    return model.endswith(".keras") or is_saved_model
+
+
+def brings_weights(encoder: str) -> bool:
+    """Returns whether a value of ``--encoder`` is a preset or a file, whose weights are always loaded."""
+    return encoder != "resnet" and not encoder.startswith(APPLICATION) and not is_function(encoder)
+
+
+def is_trusted(encoder: str) -> bool:
+    """Returns whether a value of ``--encoder`` that a run names reads no file and runs only our or Keras's code."""
+    return encoder == "resnet" or encoder.startswith(APPLICATION)
 
 
 def load_plugin(flag: str, reference: str) -> Any:

@@ -1,11 +1,19 @@
-"""Arrays in an npz file: the names that are understood, and what is refused with a next step."""
+"""Arrays in an npz file: accepted names, and errors that suggest a next step."""
+
+import io
+import pickle
+import tracemalloc
+import zipfile
 
 import h5py
 import numpy as np
 import pytest
 import scipy.io
+import tensorflow as tf
 
+from simclrv2_tf.data import archives
 from simclrv2_tf.data.catalog import open_labelled, open_source
+from simclrv2_tf.data.decoding import decode
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
 
@@ -87,6 +95,29 @@ def test_all_is_every_split_but_the_unlabelled_one(archive):
     assert source.labels.tolist() == LABELS.tolist()
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("bits", [0, 12])
+def test_arrays_of_16_bits_are_read_as_files_are(channels, bits, archive):
+    rng = np.random.default_rng(channels)
+    stored = rng.integers(0, 2 ** (bits or 16), (3, 5, 4, channels), np.uint16)
+    stored[..., 3:] = rng.integers(0, 2**16, stored[..., 3:].shape)  # opacity
+    expected = [decode(tf.io.encode_png(image), bits).numpy() for image in stored]
+    for array in (stored, stored.astype(">u2")):
+        source = open_source(archive(x_train=array).replace(image_bits=bits), "train")
+        np.testing.assert_array_equal(source.images, expected)
+
+
+def test_unused_bits_are_warned_of_once_with_the_flag_that_uses_them(archive, caplog):
+    config = archive(x_train=np.arange(4096, dtype=np.uint16).reshape(1, 64, 64))
+    open_source(config.replace(image_bits=12), "train")
+    assert not caplog.text
+    assert [open_source(config, "train").images.max() for _ in range(2)] == [15, 15]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"--dataset={config.dataset}: x_train: 16-bit images are nearly black, as their greatest value is 4095; "
+        "--image_bits=12 uses the whole range"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -114,6 +145,41 @@ def test_labels_that_start_at_1_in_one_split_alone_are_accepted(archive):
     assert open_source(config, "train").class_names == ("0", "1", "2")
 
 
+def write_archive(path, shape, data, declared=0):
+    """Writes an archive whose ``x_train`` has a header with this shape, these data, and a declared size."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", header.getvalue() + data)
+    if declared:  # declared in the directory at the end of the archive
+        content = bytearray(path.read_bytes())
+        place = content.rfind(b"PK\x01\x02") + 24
+        content[place : place + 4] = (len(header.getvalue()) + declared).to_bytes(4, "little")
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("shape", "declared"),
+    [((10**5, 1000, 1000, 3), 0), ((10**18, 10**18, 3), 0), ((10, 1000, 1000, 3), 10 * 3 * 10**6), ((1, 9, 9), 0)],
+)
+def test_an_array_of_another_size_than_its_data_is_refused_before_it_is_allocated(shape, declared, tmp_path):
+    write_archive(tmp_path / "a.npz", shape, bytes(1000), declared)
+    tracemalloc.start()
+    message = refusal(Config(dataset=f"npz:{tmp_path}/a.npz"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "x_train: its size, (" in message and "is not that of its data; save it again" in message
+    assert peak < 10**6
+
+
+def test_arrays_larger_than_the_memory_are_refused_before_they_are_allocated(tmp_path):
+    write_archive(tmp_path / "a.npz", (1000, 100, 100), bytes(10**7))
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        archives.check_sizes(archive, ["x_train"], 2 * 10**7)
+        with pytest.raises(ValueError, match=r"^its arrays need 0\.01 GB of 0\.009 GB; use a folder of files$"):
+            archives.check_sizes(archive, ["x_train"], 9 * 10**6)
+
+
 def test_files_of_other_types_are_named_with_the_way_to_convert_them(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = IMAGES
@@ -131,3 +197,12 @@ def test_files_of_other_types_are_named_with_the_way_to_convert_them(tmp_path):
     for name, (kind, code) in expected.items():
         message = refusal(Config(dataset=f"npz:{tmp_path}/{name}"))
         assert message.startswith(f"{name} is {kind}, not npz; convert it in Python: {code}")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"images", pickle.dumps({"x_train": IMAGES})], ids=["empty", "text", "pickle"]
+)
+def test_a_file_of_an_unknown_type_is_refused_without_advice_to_unpickle_it(content, tmp_path):
+    (tmp_path / "a.bin").write_bytes(content)
+    message = refusal(Config(dataset=f"npz:{tmp_path}/a.bin"))
+    assert message == "a.bin is no npz file; write one in Python: np.savez(…, x_train=…, y_train=…)"

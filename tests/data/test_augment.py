@@ -1,4 +1,4 @@
-"""Views equal recorded ones of the official code if nothing is random; else they have the same distribution."""
+"""Views equal those recorded from the official code if nothing is random; else they have the same distribution."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simclrv2_tf.data import augment
+from simclrv2_tf.data import augment, cropping
 from simclrv2_tf.data.augment import DRAWS, NUM_DRAWS, ViewSettings
 from simclrv2_tf.data.input import TrainingInput
 from simclrv2_tf.data.sources import ArraySource
@@ -61,7 +61,7 @@ def uniforms(*shape, seed=0):
 def test_evaluation_views_are_the_recorded_ones(method, archive, parity):
     for (h, w), size in itertools.product(values.AUG_EVAL_SIZES, values.AUG_EVAL_TARGETS):
         image = values.photo(f"eval{h}x{w}", h, w)
-        view = augment.center_crop_and_resize(image, size, method=method)
+        view = cropping.center_crop_and_resize(image, size, method=method)
         assert_recorded(
             parity, f"evaluation views, {method}", archive, f"eval/{h}x{w}_to_{size[0]}x{size[1]}", view, 1e-6
         )
@@ -69,19 +69,19 @@ def test_evaluation_views_are_the_recorded_ones(method, archive, parity):
 
 def test_small_evaluation_images_are_not_cropped(parity):
     image = values.photo("eval32", 32, 32)
-    view = augment.center_crop_and_resize(image, (32, 32))
+    view = cropping.center_crop_and_resize(image, (32, 32))
     assert_recorded(parity, "evaluation views, uncropped", recorded, "eval/32x32_nocrop", view, 1e-7)
     np.testing.assert_array_equal(view, image.astype(np.float32) * np.float32(1 / 255))
-    smaller = augment.center_crop_and_resize(image, (16, 16), method="bilinear")
+    smaller = cropping.center_crop_and_resize(image, (16, 16), method="bilinear")
     np.testing.assert_allclose(smaller, tf.image.resize(image / 255, (16, 16)), atol=1e-6)
 
 
 def test_centre_crop_is_the_recorded_one():
     for h, w, *expected in recorded["eval_crop_table_square_target_h_w_ch_cw"]:
-        *_, crop_h, crop_w = augment._center_crop_box(tf.constant(h), tf.constant(w), 1.0, 0.875)
+        *_, crop_h, crop_w = cropping._center_crop_box(tf.constant(h), tf.constant(w), 1.0, 0.875)
         assert [int(crop_h), int(crop_w)] == expected, (h, w)
     for (h, w), size in itertools.product(values.AUG_EVAL_SIZES, values.AUG_EVAL_TARGETS):
-        box = augment._center_crop_box(tf.constant(h), tf.constant(w), size[1] / size[0], 0.875)
+        box = cropping._center_crop_box(tf.constant(h), tf.constant(w), size[1] / size[0], 0.875)
         names = ("off_y", "off_x", "crop_h", "crop_w")
         expected = STATS[f"eval_crop/{h}x{w}_to_{size[0]}x{size[1]}"]
         assert dict(zip(names, map(int, box), strict=True)) == expected
@@ -89,7 +89,7 @@ def test_centre_crop_is_the_recorded_one():
 
 def test_evaluation_view_of_an_image_of_unknown_size(parity):
     view = tf.function(
-        lambda image: augment.center_crop_and_resize(image, (64, 64)),
+        lambda image: cropping.center_crop_and_resize(image, (64, 64)),
         input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)],
     )
     for h, w in ((375, 500), (100, 80)):
@@ -103,7 +103,7 @@ def test_evaluation_view_of_an_image_of_unknown_size(parity):
 def test_crops_are_the_recorded_ones(parity):
     for (h, w), box, size in values.AUG_BOXES:
         image = values.photo(f"box{h}x{w}", h, w)
-        crop = augment.crop_and_resize(image[np.newaxis], np.array([[box]], np.int32), size)[0, 0]
+        crop = cropping.crop_and_resize(image[np.newaxis], np.array([[box]], np.int32), size)[0, 0]
         key = "cropresize/{}x{}_{}-{}-{}-{}_to_{}".format(h, w, *box, size)
         assert_recorded(parity, "crops, bicubic", recorded, key, crop, 1e-6)
 
@@ -115,13 +115,13 @@ def test_crops_are_those_of_tf_image_resize(method, size):
     boxes = np.array(
         [[[3, 5, 20, 30], [0, 0, 40, 56]], [[39, 55, 1, 1], [10, 0, 30, 2]], [[8, 9, 32, 32], [0, 50, 7, 6]]]
     )
-    crops = augment.crop_and_resize(images, boxes.astype(np.int32), size, method)
+    crops = cropping.crop_and_resize(images, boxes.astype(np.int32), size, method)
     assert crops.shape == (3, 2, size, size, 3) and crops.dtype == tf.float32
     for i, v in itertools.product(range(3), range(2)):
         y, x, h, w = boxes[i, v]
         crop = images[i, y : y + h, x : x + w].astype(np.float32) / 255
         np.testing.assert_allclose(crops[i, v], tf.image.resize(crop, (size, size), method), atol=1e-5)
-    in_floats = augment.crop_and_resize(images.astype(np.float32) / 255, boxes.astype(np.int32), size, method)
+    in_floats = cropping.crop_and_resize(images.astype(np.float32) / 255, boxes.astype(np.int32), size, method)
     np.testing.assert_allclose(in_floats, crops, atol=1e-6)
 
 
@@ -136,14 +136,14 @@ def test_boxes_lie_in_the_image_and_obey_the_ranges(height, width, areas, aspect
     ranges = ViewSettings(
         32, crop_area_min=areas[0], crop_area_max=areas[1], crop_aspect_min=aspects[0], crop_aspect_max=aspects[1]
     )
-    rows = uniforms(64, augment.CROP_DRAWS, seed=seed)
+    rows = uniforms(64, cropping.CROP_DRAWS, seed=seed)
     rows[0], rows[1] = 0, 1 - 2**-24  # the ends of [0, 1)
-    y, x, h, w = augment.random_crop_boxes(rows, height, width, ranges).numpy().T
+    y, x, h, w = cropping.random_crop_boxes(rows, height, width, ranges).numpy().T
     assert (y >= 0).all() and (x >= 0).all() and (h > 0).all() and (w > 0).all()
     assert (y + h <= height).all() and (x + w <= width).all()
     drawn = (h != height) | (w != width)
     h, w, area = h[drawn], w[drawn], (h * w / (height * width))[drawn]
-    assert (area >= max(areas[0], augment.MIN_COVERED) - 1e-6).all() and (area <= areas[1] + 1e-6).all()
+    assert (area >= max(areas[0], cropping.MIN_COVERED) - 1e-6).all() and (area <= areas[1] + 1e-6).all()
     assert (w >= h * aspects[0] - 0.501).all() and (w <= h * aspects[1] + 0.501).all()
 
 
@@ -180,8 +180,8 @@ def assert_same_histogram(ours, theirs):
 def test_boxes_are_distributed_as_recorded(height, width, target, parity):
     aspect = target[1] / target[0]
     ranges = ViewSettings(32, crop_aspect_min=3 / 4 * aspect, crop_aspect_max=4 / 3 * aspect)
-    rows = uniforms(20000, augment.CROP_DRAWS, seed=height * width)
-    y, x, h, w = augment.random_crop_boxes(rows, height, width, ranges).numpy().T.astype(float)
+    rows = uniforms(20000, cropping.CROP_DRAWS, seed=height * width)
+    y, x, h, w = cropping.random_crop_boxes(rows, height, width, ranges).numpy().T.astype(float)
     sample = {
         "area": h * w / (height * width),
         "aspect_w_over_h": w / h,
@@ -216,7 +216,7 @@ def test_boxes_are_distributed_as_those_of_the_sampler(height, width, area_min, 
         return tf.concat([begin[:2], size[:2]], axis=0)
 
     theirs = tf.function(lambda: tf.map_fn(sampled, tf.range(count), fn_output_signature=tf.int32))().numpy()
-    ours = augment.random_crop_boxes(uniforms(count, augment.CROP_DRAWS), height, width, ranges).numpy()
+    ours = cropping.random_crop_boxes(uniforms(count, cropping.CROP_DRAWS), height, width, ranges).numpy()
     for column in (*range(4), lambda box: box[:, 2] * box[:, 3]):
         a, b = (column(box) if callable(column) else box[:, column] for box in (ours, theirs))
         grid = np.arange(max(a.max(), b.max()) + 1)
@@ -226,12 +226,12 @@ def test_boxes_are_distributed_as_those_of_the_sampler(height, width, area_min, 
 
 
 def test_each_image_has_its_own_size_and_boxes():
-    rows = uniforms(3, 2, augment.CROP_DRAWS)
+    rows = uniforms(3, 2, cropping.CROP_DRAWS)
     heights, widths = np.array([[40], [300], [31]]), np.array([[60], [200], [17]])
-    together = augment.random_crop_boxes(rows, heights, widths, ViewSettings(32))
+    together = cropping.random_crop_boxes(rows, heights, widths, ViewSettings(32))
     assert together.shape == (3, 2, 4) and together.dtype == tf.int32
     for i, v in itertools.product(range(3), range(2)):
-        alone = augment.random_crop_boxes(rows[i, v], int(heights[i, 0]), int(widths[i, 0]), ViewSettings(32))
+        alone = cropping.random_crop_boxes(rows[i, v], int(heights[i, 0]), int(widths[i, 0]), ViewSettings(32))
         np.testing.assert_array_equal(alone, together[i, v])
     assert not np.array_equal(together[:, 0], together[:, 1])
 
@@ -393,11 +393,11 @@ def test_views_lie_between_0_and_1_and_8_bit_images_are_scaled():
 
 
 def test_a_view_depends_on_its_own_draws_alone():
-    images, draws, boxes = photos(12, 32), uniforms(12, NUM_DRAWS), uniforms(12, augment.CROP_DRAWS)
+    images, draws, boxes = photos(12, 32), uniforms(12, NUM_DRAWS), uniforms(12, cropping.CROP_DRAWS)
 
     def views(chosen):
-        cropped = augment.crop_and_resize(
-            images[chosen], augment.random_crop_boxes(boxes[chosen, np.newaxis], 32, 32, ViewSettings(32)), 32
+        cropped = cropping.crop_and_resize(
+            images[chosen], cropping.random_crop_boxes(boxes[chosen, np.newaxis], 32, 32, ViewSettings(32)), 32
         )[:, 0]
         return augment.augment_views(cropped, draws[chosen], ViewSettings(32)).numpy()
 
@@ -430,11 +430,11 @@ def test_every_replica_computes_the_views_of_a_single_device(replicas):
 
 def test_xla_makes_the_same_views():
     images, draws = photos(16, 40), uniforms(16, 2, NUM_DRAWS)
-    crop_draws = uniforms(16, 2, augment.CROP_DRAWS)
+    crop_draws = uniforms(16, 2, cropping.CROP_DRAWS)
 
     def views(images, crop_draws, draws):
-        boxes = augment.random_crop_boxes(crop_draws, 40, 40, ViewSettings(32))
-        crops = augment.crop_and_resize(images, boxes, 32)
+        boxes = cropping.random_crop_boxes(crop_draws, 40, 40, ViewSettings(32))
+        crops = cropping.crop_and_resize(images, boxes, 32)
         flat = tf.reshape(crops, [-1, 32, 32, 3])
         return boxes, crops, augment.augment_views(flat, tf.reshape(draws, [-1, NUM_DRAWS]), ViewSettings(32))
 
@@ -487,7 +487,7 @@ def test_brightness_is_drawn_as_recorded(parity):
 
 
 def test_blur_is_drawn_as_recorded(parity):
-    """An impulse shows frequency and sigma; each view has its own sigma, a batch of the official code shares one."""
+    """An impulse shows frequency and sigma; each view has its own sigma; a batch of the official code shares one."""
     image, expected = np.zeros((64, 64, 3), np.float32), STATS["blur_stats_64px_kernel6"]
     image[32, 32] = 1
     centre, beside = augmented(image, 5000, flip=False, color_jitter_strength=0)[:, 32, 32:34, 0].T
@@ -513,8 +513,8 @@ def test_whole_views_are_distributed_as_recorded(key, shape, size, strength, rou
 
     @tf.function
     def views(crop_draws, draws):
-        boxes = augment.random_crop_boxes(crop_draws, *shape, ranges)
-        return augment.augment_views(augment.crop_and_resize(image, boxes[tf.newaxis], size)[0], draws, ranges)
+        boxes = cropping.random_crop_boxes(crop_draws, *shape, ranges)
+        return augment.augment_views(cropping.crop_and_resize(image, boxes[tf.newaxis], size)[0], draws, ranges)
 
     made = np.concatenate([views(*drawn(400, step)) for step in range(rounds)])
     expected, case = STATS[key], f"whole views, {key.partition('/')[2]}"

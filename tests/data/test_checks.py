@@ -12,7 +12,7 @@ from PIL import Image
 from simclrv2_tf.data import checks
 from simclrv2_tf.data.augment import ViewSettings
 from simclrv2_tf.data.catalog import open_source
-from simclrv2_tf.data.input import TrainingInput, evaluation_batches
+from simclrv2_tf.data.input import TrainingInput, evaluation_input
 from simclrv2_tf.data.sources import ArraySource, FileSource
 from simclrv2_tf.settings.config import Config
 
@@ -31,7 +31,7 @@ def gradient(greatest, height=9):
 
 @pytest.fixture
 def folder(tmp_path):
-    """``folder(4095)``: 16-bit images whose greatest value is this, and one of 8 bits; cached or not."""
+    """``folder(4095)``: 16-bit images with this largest value, and one 8-bit image; cached or not."""
 
     def build(greatest, cache=False, **changes):
         paths = [str(tmp_path / f"{i}.png") for i in range(COUNT)]
@@ -78,27 +78,26 @@ def test_used_bits_are_not_warned_of(greatest, caplog):
 def test_a_source_warns_once(folder, caplog):
     source = folder(1023)
     data = [TrainingInput(part, 2, 2, ViewSettings(SIZE), seed=0) for part in (source, source.subset(range(COUNT)))]
-    for _ in range(2):
-        for part in data:
-            part.batches(0, 1)
-            evaluation_batches(part.source, 3, SIZE)
+    for part in data:
+        part.batches(0, 1)
+        evaluation_input(part.source, 3, SIZE)
     assert len(messages(caplog)) == 1 and "--image_bits=10" in messages(caplog)[0]
 
 
 def test_images_in_memory_are_checked_too(folder, caplog):
-    evaluation_batches(folder(1023, cache=True), 3, SIZE)
+    evaluation_input(folder(1023, cache=True), 3, SIZE)
     assert "--image_bits=10" in messages(caplog)[0]
 
 
 def test_no_image_is_checked_if_the_bits_are_set(folder, caplog):
-    evaluation_batches(folder(1023, image_bits=10), 3, SIZE)
+    evaluation_input(folder(1023, image_bits=10), 3, SIZE)
     assert messages(caplog) == []
 
 
 def test_the_bits_that_are_set_are_used_in_training_and_evaluation(folder):
     dark, bright = folder(4095), folder(4095, image_bits=12)
     for batches in (
-        lambda source: evaluation_batches(source, COUNT, SIZE),
+        lambda source: evaluation_input(source, COUNT, SIZE),
         lambda source: TrainingInput(source, COUNT, 1, ViewSettings(SIZE), seed=0).batches(0, 1),
     ):
         greatest = [np.max(next(iter(batches(source)))["images"]) for source in (dark.subset([1]), bright.subset([1]))]
@@ -106,7 +105,7 @@ def test_the_bits_that_are_set_are_used_in_training_and_evaluation(folder):
 
 
 class DeepPhotos(tfds.core.GeneratorBasedBuilder):
-    """Images of several sizes with 10 of 16 bits, which are streamed."""
+    """Streamed images of several sizes that use 10 of 16 bits."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -126,7 +125,7 @@ def test_records_are_checked_and_scaled_too(tmp_path, caplog):
     DeepPhotos(data_dir=str(tmp_path)).download_and_prepare()
     settings = Config(dataset="deep_photos", data_dir=str(tmp_path))
     dark, bright = (open_source(settings.replace(image_bits=bits), "train") for bits in (0, 10))
-    images = [next(iter(evaluation_batches(source, COUNT, SIZE)))["images"].numpy() for source in (dark, bright)]
+    images = [next(iter(evaluation_input(source, COUNT, SIZE)))["images"].numpy() for source in (dark, bright)]
     assert images[0].max() < 0.02 and images[1].max() > 0.9
     (message,) = messages(caplog)
     assert message.startswith("deep_photos/train: ") and "--image_bits=10" in message
@@ -139,7 +138,7 @@ FLAT = np.full_like(NOISE, [200, 10, 10])  # one color, whose channels differ
 
 
 def warned(images, caplog, resident=False, **changes):
-    """Returns the warnings of two batches of these images."""
+    """Returns the warnings about two batches of these images."""
     source = ArraySource("flat", images, None, ())
     data = TrainingInput(source, 10, 2, ViewSettings(SIZE, blur_probability=0), seed=0, **changes)
     if resident:

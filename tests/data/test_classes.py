@@ -1,4 +1,4 @@
-"""Labels of a data set are matched with the classes of a run by name; other names are refused with both lists."""
+"""Labels of a data set are matched with the classes of a run by name; unknown names are refused with both lists."""
 
 import dataclasses
 
@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simclrv2_tf.data.classes import align_labels, imagenet_classes, match_classes, numbered_classes
+from simclrv2_tf.data.catalog import open_source
+from simclrv2_tf.data.classes import align_labels, imagenet_classes, match_classes, numbered_classes, readable_classes
 from simclrv2_tf.data.sources import ArraySource, FileSource
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.settings.config import Config
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,7 @@ def test_numbers_are_matched_if_there_are_as_many(caplog):
 
 
 class Streamed(FileSource):
-    """Files whose labels are read only when they are needed, as those of records."""
+    """Files whose labels are read only when needed, like those of records."""
 
     def with_labels(self):
         return dataclasses.replace(self, labels=np.array([1, 0], np.int32))
@@ -136,3 +138,18 @@ def test_synset_ids_are_names_of_imagenet():
     images = align_labels(source(("n01443537", "n01440764", "n15075141")), run, "--checkpoint=x")
     assert images.labels.tolist() == [2, 1, 1000, -1]
     assert match_classes(["Goldfish"], list(imagenet_classes())) == [1]
+
+
+def test_synset_ids_of_folders_are_replaced_by_names(tmp_path):
+    for synset in ("n01440764", "n02123045"):
+        (tmp_path / synset).mkdir()
+        (tmp_path / synset / "0.jpg").write_bytes(b"")
+    source = open_source(Config(dataset=f"folder:{tmp_path}"), "all")
+    assert source.class_names == ("tench", "tabby") and source.labels.tolist() == [0, 1]
+    assert "synset ids replaced by the class names of ImageNet" in source.notes
+
+
+def test_other_names_stay():
+    for names in ((), ("tench", "tabby"), ("n01440764", "n00000000")):
+        images = source(names)
+        assert readable_classes(images) is images

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.datasets import view_batches
+from simclrv2_tf.data.cropping import center_crop_and_resize
+from simclrv2_tf.data.datasets import evaluation_batches, view_batches
 from simclrv2_tf.data.decoding import decode
 from simclrv2_tf.data.input import make_views
 
@@ -114,3 +115,56 @@ def test_unusable_data_sets_are_refused(element, message):
 def test_floats_up_to_255_are_refused():
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"must be in \[0, 1\].*255"):
         single(RAMP[:7].astype("float32"))
+
+
+def of_each(batches: tf.data.Dataset, name: str) -> np.ndarray:
+    return np.concatenate([batch[name] for batch in batches])
+
+
+class TestEvaluationBatches:
+    SIZES = ((9, 30), (12, 14), (40, 8), (8, 8), (50, 60))
+    CHANNELS = (3, 1, 3, 4, 3)
+
+    def dataset(self) -> tf.data.Dataset:
+        """Five images of mixed sizes, including gray and RGBA; the number is unknown to TensorFlow."""
+        rng = np.random.default_rng(0)
+        images = [
+            rng.integers(0, 256, (*size, channels), "uint8")
+            for size, channels in zip(self.SIZES, self.CHANNELS, strict=True)
+        ]
+        spec = (tf.TensorSpec([None, None, None], tf.uint8), tf.TensorSpec([], tf.int64))
+        return tf.data.Dataset.from_generator(lambda: zip(images, range(5), strict=True), output_signature=spec)
+
+    @pytest.mark.parametrize("size", [8, 40])
+    def test_central_crops_are_those_of_evaluation_and_padding_has_weight_0(self, size):
+        batches = evaluation_batches(self.dataset(), 2, ViewSettings(size))
+        assert batches.element_spec["images"].shape == (2, size, size, 3)
+        np.testing.assert_array_equal(of_each(batches, "labels"), [0, 1, 2, 3, 4, -1])
+        np.testing.assert_array_equal(of_each(batches, "weights"), [1, 1, 1, 1, 1, 0])
+        image = next(iter(self.dataset()))[0]
+        expected = center_crop_and_resize(tf.image.convert_image_dtype(image, tf.float32), (size, size))
+        np.testing.assert_array_equal(of_each(batches, "images")[0], expected)
+        assert not np.any(of_each(batches, "images")[5])
+
+    def test_two_views_are_the_same_on_each_pass_and_the_first_images_fill_the_last_batch(self):
+        batches = evaluation_batches(self.dataset(), 3, SETTINGS, num_views=2)
+        first = [of_each(batches, name) for name in ("images", "draws", "labels", "weights")]
+        for before, after in zip(first, [of_each(batches, name) for name in ("images", "draws")], strict=False):
+            np.testing.assert_array_equal(after, before)
+        images, draws, labels, weights = first
+        np.testing.assert_array_equal(labels, [0, 1, 2, 3, 4, 0])
+        np.testing.assert_array_equal(weights, [1, 1, 1, 1, 1, 0])
+        np.testing.assert_array_equal(images[5], images[0])
+        assert np.any(images[0, 0] != images[0, 1]) and np.any(draws[0] != draws[1])
+        assert np.any(of_each(evaluation_batches(self.dataset(), 3, SETTINGS, 2, seed=1), "draws") != draws)
+
+    def test_full_batches_are_not_padded(self):
+        assert len(list(evaluation_batches(self.dataset().take(4), 2, SETTINGS))) == 2
+
+    def test_endless_or_too_small_data_is_refused(self):
+        dataset = tf.data.Dataset.from_tensors(RAMP)
+        with pytest.raises(ValueError, match="repeats for ever"):
+            evaluation_batches(dataset.repeat(), 2, SETTINGS)
+        with pytest.raises(ValueError, match="a batch of 2 needs more images than the 1 of"):
+            evaluation_batches(dataset, 2, SETTINGS, num_views=2)
+        assert len(list(evaluation_batches(dataset, 2, SETTINGS))) == 1

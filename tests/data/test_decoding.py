@@ -1,4 +1,4 @@
-"""Views of encoded images: decoded once, cropped and resized; JPEGs at a fraction of their size if that suffices."""
+"""Views of encoded images: decoded once, cropped and resized; JPEGs at a fraction of their size if possible."""
 
 import functools
 import io
@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from simclrv2_tf.data import augment, decoding
-from simclrv2_tf.data.augment import CROP_DRAWS, ViewSettings
+from simclrv2_tf import errors
+from simclrv2_tf.data import cropping, decoding
+from simclrv2_tf.data.augment import ViewSettings
+from simclrv2_tf.data.cropping import CROP_DRAWS
 from simclrv2_tf.data.decoding import cropped_views, decode, decode_in_graph
 
 SIZE = 16
@@ -26,7 +28,7 @@ def fresh_keras():
 
 
 def encoded(height, width, encode=tf.io.encode_jpeg):
-    """Returns encoded noise, whose pixels differ with every way of decoding."""
+    """Returns encoded noise, whose pixels depend on the method of decoding."""
     return encode(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -42,12 +44,12 @@ def resized(image, boxes, settings):
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("height, width", [(20, 30), (50, 41), (120, 150)])  # the last one is not cast before
+@pytest.mark.parametrize("height, width", [(20, 30), (50, 41), (120, 150)])  # the last one is not cast before resizing
 def test_views_are_the_crops_resized_and_rounded(height, width, method):
     settings = ViewSettings(SIZE, resize_method=method)
     jpeg = encoded(height, width)
     for crops in crops_of(5):
-        boxes = augment.random_crop_boxes(crops, height, width, settings).numpy()
+        boxes = cropping.random_crop_boxes(crops, height, width, settings).numpy()
         views = cropped_views(jpeg, tf.constant(crops), settings).numpy()
         assert views.dtype == np.uint8 and views.shape == (2, SIZE, SIZE, 3)
         np.testing.assert_allclose(views, resized(tf.io.decode_jpeg(jpeg), boxes, settings), rtol=0, atol=0.501)
@@ -60,7 +62,7 @@ def test_a_scaled_jpeg_is_as_small_as_its_smallest_crop_allows():
     decoded = {ratio: tf.io.decode_jpeg(jpeg, ratio=ratio) for ratio in (1, 2, 4, 8)}
     seen = set()
     for crops in crops_of(20):
-        boxes = augment.random_crop_boxes(crops, height, width, settings).numpy()
+        boxes = cropping.random_crop_boxes(crops, height, width, settings).numpy()
         ratio = max(r for r in decoded if boxes[:, 2:].min() >= r * SIZE)
         views = cropped_views(jpeg, tf.constant(crops), settings)
         np.testing.assert_allclose(views, resized(decoded[ratio], boxes // ratio, settings), rtol=0, atol=0.501)
@@ -81,7 +83,7 @@ def test_a_scaled_jpeg_differs_by_less_than_a_pixel_of_a_view():
     """Its boxes are whole pixels of the smaller image, which has at least as many pixels as the view."""
     y, x = np.mgrid[:290, :251] / 290
     waves = [np.sin(6 * x + 2 * y), np.cos(5 * y), np.sin(4 * (x - y))]
-    slope = 60 * np.hypot(6, 2) / SIZE  # of the waves below, a pixel of a view of the whole image
+    slope = 60 * np.hypot(6, 2) / SIZE  # of the waves below, per pixel of a view of the whole image
     jpeg = tf.io.encode_jpeg((127 + 60 * np.stack(waves, axis=-1)).astype(np.uint8), quality=95)
     for crops in crops_of(10):
         exact, scaled = (
@@ -110,10 +112,10 @@ def test_images_of_16_bits_per_channel_lose_the_lower_8():
     np.testing.assert_array_equal(decode(tf.io.encode_png(pixels)), pixels >> 8)
 
 
-# As the owner sees it: compared with Pillow
+# Appearance: compared with Pillow
 
 ORIENTATIONS = range(1, 9)
-TRANSPARENT = {"P": bytes(range(0, 240, 30)), "L": 2, "RGB": (1, 1, 1)}  # of a palette, or the transparent color
+TRANSPARENT = {"P": bytes(range(0, 240, 30)), "L": 2, "RGB": (1, 1, 1)}  # by palette index, or the transparent color
 KINDS = {  # format: modes, options
     "JPEG": (("L", "RGB", "CMYK"), {"quality": 95, "subsampling": 0}),
     "PNG": (("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), {}),
@@ -148,7 +150,7 @@ def file_of(image, kind, orientation=0, **options):
 
 
 def seen(content):
-    """Returns what Pillow alone makes of a file: upright, on white, its upper 8 bits."""
+    """Returns a file as decoded by Pillow alone: upright, on white, its upper 8 bits."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     if image.mode == "I;16":
         return np.repeat((np.asarray(image) >> 8)[..., np.newaxis], 3, axis=-1)
@@ -208,7 +210,7 @@ def test_gray_pixels_of_16_bits_can_have_a_transparent_value():
 
 
 def test_a_name_within_the_pixels_of_a_png_is_no_chunk():
-    """Packed pixels of 1 bit would be read wrongly if they were taken for transparent."""
+    """Packed pixels of 1 bit would be decoded wrongly if they were treated as transparent."""
     header = struct.pack(">IIBBBBB", 72, 1, 1, 0, 0, 0, 0)
     content = png(chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"\0tRNS eXIf", level=0)))
     assert b"tRNS" in content
@@ -251,7 +253,7 @@ def test_scaled_jpegs_are_turned_upright(orientation):
     content = file_of(Image.open(io.BytesIO(encoded(290, 251).numpy())), "JPEG", orientation)
     height, width, _ = seen(content).shape
     for crops in crops_of(3):
-        boxes = augment.random_crop_boxes(crops, height, width, settings).numpy()
+        boxes = cropping.random_crop_boxes(crops, height, width, settings).numpy()
         ratio = max(r for r in (1, 2, 4, 8) if boxes[:, 2:].min() >= r * SIZE)
         assert ratio > 1
         stored = Image.fromarray(tf.io.decode_jpeg(content, ratio=ratio).numpy())
@@ -323,7 +325,7 @@ def tiff_in_color(value):
 
 
 def test_pixels_whose_range_is_lost_or_unknown_are_refused_and_the_reason_is_logged(caplog):
-    decoding._warn_once.cache_clear()
+    errors.warn_once.cache_clear()
     np.testing.assert_array_equal(decode(tiff_in_color(0x8123)), [[[0x81] * 3]])
     for _ in range(2):
         with pytest.raises(tf.errors.OpError, match="color with 16 bits"):
@@ -393,3 +395,29 @@ def test_only_image_formats_are_read_that_run_nothing():
     """Pillow would start Ghostscript for this file."""
     with pytest.raises(tf.errors.OpError, match="cannot identify"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 4\n%%EndComments\nshowpage\n")
+
+
+def of_scans(count):
+    """Returns a JPEG with ``count`` scans: its last one again and again."""
+    file = io.BytesIO()
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8))
+    image.save(file, "JPEG", progressive=True)
+    jpeg, end = file.getvalue()[:-2], file.getvalue()[-2:]
+    return jpeg + jpeg[jpeg.rfind(b"\xff\xda") :] * (count - jpeg.count(b"\xff\xda")) + end
+
+
+def test_a_jpeg_of_many_scans_is_corrupt():
+    """A file of 100 KB with thousands of scans, each of which walks through the image, takes minutes to decode."""
+    whole = decode(of_scans(0))
+    assert decode(of_scans(100)).shape == whole.shape
+    settings = ViewSettings(SIZE, jpeg_scaling=True)
+    for count in (101, 5000):
+        for read in (decode, decode_in_graph, lambda jpeg: cropped_views(jpeg, tf.constant(crops_of(1)[0]), settings)):
+            with pytest.raises(tf.errors.InvalidArgumentError, match="too many scans"):
+                read(of_scans(count))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "AVIF"])
+def test_the_head_of_an_image_shows_that_it_may_be_one(format):
+    assert decoding.may_be_image(saved(format)[: decoding.HEAD_BYTES])
+    assert not decoding.may_be_image(bytes(decoding.HEAD_BYTES)) and not decoding.may_be_image(b"")

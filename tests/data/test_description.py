@@ -1,10 +1,15 @@
-"""The lines about the data in the summary of a run, and the warnings about their classes."""
+"""The lines about the data in the summary of a run, and the warnings about its classes."""
 
 import numpy as np
 import pytest
 
-from simclrv2_tf.data import description
-from simclrv2_tf.data.description import describe_data, describe_split, warn_about_classes
+from simclrv2_tf import errors
+from simclrv2_tf.data.description import (
+    describe_data,
+    describe_split,
+    warn_about_classes,
+    warn_about_shared_images,
+)
 from simclrv2_tf.data.sources import ArraySource, FileSource
 from simclrv2_tf.settings.config import Config
 
@@ -16,7 +21,7 @@ def fresh_keras():
 
 @pytest.fixture(autouse=True)
 def fresh_warnings():
-    description._warn_once.cache_clear()
+    errors.warn_once.cache_clear()
 
 
 def source(labels, names=("ant", "bee", "cat"), name="toy/train", **options):
@@ -92,10 +97,10 @@ def test_a_single_class(caplog):
 
 def test_classes_with_a_single_image(caplog):
     images = source([0, 0, 1, 2])
-    for _ in range(2):  # it is given once
+    for _ in range(2):  # it is logged once
         assert warnings(caplog, images, None) == ["toy/train has only one image of bee, cat"]
     caplog.clear()
-    description._warn_once.cache_clear()
+    errors.warn_once.cache_clear()
     assert warnings(caplog, images, None, labels_per_class=1) == []
     assert warnings(caplog, images, None, label_fraction=0.1) == []
 
@@ -108,3 +113,44 @@ def test_labels_that_start_at_1(caplog):
 def test_classes_without_images(caplog):
     messages = warnings(caplog, source([0, 0, 2, 2, -1]), source([1, 2], name="toy/test"))
     assert messages == ["toy/train has no images of bee", "toy/test has no images of ant"]
+
+
+def shared(caplog, trained, tested):
+    """Returns the warnings about sources of these files, or of arrays with these splits."""
+    images = [
+        source([0], name=f"toy/{each}") if isinstance(each, str) else FileSource(f"toy/{i}", each, None, ())
+        for i, each in enumerate((trained, tested))
+    ]
+    warn_about_shared_images(*images)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_files_that_are_trained_on_and_evaluated_on(tmp_path, caplog):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    trained, tested = ([f"{tmp_path}/{name}" for name in names] for names in (("a/1", "a/2", "b/3"), ("link/2", "b/4")))
+    assert shared(caplog, tuple(trained), tuple(tested)) == [
+        "1 of 2 images of toy/1 are also trained on, in toy/0: the accuracy on new images is probably lower"
+    ]
+
+
+def test_other_files_give_no_warning(caplog):
+    assert shared(caplog, ("a/1", "b/2"), ("a/2", "b/1")) == []
+    warn_about_shared_images(source([0]), None)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("trained", "tested", "is_warned_of"),
+    [
+        ("train", "test", False),
+        ("train+test", "test", True),
+        ("train", "train", True),
+        ("train", "train[90%:]", True),
+        ("train[:90%]", "train", True),
+        ("train[:90%]", "train[90%:]", False),
+    ],
+)
+def test_splits_that_are_trained_on_and_evaluated_on(trained, tested, is_warned_of, caplog):
+    message = f"images of toy/{tested} are also trained on, in toy/{trained}: the accuracy on new images is "
+    assert [text.startswith(message) for text in shared(caplog, trained, tested)] == [True] * is_warned_of

@@ -1,4 +1,4 @@
-"""EXIF orientations are read from any place of a file, and nothing else is taken for one."""
+"""EXIF orientations are read from any position in a file, and nothing else is mistaken for one."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Batches are a function of (seed, step) for all sources; evaluation sees each image once; corrupt ones are skipped."""
+"""Batches are a function of (seed, step) for all sources; evaluation uses each image once and skips corrupt ones."""
 
 import dataclasses
 import doctest
@@ -16,9 +16,10 @@ from PIL import Image
 
 from simclrv2_tf.data import augment, datasets, sources
 from simclrv2_tf.data import input as input_module
-from simclrv2_tf.data.augment import NUM_DRAWS, ViewSettings, center_crop_and_resize
+from simclrv2_tf.data.augment import NUM_DRAWS, ViewSettings
 from simclrv2_tf.data.catalog import open_source
-from simclrv2_tf.data.input import Part, TrainingInput, evaluation_batches, make_views
+from simclrv2_tf.data.cropping import center_crop_and_resize
+from simclrv2_tf.data.input import Part, TrainingInput, evaluation_input, make_views
 from simclrv2_tf.data.sampling import uniform_draws
 from simclrv2_tf.data.sources import SUBSTITUTES, ArraySource, FileSource
 from simclrv2_tf.errors import SettingError
@@ -35,6 +36,8 @@ def fresh_keras():
 COUNT, BATCH, SIZE = 12, 5, 16  # an epoch ends in the third batch and in the fifth
 VIEWS = ViewSettings(SIZE)
 KINDS = ("array", "files", "records")
+# For tests that arrays and records cover: files share their code with one or the other. A pipeline takes a second.
+KINDS_BUT_FILES_SLOW = ("array", pytest.param("files", marks=pytest.mark.slow), "records")
 
 # In all sources the label of an image is its index, so that labels identify the images of a batch.
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 20, 24, 3), np.uint8)
@@ -90,7 +93,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batches_of(data):
-    """``batches_of(kind, batch_size)``: the first batches, read once for all tests; most tests' time is set-up."""
+    """``batches_of(kind, batch_size)``: the first batches, read once for all tests, because set-up is slow."""
 
     @functools.cache
     def read(kind, batch_size=BATCH):
@@ -106,7 +109,7 @@ def evaluated(data):
 
     @functools.cache
     def read(kind, batch_size, max_steps=0):
-        return take(evaluation_batches(data[kind], batch_size, SIZE, max_steps))
+        return take(evaluation_input(data[kind], batch_size, SIZE, max_steps))
 
     return read
 
@@ -162,7 +165,7 @@ def test_a_batch_is_a_function_of_seed_and_step(data, batches_of, kind):
     assert_equal(parts, whole)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_BUT_FILES_SLOW)
 def test_other_seeds_give_other_orders_and_numbers(data, batches_of, kind):
     runs = [take(training(data[kind], seed=seed).batches(0, 3)) for seed in (1, 4_000_000_000)]
     runs.append(batches_of(kind)[:3])  # seed 0
@@ -211,7 +214,7 @@ def test_drawn_numbers_are_uniform_and_independent():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_belong_to_their_labels(data, kind):
-    """Uses views that are the whole image, resized: each is nearest to the image that its label names."""
+    """Uses resized whole images as views: each is nearest to the image that its label names."""
     settings = ViewSettings.crop_and_flip(SIZE, crop_area_min=1.0, flip=False)
     (batch,) = take(training(data[kind], batch_size=COUNT, num_views=1, settings=settings).batches(0, 1))
     views = make_views({name: tf.constant(value) for name, value in batch.items()}, settings).numpy()[:, 0]
@@ -233,7 +236,7 @@ def test_shapes_are_static(data, kind):
     assert int(batches.cardinality()) == 4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["array", "files", pytest.param("records", marks=pytest.mark.slow)])
 def test_views_are_the_same_computed_on_the_host(data, batches_of, kind):
     on_device = [make_views(batch, VIEWS) for batch in batches_of(kind)[:2]]
     batches = training(data[kind], augment_on_host=True).batches(0, 2)
@@ -310,11 +313,18 @@ def test_the_parts_of_several_workers_are_the_whole_batch(data, batches_of, kind
     assert_equal(joined(parts), batches_of(kind, 6)[1:])
 
 
-@pytest.mark.parametrize(("batch_size", "max_steps"), [(6, 0), (18, 0), (30, 0), (6, 1)])
-@pytest.mark.parametrize("kind", KINDS)
+SIZES = [(6, 0), (18, 0), (30, 0), (6, 1)]  # batch size, maximum number of batches
+BY_KIND = [("array", *size) for size in SIZES] + [("files", 18, 0), ("records", 30, 0), ("records", 6, 1)]
+ALL_KINDS = [(kind, *size) for kind in KINDS for size in SIZES]
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch_size", "max_steps"),
+    [*BY_KIND, *(pytest.param(*case, marks=pytest.mark.slow) for case in ALL_KINDS if case not in BY_KIND)],
+)
 def test_the_parts_of_an_evaluation_are_the_whole(data, evaluated, kind, batch_size, max_steps):
     """Also if the last batch is short and one or two parts of it have no image."""
-    make = functools.partial(evaluation_batches, data[kind], batch_size, SIZE, max_steps)
+    make = functools.partial(evaluation_input, data[kind], batch_size, SIZE, max_steps)
     parts = [take(make(part=Part(index, 3))) for index in range(3)]
     assert_equal(joined(parts), evaluated(kind, batch_size, max_steps))
 
@@ -323,11 +333,11 @@ def test_a_worker_decodes_only_its_own_images(jpegs):
     bad = damage(jpegs, 0, 5)
     for part, images in ((Part(0, 2), (0, 1, 4, 5, 8, 9)), (Part(1, 2), (2, 3, 6, 7, 10, 11))):
         jpegs.corrupt.clear()
-        take(evaluation_batches(jpegs, 4, SIZE, part=part))
+        take(evaluation_input(jpegs, 4, SIZE, part=part))
         assert jpegs.corrupt == bad & {jpegs.paths[i] for i in images}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS_BUT_FILES_SLOW)
 def test_unknown_labels_are_minus_one(data, kind):
     source = data[kind].with_labels() if kind == "records" else data[kind]
     few = source.mask_labels_except(np.array([3, 7]))
@@ -336,8 +346,8 @@ def test_unknown_labels_are_minus_one(data, kind):
     assert set(labels) == known | {-1} and (labels == -1).sum() == COUNT - 2
     if kind != "records":
         without = dataclasses.replace(source, labels=None, class_names=())
-        (batch,) = take(evaluation_batches(without, COUNT, SIZE))
-        assert set(batch["labels"]) == {-1} and set(batch["weights"]) == {1}  # an image, if an unknown one
+        (batch,) = take(evaluation_input(without, COUNT, SIZE))
+        assert set(batch["labels"]) == {-1} and set(batch["weights"]) == {1}  # an image, though unlabelled
 
 
 # Data in memory
@@ -351,8 +361,8 @@ def test_cached_files_are_read_once_and_give_the_same_batches(tmp_path, evaluate
     for path in source.paths:
         pathlib.Path(path).unlink()
     assert_equal(take(training(cached).batches(0, 4)), expected[0])
-    assert_equal(take(evaluation_batches(cached, BATCH, SIZE)), expected[1])
-    np.testing.assert_array_equal(labels_of(take(evaluation_batches(subset, 2, SIZE))), [2, 5])
+    assert_equal(take(evaluation_input(cached, BATCH, SIZE)), expected[1])
+    np.testing.assert_array_equal(labels_of(take(evaluation_input(subset, 2, SIZE))), [2, 5])
 
 
 def test_cached_records_are_read_once(tmp_path):
@@ -375,7 +385,7 @@ def test_cached_records_are_read_once(tmp_path):
 def test_evaluation_sees_every_image_once_in_order(data, evaluated, kind, batch_size):
     source = data[kind]
     order = np.arange(COUNT) if kind != "records" else [int(label) for _, label in source.stream()]
-    dataset = evaluation_batches(source, batch_size, SIZE)
+    dataset = evaluation_input(source, batch_size, SIZE)
     assert dataset.element_spec == {
         "images": tf.TensorSpec((batch_size, SIZE, SIZE, 3), tf.float32),
         "labels": tf.TensorSpec((batch_size,), tf.int32),
@@ -392,21 +402,21 @@ def test_evaluation_sees_every_image_once_in_order(data, evaluated, kind, batch_
         expected = np.clip(tf.image.resize(whole, (SIZE, SIZE), "bicubic"), 0, 1)  # small views are not cropped
         np.testing.assert_allclose(image, expected, atol=1e-6)
     assert not images[COUNT:].any()
-    assert_equal(take(evaluation_batches(source, batch_size, SIZE, max_steps=1)), batches[:1])
+    assert_equal(take(evaluation_input(source, batch_size, SIZE, max_steps=1)), batches[:1])
 
 
 @pytest.mark.parametrize("method", ["bilinear", "tf1"])
 def test_evaluation_uses_the_resize_method(data, method):
-    (batch,) = take(evaluation_batches(data["array"], COUNT, SIZE, resize_method=method))
+    (batch,) = take(evaluation_input(data["array"], COUNT, SIZE, resize_method=method))
     expected = [center_crop_and_resize(image, (SIZE, SIZE), method=method) for image in IMAGES]
     np.testing.assert_allclose(batch["images"], expected, atol=1e-6)
-    (bicubic,) = take(evaluation_batches(data["array"], COUNT, SIZE))
+    (bicubic,) = take(evaluation_input(data["array"], COUNT, SIZE))
     assert np.abs(batch["images"] - bicubic["images"]).max() > 0.01
 
 
 def test_replicas_share_an_evaluation_batch(data, replicas):
     strategy = replicas(2)
-    batches = evaluation_batches(data["files"], 8, SIZE)
+    batches = evaluation_input(data["files"], 8, SIZE)
     distributed = strategy.experimental_distribute_dataset(batches)
     labels = [
         np.concatenate([p.numpy() for p in strategy.experimental_local_results(b["labels"])]) for b in distributed
@@ -463,15 +473,15 @@ def test_another_image_stands_in_for_a_corrupt_one(jpegs, caplog):
 @pytest.mark.parametrize("chunk", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_size_of_a_chunk_changes_no_batch(jpegs, chunk, monkeypatch):
     damage(jpegs, 5, 11)
-    expected = take(training(jpegs, batch_size=6).batches(0, 3)), take(evaluation_batches(jpegs, BATCH, SIZE))
+    expected = take(training(jpegs, batch_size=6).batches(0, 3)), take(evaluation_input(jpegs, BATCH, SIZE))
     monkeypatch.setattr(sources, "CHUNK", chunk)
     assert_equal(take(training(jpegs, batch_size=6).batches(0, 3)), expected[0])
-    assert_equal(take(evaluation_batches(jpegs, BATCH, SIZE)), expected[1])
+    assert_equal(take(evaluation_input(jpegs, BATCH, SIZE)), expected[1])
 
 
 def test_evaluation_leaves_corrupt_images_out(jpegs):
     bad = damage(jpegs, *DAMAGE)
-    batches = take(evaluation_batches(jpegs, 4, SIZE))
+    batches = take(evaluation_input(jpegs, 4, SIZE))
     weights = np.concatenate([batch["weights"] for batch in batches])
     np.testing.assert_array_equal(labels_of(batches)[weights > 0], [1, 2, 4, 6, 8, 9, 10])
     assert jpegs.corrupt == bad
@@ -479,7 +489,7 @@ def test_evaluation_leaves_corrupt_images_out(jpegs):
 
 def test_a_cached_corrupt_image_is_counted_too(jpegs):
     bad = damage(jpegs, 0, 5)
-    (batch,) = take(evaluation_batches(jpegs.cached(), COUNT, SIZE))
+    (batch,) = take(evaluation_input(jpegs.cached(), COUNT, SIZE))
     np.testing.assert_array_equal(batch["labels"][batch["weights"] > 0], [1, 2, 3, 4, 6, 7, 8, 9, 10, 11])
     assert jpegs.corrupt == bad
 
@@ -501,7 +511,7 @@ def test_an_unreadable_file_is_corrupt_cached_or_not(jpegs):
     gone.symlink_to("nowhere")
     unreadable.symlink_to("/proc/self/mem")  # not even root can read its beginning
     for source in (photos(gone.parent), photos(gone.parent).cached()):
-        batches = take(evaluation_batches(source, COUNT, SIZE))
+        batches = take(evaluation_input(source, COUNT, SIZE))
         np.testing.assert_array_equal(batches[0]["weights"], [0, 0] + [1] * (COUNT - 2))
         assert source.corrupt == names
 
@@ -541,7 +551,7 @@ def test_a_neighbour_stands_in_for_a_corrupt_record(records, caplog):
 
 def test_evaluation_leaves_corrupt_records_out(records):
     source = records(0, 4, 11)
-    batches = take(evaluation_batches(source, 4, SIZE))
+    batches = take(evaluation_input(source, 4, SIZE))
     weights = np.concatenate([batch["weights"] for batch in batches])
     assert sorted(labels_of(batches)[weights > 0]) == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     with pytest.raises(SettingError, match=r"^--max_corrupt_share=0\.2: 3 of 12 images of numbered_photos/train"):
@@ -550,7 +560,7 @@ def test_evaluation_leaves_corrupt_records_out(records):
 
 def test_an_evaluation_without_corrupt_records_can_be_indexed(records):
     source = records(0, 4, 11)
-    (batch,) = take(evaluation_batches(source, COUNT, SIZE))
+    (batch,) = take(evaluation_input(source, COUNT, SIZE))
     readable = batch["labels"][batch["weights"] > 0]
     subset = source.readable_subset(np.array([1, 5, 8]))
     assert [int(label) for _, label in subset.stream()] == readable[[1, 5, 8]].tolist()

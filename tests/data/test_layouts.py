@@ -1,4 +1,4 @@
-"""The meaning of a folder: its splits and classes, what is reported, and what is refused with a next step."""
+"""Layouts of folders: splits and classes, reports, and errors that suggest a next step."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ def fresh_keras():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Returns a function that writes empty files, ``name*3`` is three of them, and returns the folder of all."""
+    """Returns a function that writes empty files, ``name*3`` is three of them, and returns the folder."""
     root = tmp_path / "birds"
 
     def write(*names):

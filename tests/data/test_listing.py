@@ -1,4 +1,4 @@
-"""The images below a folder: what is listed, what is left out and why, at every depth."""
+"""The images below a folder: listed and skipped files with the reasons, at every depth."""
 
 import collections
 import os
@@ -24,7 +24,7 @@ def write(folder, *names):
 
 
 def list_below(folder, **options):
-    """Returns the listed images relative to the folder, and the counts of what is left out."""
+    """Returns the listed images relative to the folder, and the counts of skipped files."""
     skipped = collections.Counter()
     return [os.path.relpath(path, folder) for path in list_images(str(folder), skipped, **options)], dict(skipped)
 

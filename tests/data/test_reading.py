@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from simclrv2_tf.data import reading
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.input import TrainingInput, evaluation_batches
+from simclrv2_tf.data.input import TrainingInput, evaluation_input
 from simclrv2_tf.data.sources import FileSource
 from simclrv2_tf.settings.config import Config
 
@@ -23,7 +24,7 @@ def fresh_keras():
 
 @pytest.fixture
 def odd_files(tmp_path):
-    """Files that are no images to read, by name; opening the pipe would block, reading the device never end."""
+    """Files that are not readable images, by name; opening the pipe would block, and reading the device never ends."""
     paths = {
         name: str(tmp_path / f"{name}.png") for name in ("pipe", "socket", "device", "sparse", "missing", "folder")
     }
@@ -67,7 +68,7 @@ def test_files_that_must_not_be_opened_are_corrupt(odd_files, image_path, cache)
     settings = Config(cache_dataset=cache, max_file_mb=1, max_corrupt_share=1)
     source = FileSource.from_settings(settings, "odd", paths)
     assert source.in_memory == cache and source.num_examples == len(odd_files) + 2
-    (batch,) = evaluation_batches(source, len(paths), SIZE)
+    (batch,) = evaluation_input(source, len(paths), SIZE)
     np.testing.assert_array_equal(batch["weights"], [1, *[0] * len(odd_files), 1])
     assert source.corrupt == set(odd_files.values())
     source.corrupt.clear()
@@ -82,8 +83,25 @@ def test_the_limit_of_a_file_s_size_is_a_setting(tmp_path, image_path, cache):
     for limit, weight in ((2, 1), (1, 0)):
         settings = Config(cache_dataset=cache, max_file_mb=limit)
         source = FileSource.from_settings(settings, "large", (image_path,))
-        (batch,) = evaluation_batches(source, 1, SIZE)
+        (batch,) = evaluation_input(source, 1, SIZE)
         assert batch["weights"].numpy() == [weight]
+
+
+def test_a_file_of_proc_that_never_ends_is_not_read():
+    assert reading.file_size("/proc/self/pagemap") == 0  # its declared size
+    assert reading.read_file("/proc/self/pagemap", 10**6) == b""
+
+
+def test_a_cached_file_that_is_no_image_takes_no_memory(tmp_path, image_path):
+    paths = [image_path, *(str(tmp_path / f"{i}.png") for i in range(5))]
+    for path in paths[1:]:
+        with open(path, "wb") as file:
+            file.truncate(10**8)
+    tracemalloc.start()
+    source = FileSource.from_settings(Config(cache_dataset=True), "sparse", paths)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert list(map(len, source.encoded)) == [os.path.getsize(image_path), 0, 0, 0, 0, 0] and peak < 10**6
 
 
 def test_the_fingerprint_depends_on_the_sizes(odd_files, image_path):

@@ -1,10 +1,11 @@
-"""TFDS data sets: which features are needed, and the splits by their usual names."""
+"""TFDS data sets: required features, the splits by their usual names, subsets."""
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from simclrv2_tf.data.catalog import open_labelled, open_source
+from simclrv2_tf.data.records import RecordSource
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
 
@@ -70,6 +71,18 @@ class OddUnlabelled(Odd):
     EXAMPLE = {"image": IMAGE}  # noqa: RUF012
 
 
+class OddDeep(Odd):
+    """Images that use 12 of 16 bits, in memory; the classes are synset ids of ImageNet."""
+
+    FEATURES = F.FeaturesDict(
+        {
+            "image": F.Image(shape=(4, 4, 1), dtype=np.uint16),
+            "label": F.ClassLabel(names=["n01440764", "n02123045"]),
+        }
+    )
+    EXAMPLE = {"image": np.linspace(0, 4095, 16).astype(np.uint16).reshape(4, 4, 1), "label": 1}  # noqa: RUF012
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return str(tmp_path_factory.mktemp("tfds"))
@@ -128,3 +141,41 @@ def test_paths_are_answered_with_what_to_say_instead(data_dir, tmp_path):
     assert source.num_examples == 2 and source.class_names == ("0", "1")
     (tmp_path / "a.npz").write_bytes(b"")
     assert refusal(f"{tmp_path}/a.npz", "").endswith(f"; for a file of arrays say npz:{tmp_path}/a.npz")
+
+
+class OddSizes(Odd):
+    FEATURES = F.FeaturesDict({"image": F.Image(shape=(None, None, 3)), "label": F.ClassLabel(num_classes=2)})
+
+
+def test_the_fingerprint_of_records_changes_with_a_byte_of_their_files(tmp_path):
+    config = Config(dataset="odd_sizes", data_dir=str(tmp_path))
+    fingerprints = [open_source(config, split).fingerprint for split in ("train", "train", "train+val", "val")]
+    assert fingerprints[0] == fingerprints[1] and len(set(fingerprints)) == 3
+    (file,) = tmp_path.rglob("*-train.*")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert [open_source(config, split).fingerprint == fingerprints[0] for split in ("train", "val")] == [False, False]
+    assert open_source(config, "val").fingerprint == fingerprints[3]
+    file.unlink()
+    with pytest.raises(SettingError, match=rf"^--dataset=odd_sizes: cannot be read from {tmp_path}"):
+        _ = open_source(config, "train").fingerprint
+
+
+def test_a_subset_is_in_file_order_with_its_own_labels():
+    labels = np.array([0, 1, 2, 3, 4], np.int32)
+    source = RecordSource("x/train", None, "train", 5, tuple("abcde"), labels=labels)
+    subset = source.subset(np.array([4, 0, 3]))
+    assert (subset.num_examples, subset.labels.tolist()) == (3, [0, 3, 4])
+    assert subset.keep.tolist() == [True, False, False, True, True]
+    smaller = subset.subset(np.array([2, 1]))
+    assert (smaller.labels.tolist(), smaller.keep.tolist()) == ([3, 4], [False, False, False, True, True])
+    assert source.sample(2).labels.tolist() == [0, 1]
+
+
+def test_images_of_16_bits_in_memory_are_scaled_and_synset_ids_become_names(data_dir, caplog):
+    config = Config(dataset="odd_deep", data_dir=data_dir)
+    source = open_source(config.replace(image_bits=12), "train")
+    assert source.images.shape == (2, 4, 4, 3) and source.images.max() == 255 and not caplog.text
+    assert source.class_names == ("tench", "tabby")
+    assert open_source(config, "train").images.max() == 15 and "--image_bits=12 uses the whole range" in caplog.text

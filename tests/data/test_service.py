@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import signal
 import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -76,7 +79,7 @@ def test_services_produce_the_same_batches(photos, addresses, count):
 
 
 def test_services_turn_images_upright_and_show_them_on_white(tmp_path, addresses):
-    """JPEG and PNG are decoded without Python, whatever they need."""
+    """JPEG and PNG are decoded without Python, including these conversions."""
     exif, pixels = Image.Exif(), np.random.default_rng(0).integers(0, 256, (COUNT, 20, 24, 4), np.uint8)
     exif[0x0112] = 6
     paths = [tmp_path / f"{i:02}.{suffix}" for i, suffix in zip(range(BATCH), ["jpg", "png"] * BATCH, strict=False)]
@@ -140,6 +143,18 @@ def test_a_port_in_use_is_refused_in_one_line(addresses):
     address = addresses[0].removeprefix("grpc://")
     with pytest.raises(SettingError, match=rf"^--address={address}: no service can listen there \("):
         service.serve(address)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_ends_a_service(number):
+    while True:  # until two consecutive ports are free
+        with socket.create_server(("", 0)) as free:
+            command = ["-m", "simclrv2_tf.data.service", f"--address=localhost:{free.getsockname()[1]}"]
+        process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+        if process.stdout.readline().startswith("--data_service=grpc://localhost:"):
+            break
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
 
 
 @pytest.mark.parametrize("address", ["cpu0", "cpu0:port", "cpu0:99999"])

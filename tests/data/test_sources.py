@@ -1,4 +1,4 @@
-"""Every kind of data that ``--dataset`` can name opens with the right images and labels, or fails in one line."""
+"""Every kind of data that ``--dataset`` can name opens with the right images and labels, or fails with one line."""
 
 import gzip
 import itertools
@@ -15,7 +15,7 @@ from PIL import Image
 
 from simclrv2_tf.data import catalog, decoding, records
 from simclrv2_tf.data.catalog import label_subset, open_labelled, open_source
-from simclrv2_tf.data.input import evaluation_batches
+from simclrv2_tf.data.input import evaluation_input
 from simclrv2_tf.data.records import RecordSource
 from simclrv2_tf.data.sources import ArraySource, FileSource
 from simclrv2_tf.errors import SettingError
@@ -152,7 +152,7 @@ def test_a_folder_without_class_folders_is_unlabelled(tmp_path):
     assert "no images are held out for test" in refusal(f"folder:{tmp_path}", "test")
 
 
-# file name, PIL mode: every one decodes to what PIL sees in it
+# file name, PIL mode: each decodes to the same pixels as with PIL
 FORMATS = {
     "plain.jpg": "RGB",
     "grey.JPG": "L",
@@ -187,7 +187,7 @@ def test_every_format_and_name_is_read(tmp_path):
         # JPEG decoders differ by a few grey levels where colour is upsampled
         lossy = path.lower().endswith(("jpg", "jpeg"))
         np.testing.assert_allclose(image, expected, atol=8 if lossy else 0, err_msg=path)
-    batch = next(iter(evaluation_batches(source, len(FORMATS), 16)))
+    batch = next(iter(evaluation_input(source, len(FORMATS), 16)))
     assert batch["weights"].numpy().sum() == len(FORMATS) and not source.corrupt
 
 
@@ -209,7 +209,7 @@ def test_names_that_are_not_utf8_are_read(tmp_path):
     save(tmp_path / "plain.png", picture(0))
     os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
     source = open_source(settings(f"folder:{tmp_path}"), "train")
-    (batch,) = evaluation_batches(source, 1, 16)
+    (batch,) = evaluation_input(source, 1, 16)
     assert batch["weights"].numpy() == 1
 
 
@@ -307,13 +307,13 @@ NOT_A_NUMBER = np.where(np.arange(7)[:, None, None] == 3, np.nan, COLOUR[..., 0]
         ({"x_train": COLOUR, "y_train": LABELS / 2}, "y_train must be whole numbers from 0"),
         ({"x_train": COLOUR, "y_train": np.array(["a"] * 7)}, "y_train must be whole numbers from 0"),
         ({"x_train": COLOUR, "y_train": LABELS, "x_test": COLOUR, "y_test": LABELS - 1}, "y_test must be whole"),
-        ({"x_train": COLOUR.astype(object)}, "cannot be read (Object arrays"),
-        ({"x_train": COLOUR, "y_train": LABELS.astype(object)}, "cannot be read (Object arrays"),
+        ({"x_train": COLOUR.astype(object)}, "cannot be read (x_train has Python objects; save numbers"),
+        ({"x_train": COLOUR, "y_train": LABELS.astype(object)}, "cannot be read (y_train has Python objects"),
         ({"x_train": NOT_A_NUMBER}, "must be finite and in [0, 1]"),
         ({"x_train": COLOUR.astype(np.float32)}, "must be finite and in [0, 1]"),
         ({"x_train": COLOUR / -255}, "must be finite and in [0, 1]"),
-        ({"x_train": COLOUR.astype(np.int64)}, "must be uint8 or floats in [0, 1], not int64"),
-        ({"x_train": np.array([["a", "b"]] * 7)[..., None]}, "must be uint8 or floats"),
+        ({"x_train": COLOUR.astype(np.int64)}, "must be uint8, uint16 or floats in [0, 1], not int64"),
+        ({"x_train": np.array([["a", "b"]] * 7)[..., None]}, "must be uint8, uint16 or floats"),
         ({"x_train": COLOUR[0, 0]}, "images must be [n, height, width]"),
         ({"x_train": COLOUR[..., :2]}, "images must be [n, height, width]"),
         ({"x_train": COLOUR[:0]}, "images must be [n, height, width]"),
@@ -330,7 +330,7 @@ def test_archives_that_are_refused(tmp_path, arrays, reason):
 def test_files_that_are_no_archives_are_refused(tmp_path):
     assert "there is no file" in refusal(f"npz:{tmp_path}/none.npz")
     (tmp_path / "text.npz").write_text("not a zip file\nat all")
-    assert "cannot be read" in refusal(f"npz:{tmp_path}/text.npz")
+    assert "text.npz is no npz file" in refusal(f"npz:{tmp_path}/text.npz")
     np.save(tmp_path / "one.npy", COLOUR)
     assert "one.npy is a single NumPy array, not npz" in refusal(f"npz:{tmp_path}/one.npy")
     whole = pathlib.Path(archive(tmp_path / "whole.npz", x_train=COLOUR).removeprefix("npz:")).read_bytes()
@@ -367,7 +367,7 @@ def test_debians_idx_files(tmp_path, monkeypatch):
 
 
 class TinyBuilder(tfds.core.GeneratorBasedBuilder):
-    """Data sets for these tests; a subclass defines its features and the example of an index."""
+    """Data sets for these tests; a subclass defines the features and the example at an index."""
 
     VERSION = tfds.core.Version("1.0.0")
     SPLITS = {"train": range(30), "test": range(30, 36)}  # noqa: RUF012
@@ -582,7 +582,7 @@ def test_a_label_subset_of_each_source(kind, folder, data_dir):
     np.testing.assert_array_equal(np.bincount(masked.labels + 1)[1:], [4] * classes)
 
     def examples(source):
-        batches = evaluation_batches(source, source.num_examples, 8)
+        batches = evaluation_input(source, source.num_examples, 8)
         (batch,) = batches.as_numpy_iterator()
         return batch["images"], batch["labels"]
 

@@ -1,4 +1,4 @@
-"""Files of ``--images``: a folder, files, globs; each image once."""
+"""Files given by ``--images``: a folder, files, globs; each image once."""
 
 import os
 
@@ -41,7 +41,7 @@ def open_images(images, **settings):
         ("?", ["p/a.JPG", "p/b.png", "p/deep/er/c.webp", "q/d.png"]),
         ("p/**", ["p/a.JPG", "p/b.png", "p/deep/er/c.webp"]),
         ("**/*.png", ["e[1].png", "p/b.png", "q/d.png", "with, comma.png"]),
-        ("p/notes.txt", ["p/notes.txt"]),  # named, so it is reported as corrupt and not left out
+        ("p/notes.txt", ["p/notes.txt"]),  # named explicitly, so it is reported as corrupt instead of skipped
     ],
 )
 def test_images_are_found(images, expected):

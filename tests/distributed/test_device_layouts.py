@@ -17,8 +17,7 @@ def one_device():
     ("kind", "count"),
     [
         *((kind, 2) for kind in device_layouts.KINDS),
-        ("pretrain", 4),
-        *(pytest.param(kind, 4, marks=pytest.mark.slow) for kind in device_layouts.KINDS[1:]),
+        *(pytest.param(kind, 4, marks=pytest.mark.slow) for kind in device_layouts.KINDS),
     ],
 )
 def test_replicas_equal_one_device(kind, count, replicas, one_device):

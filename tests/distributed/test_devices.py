@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf.distributed.devices import (
-    _local_strategy,
+    _build_local_strategy,
     choose_strategy,
+    cpu_replicas,
     default_steps_per_execution,
     gather_from_workers,
     is_chief,
@@ -19,7 +20,7 @@ from simclrv2_tf.errors import SettingError
 from simclrv2_tf.settings.config import Config
 
 IMPATIENT = Config(worker_timeout=1)
-build_uncached = _local_strategy.__wrapped__  # of another environment in each test
+build_uncached = _build_local_strategy  # of another environment in each test
 
 
 @pytest.fixture
@@ -45,6 +46,20 @@ def test_logical_cpu_devices(replicas):
     assert strategy.num_replicas_in_sync == 4 and is_chief(strategy)
     with pytest.raises(SettingError, match="--train_batch_size=510: is not divisible by the 4 replicas"):
         choose_strategy(Config(cpu_replicas=4, train_batch_size=510))
+    for mode in ("evaluate", "export"):  # of a run on other devices
+        config = Config(mode=mode, checkpoint="run", cpu_replicas=4, train_batch_size=510)
+        assert choose_strategy(config) is strategy
+    with pytest.raises(SettingError, match="--eval_batch_size=6: is not divisible by the 4 replicas"):
+        choose_strategy(Config(mode="evaluate", checkpoint="run", cpu_replicas=4, eval_batch_size=6))
+
+
+def test_cpu_replicas_as_a_function(replicas):
+    replicas(4)
+    assert cpu_replicas(4).num_replicas_in_sync == 4
+    with pytest.raises(ValueError, match="must be at least 1"):
+        cpu_replicas(0)
+    with pytest.raises(ValueError, match="cpu_replicas=9: TensorFlow has already started"):
+        cpu_replicas(9)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +120,7 @@ def test_tasks_of_a_slurm_step_are_workers(task, monkeypatch):
 @pytest.mark.parametrize("value", ["", "x", "2x", "-3", "1.5", "0", "9" * 30, "٢", "1\n2"])
 def test_a_nonsensical_number_of_slurm_tasks_is_ignored(value, monkeypatch, caplog):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", value)
-    assert build_uncached(0, 1) is tf.distribute.get_strategy()
+    assert build_uncached(IMPATIENT) is tf.distribute.get_strategy()
     assert ("SLURM_STEP_NUM_TASKS" in caplog.text) == (value not in ("", "0"))
 
 
@@ -116,7 +131,7 @@ def test_nonsensical_variables_of_a_slurm_step_are_refused(name, value, monkeypa
     for other, text in (settings | {"SLURM_PROCID": "0", name: value}).items():
         monkeypatch.setenv(other, text)
     with pytest.raises(SettingError) as error:
-        build_uncached(0, 1)
+        build_uncached(IMPATIENT)
     assert len(str(error.value).splitlines()) == 1
 
 

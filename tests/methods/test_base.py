@@ -12,7 +12,7 @@ import tiny
 from tensorflow.python.distribute import mirrored_run, mirrored_strategy
 
 from simclrv2_tf.data.augment import ViewSettings
-from simclrv2_tf.data.input import TrainingInput, evaluation_batches
+from simclrv2_tf.data.input import TrainingInput, evaluation_input
 from simclrv2_tf.data.sources import ArraySource
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.methods.base import Batch, Logs, Method, Outputs
@@ -24,7 +24,7 @@ from simclrv2_tf.runs.checkpoints import Checkpoints
 
 
 class Agreement(Method):
-    """A minimal method: the projections of the two views of an image are to agree."""
+    """A minimal method: the projections of the two views of an image must agree."""
 
     num_views = 2
     train_metrics = ("loss", "scale")
@@ -40,7 +40,7 @@ class Agreement(Method):
 
 
 class PredictedAgreement(Agreement):
-    """Has a layer of its own, between the projections of the first views and those of the second."""
+    """Has an additional layer between the projections of the first and the second views."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -354,7 +354,7 @@ class TestCollect:
         model = simclr(replicas(count) if count > 1 else None)
         images = np.random.default_rng(0).integers(0, 256, (9, tiny.SIZE, tiny.SIZE, 3), "uint8")
         source = ArraySource("test", np.array(images), np.arange(9, dtype="int32"), tuple("abcdefghi"))
-        make_batches = lambda part: evaluation_batches(source, 4, tiny.SIZE, part=part)  # noqa: E731
+        make_batches = lambda part: evaluation_input(source, 4, tiny.SIZE, part=part)  # noqa: E731
         outputs = collect(model, make_batches, 4, ("final_avg_pool", "logits_sup"))
         assert outputs.keys() == {"final_avg_pool", "logits_sup", "labels", "rows"}
         np.testing.assert_array_equal(outputs["rows"], np.arange(9))
@@ -363,7 +363,7 @@ class TestCollect:
         for name in ("final_avg_pool", "logits_sup"):
             np.testing.assert_allclose(outputs[name], expected[name], rtol=1e-5, atol=1e-6)
 
-    def test_uses_the_weights_of_after_training(self):
+    def test_uses_the_weights_after_training(self):
         model, batch = simclr(), tiny.batch(0)
         data = {"images": batch["views"][:, 0], "labels": batch["labels"], "weights": np.ones(tiny.BATCH, "float32")}
         batches = tf.data.Dataset.from_tensors(data)

@@ -101,7 +101,7 @@ def test_zero_initialised_classifier_starts_at_uniform_probabilities():
 
 @pytest.mark.parametrize(("optimizer", "after_block"), [("lars", -1), ("momentum", -1), ("adam", -1), ("momentum", 4)])
 def test_weight_decay_in_the_loss(optimizer, after_block):
-    """LARS decays all but the classifier by itself; for the others, the loss decays all trained weights but norms'."""
+    """LARS itself decays all but the classifier; otherwise the loss decays all trained weights but batch norm's."""
     encoder = tiny.encoder if after_block == -1 else tiny.resnet
     model = classification(after_block, tap=1, optimizer=optimizer, decay=0.1, make_encoder=encoder)
     network, batch = model.network, tiny.batch(0, num_views=1)

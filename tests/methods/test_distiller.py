@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 import tiny
 
+from simclrv2_tf.methods.classifier import ClassificationModel
 from simclrv2_tf.methods.distiller import Distiller
 from simclrv2_tf.models import Network
 
@@ -72,6 +73,12 @@ def test_student_learns_and_teacher_does_not_change(big):
     assert tiny.moved(student_before, tiny.numbers(model.network.variables)) == set(student_before) - head
     optimized = {variable.path for variable in model.optimizer.variables}
     assert len(optimized) == 2 + len(model.trained_variables)  # iterations, learning rate, momenta
+
+
+def test_a_classification_model_can_be_the_teacher():
+    network = tiny.network(seed=1)
+    model = Distiller(tiny.network(), ClassificationModel(network, tiny.VIEWS), tiny.VIEWS)
+    assert model.teacher is network
 
 
 def test_two_replicas_equal_one(replicas):

@@ -1,4 +1,4 @@
-"""Micro-batches: the gradients equal those of the whole batch, as far as batch norm permits."""
+"""Micro-batches: gradients equal those of the whole batch, except for the effect of batch norm."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ VIEWS = ViewSettings(tiny.SIZE, color_jitter_strength=0.5)
 
 
 def build_network(frozen: bool, **settings) -> Network:
-    """With batch norms frozen at some statistics if asked; then no output of an image depends on other images."""
+    """Builds the model; with ``frozen`` batch norms, the outputs of an image do not depend on other images."""
     network = tiny.network(**settings)
     for layer in network._flatten_layers():
         if frozen and isinstance(layer, BatchNorm | keras.layers.BatchNormalization):
@@ -118,7 +118,7 @@ def test_one_micro_batch_equals_the_plain_step(xla):
     assert_same(ours, trained(simclr(0), batches), rtol=1e-8)
 
 
-@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("xla", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_batch_norm_normalises_over_a_micro_batch(xla):
     """Gradients flow through the statistics of each; moving statistics are updated once, by the mean of all."""
     tiny.use_float64()

@@ -60,7 +60,8 @@ def test_bad_steps_of_a_call_are_counted_and_the_first_is_reported():
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "jit_compile"), [("lars", False), ("lars", True), ("momentum", False), ("adam", False)]
+    ("optimizer", "jit_compile"),
+    [("lars", False), ("lars", True), ("momentum", False), ("adam", False), ("adamw", False)],
 )
 def test_skipped_step_changes_only_the_step_count(optimizer, jit_compile):
     model = simclr(optimizer=optimizer, jit_compile=jit_compile, skip_bad_steps=True)

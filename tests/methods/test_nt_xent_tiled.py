@@ -39,7 +39,7 @@ def test_recorded_on_two_replicas(tag, replicas, parity):
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("tile", [1, 2, 8, 11, 24, 26, 1000])
 def test_equals_formula_and_plain_form(tile, normalize, queue):
-    """Of 13 images the last tile is often not full."""
+    """With 13 images the last tile is often partly filled."""
     hidden = tf.constant(random_rows(26, 6))
     negatives = tf.constant(random_rows(9, 6, seed=2)) if queue else None
     tiled = with_gradient(hidden, 0.2, normalize, negatives, tile=tile)
@@ -47,8 +47,14 @@ def test_equals_formula_and_plain_form(tile, normalize, queue):
     assert_equal(tiled, with_gradient(hidden, 0.2, normalize, negatives), rtol=1e-12)
 
 
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "xla"),
+    [
+        ("float32", False),
+        ("bfloat16", True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("float32", True), ("bfloat16", False)]),
+    ],
+)
 @pytest.mark.parametrize("tile", FORMS)
 def test_narrow_inputs_in_a_compiled_step(tile, dtype, xla):
     hidden = tf.cast(random_rows(26, 16), dtype)
@@ -60,8 +66,9 @@ def test_narrow_inputs_in_a_compiled_step(tile, dtype, xla):
     np.testing.assert_allclose(result[0], expected[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("tile", FORMS)
+@pytest.mark.parametrize(
+    ("tile", "count"), [(8, 2), (0, 4), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(8, 4), (0, 2)])]
+)
 def test_replicas_with_a_queue_equal_one_device(tile, count, replicas):
     hidden = random_rows(count, 2, 5, 6)  # replica, view, image, feature
     queue = tf.constant(random_rows(7, 6, seed=2))

@@ -120,3 +120,9 @@ def test_xla_and_an_optimizer_step_read_the_same_rate():
         optimizer.apply([tf.ones([1])], [weight])
         total += schedule(step).numpy()
         np.testing.assert_allclose(-weight.numpy(), total, rtol=1e-5)
+
+
+def test_keras_cosine_decay_has_the_same_rates():
+    ours = WarmUpCosine(0.4, 100, 10)
+    theirs = keras.optimizers.schedules.CosineDecay(0.0, 90, warmup_target=0.4, warmup_steps=10)
+    np.testing.assert_allclose([ours(t) for t in range(120)], [theirs(t) for t in range(120)], rtol=0, atol=1e-7)

@@ -1,4 +1,4 @@
-"""BatchNorm: all its forms give the same values and gradients; when moving statistics are updated."""
+"""BatchNorm: all implementations give the same values and gradients; updates of the moving statistics."""
 
 import keras
 import numpy as np

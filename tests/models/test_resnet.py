@@ -226,3 +226,25 @@ def test_configuration_round_trip():
     for a, b in zip(network(x).values(), copy(x).values(), strict=True):
         np.testing.assert_array_equal(a, b)
     assert copy.stem.batch_norm.momentum == 0.8 and not copy.groups[3].blocks[0].convs[0].batch_norm.synchronized
+
+
+def test_convolutions_start_as_conv_init_says():
+    """Variances 1 / fan-in and 2 / fan-out; each convolution draws its own numbers."""
+
+    def kernel(**settings):
+        encoder = ResNet(18, 0.5, stem="cifar", **settings)
+        encoder.build()
+        convs = [block.convs[0].conv.kernel.numpy() for block in encoder.groups[1].blocks]  # 3x3, 32 to 64, 64 to 64
+        return convs
+
+    first, second = kernel()
+    np.testing.assert_allclose([first.var(), second.var()], [1 / (9 * 32), 1 / (9 * 64)], rtol=0.05)
+    first, second = kernel(conv_init="he_fan_out")
+    np.testing.assert_allclose([first.var(), second.var()], [2 / (9 * 64), 2 / (9 * 64)], rtol=0.05)
+    assert np.abs(second).max() > 3.5 * second.std()  # not truncated
+    same_shape = ResNet(18, 0.5, stem="cifar", conv_init="he_fan_out")
+    same_shape.build()
+    one, other = (block.convs[1].conv.kernel.numpy() for block in same_shape.groups[1].blocks)
+    assert np.abs(one - other).max() > 0.1
+    with pytest.raises(ValueError, match="conv_init must be one of"):
+        ResNet(18, conv_init="zeros")

@@ -1,4 +1,4 @@
-"""``--mode=benchmark``: three rates of a run, and what limits it."""
+"""``--mode=benchmark``: three rates of a run, and its bottleneck."""
 
 import types
 

@@ -1,14 +1,17 @@
-"""Labels of data meet those of a run in evaluation, embedding, distillation and a resumed run: matched by name."""
+"""Labels of data are matched by name with those of a run in evaluation, embedding, distillation and resumed runs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import saved_runs
 import tensorflow as tf
 
-from simclrv2_tf import modes
+from simclrv2_tf import errors, modes
+from simclrv2_tf.data.catalog import open_source
 from simclrv2_tf.errors import SettingError
+from simclrv2_tf.modes.evaluate import warn_if_trained_on
 from simclrv2_tf.modes.resolve import resolve_config
 from simclrv2_tf.modes.setup import build_run
 
@@ -26,7 +29,7 @@ def without_graphs():
 
 
 def save_folder(folder, names):
-    """Writes twenty images per class; those of the i-th are the same whatever the class is called."""
+    """Writes twenty images per class; those of the i-th class do not depend on its name."""
     for i, name in enumerate(names):
         saved_runs.save_images(folder, [f"{name}/{k:02}.png" for k in range(20)], seed=i)
 
@@ -49,8 +52,11 @@ def evaluate(place, data, out):
     )
 
 
-def test_other_order_or_case_gives_the_same_accuracies(place, tmp_path, caplog):
+def test_other_order_or_case_gives_the_same_accuracies(place, tmp_path, caplog, capsys):
     expected = evaluate(place, "own", tmp_path)
+    out = capsys.readouterr().out
+    assert f"evaluate: {place}/run\n  data         folder:{place}/own\n  classes      3: one, two, zero\n" in out
+    assert "  eval split   own/test: 12 labelled (4 per class)\n" in out and "evaluate: done\n" in out
     result = json.loads((tmp_path / "evaluation.json").read_text())
     assert (result["dataset"], result["split"], result["eval_images"]) == (f"folder:{place}/own", "test", 12)
     assert not caplog.text and 0 < expected["top1"] < 1
@@ -58,8 +64,43 @@ def test_other_order_or_case_gives_the_same_accuracies(place, tmp_path, caplog):
     assert {name: actual[name] for name in ("top1", "knn_top1")} == {n: expected[n] for n in ("top1", "knn_top1")}
     assert "labels of order/test are matched by class name, as its classes are" in caplog.text
     fewer = evaluate(place, "fewer", tmp_path)["top1"]
-    # four test images per class: what is missing are the hits of the third class
+    # four test images per class: the difference is the hits of the third class
     assert round(12 * expected["top1"] - 8 * fewer) in range(5) and 0 < fewer < 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "flags", "expected"),
+    [
+        ("train", {}, ""),
+        ("all", {}, "12 of 12 images of own/test are also trained on, in own/all: "),
+        ("all", {"train_split": "train"}, "12 of 12 images of own/test are also trained on, in own/all: "),
+        ("train", {"eval_split": "train"}, "48 of 48 images of own/train are also trained on, in own/train: "),
+        ("train", {"dataset": "own/one", "eval_split": "all"}, "16 of 20 images of one/all are also trained on, in "),
+        ("train", {"dataset": "fewer"}, ""),
+    ],
+)
+def test_images_that_the_run_was_trained_on_are_warned_of(trained, flags, expected, place, tmp_path, caplog):
+    errors.warn_once.cache_clear()
+    shutil.copytree(place / "run", tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    file.write_text(file.read_text().replace('"train_split": "train"', f'"train_split": "{trained}"'))
+    if "dataset" in flags:
+        flags = flags | {"dataset": f"folder:{place}/{flags['dataset']}"}
+    config = resolve_config({"mode": "evaluate", "checkpoint": f"{tmp_path}/run"} | flags)
+    warn_if_trained_on(config, open_source(config, config.train_split), open_source(config, config.eval_split))
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == bool(expected) and all(warning.startswith(expected) for warning in warnings)
+
+
+def test_other_images_are_evaluated_if_those_of_the_run_are_gone(place, caplog):
+    config = resolve_config({"mode": "evaluate", "checkpoint": f"{place}/run", "dataset": f"folder:{place}/fewer"})
+    images = open_source(config, "train")
+    (place / "own").rename(place / "gone")
+    try:
+        warn_if_trained_on(config, images, images)
+    finally:
+        (place / "gone").rename(place / "own")
+    assert not caplog.text
 
 
 def test_other_classes_are_refused(place, tmp_path):
@@ -70,9 +111,10 @@ def test_other_classes_are_refused(place, tmp_path):
 
 
 @pytest.mark.parametrize(("data", "names"), [("order", NAMES), ("german", ("eins", "null", "zwei"))])
-def test_embeddings_have_the_numbers_of_the_run_or_else_the_names_of_the_data(data, names, place, tmp_path):
+def test_embeddings_have_the_numbers_of_the_run_or_else_the_names_of_the_data(data, names, place, tmp_path, capsys):
     flags = {"mode": "embed", "checkpoint": f"{place}/run", "dataset": f"folder:{place}/{data}"}
     modes.run(flags | {"model_dir": str(tmp_path)})
+    assert f"embed: {place}/run\n  data         folder:{place}/{data}\n  classes      3: " in capsys.readouterr().out
     with np.load(tmp_path / "embeddings.npz") as arrays:
         assert tuple(arrays["class_names"]) == names
         folders = [path.split("/")[-2].lower() for path in arrays["path_train"]]

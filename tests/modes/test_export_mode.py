@@ -1,4 +1,4 @@
-"""Exports of a run: every format classifies as the run does, and names its classes."""
+"""Exports of a run: every format gives the run's predictions, and names its classes."""
 
 import json
 import pathlib
@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf import modes
-from simclrv2_tf.data.augment import center_crop_and_resize
+from simclrv2_tf.data.cropping import center_crop_and_resize
 
-# TensorFlow's interpreter is that of ai_edge_litert under its old name.
+# TensorFlow's interpreter is the one of ai_edge_litert under its old name.
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s+Warning. tf.lite.Interpreter is deprecated")
 
 SIZE = 36

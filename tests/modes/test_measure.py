@@ -1,4 +1,4 @@
-"""Accuracies of a network on a split: which images count, and what is refused."""
+"""Accuracies of a network on a split: the images used, and errors."""
 
 import numpy as np
 import pytest

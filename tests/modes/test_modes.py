@@ -1,31 +1,23 @@
 """Every mode end to end, at toy size on the digits; resumed runs; runs that are refused."""
 
+import contextlib
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from PIL import Image
+from saved_runs import TOY
 
 from simclrv2_tf import cli, modes
 from simclrv2_tf.errors import SettingError, explained_errors
 from simclrv2_tf.modes import preview, train
 from simclrv2_tf.runs import loop, memory
 from simclrv2_tf.runs.run_dir import RunDirectory
-
-TOY = {
-    "dataset": "digits",
-    "resnet_depth": 10,
-    "width_multiplier": 0.0625,
-    "image_size": 8,
-    "train_batch_size": 50,
-    "train_steps": 4,
-    "checkpoint_steps": 2,
-    "eval_batch_size": 250,
-    "labels_per_class": 5,
-}
 
 
 def rows(model_dir):
@@ -38,11 +30,33 @@ def weights(model_dir):
 
 
 @pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """Returns the model directory and the result of a semi-supervised run, which is run once for this file."""
+def recorded_run(tmp_path_factory):
+    """Runs semi-supervised learning once for this file.
+
+    Returns:
+        Its model directory and result, and for each report of a stage the stage, the number of rows of metrics.csv when
+        it was written, whether it is large, and the figures without a PNG.
+    """
+    write_report, reports = loop.write_report, []
+
+    def recorded(model_dir, **arguments):
+        path, figures = write_report(model_dir, **arguments), model_dir / "figures"
+        names, drawn = ({file.name.split(".")[0] for file in figures.glob(f"*.{kind}")} for kind in ("json", "png"))
+        reports.append((model_dir.name, len(rows(model_dir)) - 1, path.stat().st_size > 1e5, names - drawn))
+        return path
+
     model_dir = tmp_path_factory.mktemp("runs") / "semi"
-    result = modes.run(TOY | {"mode": "semi_supervised", "model_dir": str(model_dir)})
-    return model_dir, result
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (loop, train):
+            patch.setattr(module, "write_report", recorded)
+        result = modes.run(TOY | {"mode": "semi_supervised", "model_dir": str(model_dir)})
+    return model_dir, result, reports
+
+
+@pytest.fixture(scope="module")
+def whole_run(recorded_run):
+    """Returns the model directory and the result of the semi-supervised run."""
+    return recorded_run[:2]
 
 
 def test_semi_supervised_runs_every_stage_and_reports(whole_run):
@@ -63,18 +77,34 @@ def test_semi_supervised_runs_every_stage_and_reports(whole_run):
         assert (model_dir / f"pretrain/figures/{name}.png").stat().st_size > 1000
 
 
-def test_the_report_is_written_at_each_evaluation_and_at_the_end(tmp_path, monkeypatch):
-    write_report, reports = loop.write_report, []
+@pytest.mark.slow
+def test_semi_supervised_draws_the_labels_once_per_seed(tmp_path):
+    flags = TOY | {"mode": "semi_supervised", "train_steps": 2, "checkpoint_steps": 2, "report": False}
+    result = modes.run(flags | {"seeds": "0,3", "model_dir": str(tmp_path)})
+    stages = {path.name for path in tmp_path.iterdir() if (path / "checkpoints").is_dir()}
+    per_seed = {
+        f"{mode}_5_seed{seed}" for mode in ("linear_eval", "supervised", "finetune", "distill") for seed in (0, 3)
+    }
+    assert stages == {"pretrain", "linear_eval"} | per_seed
+    labelled = [json.loads((tmp_path / f"finetune_5_seed{seed}/config.json").read_text()) for seed in (0, 3)]
+    assert [config["seed"] for config in labelled] == [0, 3]
+    assert len({config["resolved"]["images"] for config in labelled}) == 2  # other labels
+    assert [run["seed"] for run in result["runs"]] == [0, 3] and len(result["verdicts"]) == 3
+    more = modes.run(flags | {"seeds": "0,3,4", "model_dir": str(tmp_path)})  # adds a seed to the existing ones
+    assert more["runs"][:2] == result["runs"] and [run["seed"] for run in more["runs"]] == [0, 3, 4]
 
-    def recorded(model_dir):
-        path = write_report(model_dir)
-        reports.append((len(rows(model_dir)) - 1, path.stat().st_size > 1e5))
-        return path
 
-    for module in (loop, train):
-        monkeypatch.setattr(module, "write_report", recorded)
-    modes.run(TOY | {"mode": "supervised", "model_dir": str(tmp_path)})
+@pytest.mark.parametrize("stage", ["pretrain", "supervised_5", "distill_5"])
+def test_the_report_is_written_at_each_evaluation_and_at_the_end(stage, recorded_run):
+    reports = [report[1:3] for report in recorded_run[2] if report[0] == stage]
     assert reports == [(1, True), (2, True), (2, True)]  # two evaluations and the end
+
+
+@pytest.mark.parametrize(("stage", "figure"), [("pretrain", "embedding"), ("supervised_5", "confusion")])
+def test_figures_are_drawn_as_png_at_the_end_alone(stage, figure, recorded_run):
+    """The renderer's memory grows over hundreds of pictures."""
+    first, second, end = (report[3] for report in recorded_run[2] if report[0] == stage)
+    assert figure in first and {figure, "curve_loss"} <= second and not end
 
 
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config")
@@ -94,9 +124,10 @@ class TestPreview:
         assert files == {"preview.html"} | {f"preview/{name}.png" for name in ("views", "batch", "labels")}
         page = (tmp_path / "preview.html").read_text()
         assert "50 labelled images: 5 per class, 10 classes" in page and result["memory"].split(":")[0] in page
-        modes.run(TOY | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory can still be used
+        few = {"train_steps": 1, "checkpoint_steps": 1, "report": False}
+        modes.run(TOY | few | {"mode": "pretrain", "model_dir": str(tmp_path)})  # the directory can still be used
 
-    @pytest.mark.slow  # the preview of pretraining takes the same course
+    @pytest.mark.slow  # the preview of pretraining takes the same path
     def test_of_fine_tuning_and_distillation(self, whole_run, tmp_path, capsys):
         start = {"mode": "preview", "model_dir": str(tmp_path), "train_batch_size": 20, "train_steps": 3}
         modes.run(start | {"checkpoint": str(whole_run[0] / "pretrain"), "labels_per_class": 2})
@@ -176,7 +207,10 @@ def test_other_settings_resume_with_override_config(tmp_path, caplog, capsys):
     with pytest.raises(SettingError, match=r"train_steps 4 -> 6\); pass --override_config to resume anyway"):
         modes.run(settings | {"train_steps": 6})
     modes.run(settings | {"train_steps": 6, "override_config": True})
-    assert "train_steps 4 -> 6" in caplog.text and "Resuming from step 4 of 6" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "train_steps 4 -> 6" in caplog.text and "Resuming from step 4 of 6" in out
+    assert re.search(r"Memory: about [\d.]+ MB of [\d.,]+ GB: .*activations and gradients [\d.]+ MB", out)
+    assert "--grad_cache_micro_batch" not in out  # only suggested if memory is short, see TestMemory
     assert [line.split(",")[0] for line in rows(tmp_path)] == ["step", "2", "4", "6"]
     modes.run(settings | {"train_steps": 6})  # they are now the settings of the run
 
@@ -193,7 +227,7 @@ def test_a_damaged_config_or_one_of_another_version_is_refused(whole_run):
             ):
                 modes.run(TOY | {"mode": "supervised", "model_dir": str(file.parent)})
         file.write_text(text[:100])
-        with pytest.raises(SettingError, match=r"^--model_dir=.*: its config.json is damaged"):
+        with pytest.raises(SettingError, match=r"^--model_dir=.*: config.json is damaged"):
             modes.run(TOY | {"mode": "supervised", "model_dir": str(file.parent)})
     finally:
         file.write_text(text)
@@ -210,17 +244,89 @@ def test_the_stages_of_a_semi_supervised_run_start_from_each_other(whole_run):
     assert [config["teacher"].removeprefix(str(model_dir)) for config in configs] == ["", "", "", "", "/finetune_5"]
 
 
-def test_other_training_images_in_the_same_directory_are_refused(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {"x_train": rng.integers(0, 256, (60, 8, 8, 3), np.uint8), "y_train": np.arange(60) % 10}
-    settings = TOY | {"mode": "pretrain", "dataset": f"npz:{tmp_path / 'a.npz'}", "model_dir": str(tmp_path / "run")}
-    np.savez(tmp_path / "a.npz", **arrays)
-    modes.run(settings | {"report": False})
-    (tmp_path / "run/result.json").unlink()
-    arrays["x_train"][7, 0, 0, 0] ^= 1
-    np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(SettingError, match=r"the training images have changed: 60 \(\w+\) -> 60 \(\w+\)"):
+@pytest.fixture(scope="module")
+def runs_on_files(tmp_path_factory):
+    """Returns a folder of data sets, and the settings of complete runs on each of them."""
+    folder = tmp_path_factory.mktemp("files")
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), np.uint8), np.arange(70) % 10
+    np.savez(folder / "a.npz", x_train=pixels[:60], y_train=labels[:60], x_test=pixels[60:], y_test=labels[60:])
+    for i, label in enumerate(labels):
+        path = folder / ("train" if i < 60 else "test") / f"class{label}" / f"{i}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[i]).save(path)
+    (folder / "data").mkdir()
+    for split in ("train", "test"):
+        (folder / split).rename(folder / "data" / split)
+    settings = TOY | {"mode": "supervised", "labels_per_class": 0, "train_steps": 2, "report": False}
+    settings |= {"eval_batch_size": 10, "recipe": "none"}
+    places = {"npz": f"npz:{folder}/a.npz", "folder": f"folder:{folder}/data"}
+    runs = {kind: settings | {"dataset": place, "model_dir": f"{folder}/{kind}"} for kind, place in places.items()}
+    for run in runs.values():
+        modes.run(run)
+    return folder, runs
+
+
+@contextlib.contextmanager
+def changed_byte(folder, kind, split):
+    """Changes a byte of an image of a split, and restores it; neither sizes nor names change."""
+    if kind == "folder":
+        path = sorted((folder / "data" / split / "class3").iterdir())[0]
+        original = path.read_bytes()
+        path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    else:
+        path = folder / "a.npz"
+        original = path.read_bytes()
+        with np.load(path) as arrays:
+            arrays = dict(arrays)
+        arrays[f"x_{split}"][3, 0, 0, 0] ^= 1
+        np.savez(path, **arrays)
+    yield
+    path.write_bytes(original)
+
+
+@pytest.mark.parametrize("is_finished", [True, False], ids=["finished", "resumed"])
+@pytest.mark.parametrize(("split", "name"), [("train", "training"), ("test", "evaluation")])
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_other_images_in_the_same_directory_are_refused(kind, split, name, is_finished, runs_on_files):
+    folder, runs = runs_on_files
+    result = folder / kind / "result.json"
+    text = result.read_text()
+    if not is_finished:
+        result.unlink()
+    with (
+        changed_byte(folder, kind, split),
+        pytest.raises(SettingError, match=rf"the {name} images have changed: (\d+) \(\w+\) -> \1 \(\w+\)\); pass"),
+    ):
+        modes.run(runs[kind])
+    result.write_text(text)
+    assert modes.run(runs[kind]) == json.loads(text)
+
+
+def test_images_that_change_between_the_stages_are_refused(runs_on_files, tmp_path, monkeypatch):
+    """Including those that no later stage trains on, and when the same command is repeated."""
+    folder, runs = runs_on_files
+    settings = runs["npz"] | {"mode": "semi_supervised", "labels_per_class": 1, "model_dir": str(tmp_path / "run")}
+    settings |= {"train_batch_size": 10, "lineareval_while_pretraining": False}
+    with contextlib.ExitStack() as stack, pytest.raises(SettingError) as error:
+        write_result = RunDirectory.write_result
+        change = lambda *args: write_result(*args) or stack.enter_context(changed_byte(folder, "npz", "train"))  # noqa: E731
+        monkeypatch.setattr(RunDirectory, "write_result", change)
         modes.run(settings)
+    message = rf"--model_dir={tmp_path}/run/pretrain: .*\(the training images have changed: 60 \(\w+\) -> 60 \(\w+\)\)"
+    assert re.match(message, str(error.value)) and not (tmp_path / "run/linear_eval").exists()
+    with changed_byte(folder, "npz", "test"), pytest.raises(SettingError, match="the evaluation images have changed"):
+        modes.run(settings)
+
+
+@pytest.mark.parametrize("left", [{"checkpoints"}, {"result.json"}, {"metrics.csv"}], ids=str)
+def test_records_without_a_config_are_refused(left, runs_on_files, tmp_path):
+    folder, runs = runs_on_files
+    shutil.copytree(folder / "npz", tmp_path / "run")
+    for path in (tmp_path / "run").iterdir():
+        if path.name not in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(SettingError, match=rf"^--model_dir=.*/run: has {min(left)}, but its config.json is missing"):
+        modes.run(runs["npz"] | {"model_dir": str(tmp_path / "run")})
 
 
 def test_evaluate_gives_the_result_of_the_run(whole_run, tmp_path, capsys):
@@ -252,7 +358,7 @@ def test_embed_writes_both_splits(whole_run, tmp_path):
 
 @pytest.mark.slow  # tests/runs/test_survival.py and test_loop.py resume runs, too
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, capsys):
-    """Also with callbacks, and with images that are not in device memory."""
+    """With callbacks too, and with images that are not in device memory."""
     settings = TOY | {"mode": "pretrain", "report": False}
     modes.run(settings | {"model_dir": str(tmp_path / "whole")})
 
@@ -318,6 +424,7 @@ def test_linear_evaluation_on_a_folder_of_files(whole_run, tmp_path):
             "checkpoint": str(whole_run[0] / "pretrain"),
             "labels_per_class": 0,
             "model_dir": str(tmp_path / "run"),
+            "report": False,
         }
     )
     before, after = weights(whole_run[0] / "pretrain"), weights(tmp_path / "run")
@@ -410,17 +517,14 @@ class TestSummary:
 
 class TestMemory:
     def test_the_estimate_is_printed_with_remedies_if_it_exceeds_the_memory(self, tmp_path, monkeypatch, capsys):
-        modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "fits")})
-        out = capsys.readouterr().out
-        assert re.search(r"Memory: about [\d.]+ MB of [\d.,]+ GB: .*activations and gradients [\d.]+ MB", out)
-        assert "--grad_cache_micro_batch" not in out
         monkeypatch.setattr(memory, "device_memory", lambda: 500_000)
-        modes.run(TOY | {"mode": "supervised", "train_steps": 1, "model_dir": str(tmp_path / "not")})
+        settings = TOY | {"mode": "supervised", "train_steps": 1, "report": False}
+        modes.run(settings | {"model_dir": str(tmp_path)})
         assert re.search(r"of 0.50 MB.* EXCEEDS AVAILABLE MEMORY; .*--remat", capsys.readouterr().out)
 
     def test_running_out_of_memory_names_the_flags_that_help(self, tmp_path):
         """The queue is larger than any address space."""
-        settings = TOY | {"memory_size": 2**40, "model_dir": str(tmp_path / "run")}
+        settings = TOY | {"memory_size": 10_000_000, "proj_out_dim": 2**16, "model_dir": str(tmp_path / "run")}
         with pytest.raises(SettingError, match=r"out of memory \(OOM .*--remat.*--grad_cache_micro_batch"):
             modes.run(settings | {"mode": "pretrain"})
 

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from simclrv2_tf import modes
+from simclrv2_tf.errors import SettingError
 from simclrv2_tf.runs.checkpoints import read_run_config
 
 TOY = {
@@ -20,6 +21,16 @@ TOY = {
     "eval_batch_size": 250,
 }
 NETWORK = ("recipe", "resnet_depth", "width_multiplier", "image_size")
+
+
+def test_a_stage_whose_folder_is_a_link_is_refused(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/pretrain").symlink_to(tmp_path / "outside")
+    settings = {"mode": "semi_supervised", "dataset": "digits", "model_dir": str(tmp_path / "run")}
+    with pytest.raises(SettingError, match=f"^--model_dir={tmp_path}/run: pretrain is a link"):
+        modes.run(settings)
+    assert not list((tmp_path / "outside").iterdir())
 
 
 @pytest.mark.slow

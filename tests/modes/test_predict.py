@@ -1,4 +1,4 @@
-"""``--mode=predict``: a table and a page about images without labels; what cannot be predicted is refused."""
+"""``--mode=predict``: a table and a page about unlabelled images; errors if they cannot be predicted."""
 
 import csv
 import json
@@ -76,29 +76,48 @@ def test_other_formats_in_the_directory_of_the_run(kind, run):
     assert {row["class"] for row in rows} <= set(NAMES)
 
 
-def test_a_corrupt_file_is_named_unless_there_are_too_many(run, tmp_path, capsys, caplog):
-    good = saved_runs.save_images(tmp_path / "in", [f"{i}.png" for i in range(3)])
-    (tmp_path / "in/broken.jpg").write_bytes(b"not an image")
-    flags = [f"--{k}={v}" for k, v in settings(run, images=f"{tmp_path}/in", model_dir=f"{tmp_path}/out").items()]
+@pytest.fixture
+def corrupt(run, tmp_path):
+    """Returns the command line for a folder of three images and two corrupt files, and the paths of the latter."""
+    saved_runs.save_images(tmp_path / "in", [f"{i}.png" for i in range(3)])
+    files = [tmp_path / "in/broken.jpg", tmp_path / "in/empty.png"]
+    for file, content in zip(files, (b"not an image", b""), strict=True):
+        file.write_bytes(content)
+    flags = settings(run, images=f"{tmp_path}/in", model_dir=f"{tmp_path}/out")
+    return ["run.py", *(f"--{name}={value}" for name, value in flags.items())], list(map(str, files))
+
+
+def error_of(command, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
-        cli.main(["run.py", *flags])
+        cli.main(command)
     assert exit.value.code == 2 and not (tmp_path / "out").exists()
-    assert "--max_corrupt_share=0.05: 1 of 4 images of" in capsys.readouterr().err
-    cli.main(["run.py", *flags, "--max_corrupt_share=0.3"])
-    line = f"corrupt images  1, without a class in the table: {tmp_path}/in/broken.jpg\n"
+    return capsys.readouterr().err
+
+
+def test_corrupt_files_are_named_and_the_others_predicted(corrupt, tmp_path, capsys, caplog):
+    command, files = corrupt
+    cli.main(command)
+    line = f"corrupt images  2, without a class in the table: {', '.join(files)}\n"
     assert line in capsys.readouterr().out
-    assert f"corrupt image {tmp_path}/in/broken.jpg" in caplog.text
     table = (tmp_path / "out/predictions.csv").read_text()
-    assert f"\n{tmp_path}/in/broken.jpg,,,," in table and len(table.splitlines()) == 1 + len(good) + 1
     page = (tmp_path / "out/predictions.html").read_text()
-    assert f"<li>{tmp_path}/in/broken.jpg</li>" in page and page.count("<img ") == 3
+    assert len(table.splitlines()) == 1 + 5 and page.count("<img ") == 3
+    for file in files:
+        assert f"corrupt image {file} " in caplog.text and f"\n{file},,,," in table and f"<li>{file}</li>" in page
 
 
-def test_only_corrupt_files_make_a_table_without_classes(run, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"")
-    result = modes.run(settings(run, images=f"{tmp_path}/broken.jpg", model_dir=str(tmp_path), max_corrupt_share=1.0))
-    assert result["corrupt_images"] == [f"{tmp_path}/broken.jpg"]
-    assert (tmp_path / "predictions.csv").read_text().splitlines()[1] == f"{tmp_path}/broken.jpg" + 10 * ","
+def test_a_bound_on_corrupt_files_holds_if_it_is_given(corrupt, tmp_path, capsys):
+    command, _ = corrupt
+    error = error_of([*command, "--max_corrupt_share=0.3"], tmp_path, capsys)
+    assert "--max_corrupt_share=0.3: 2 of 5 images of" in error
+
+
+def test_without_a_readable_image_there_is_no_prediction(corrupt, tmp_path, capsys):
+    command, files = corrupt
+    images = ",".join(files)
+    error = error_of([*command, f"--images={images}"], tmp_path, capsys)
+    expected = f"--images={images}: none of the 2 files can be read as an image, for example {files[0]}; give images of"
+    assert expected in error
 
 
 def test_several_replicas_predict_the_same(run, tmp_path, replicas):
@@ -120,7 +139,7 @@ def test_several_replicas_predict_the_same(run, tmp_path, replicas):
 
 
 def test_images_are_read_with_the_bits_of_the_run(run, tmp_path):
-    """12 of 16 bits, as microscopes and X-ray detectors write them, beside the same image of 8 bits."""
+    """12 of 16 bits, as written by microscopes and X-ray detectors, beside the same image in 8 bits."""
     saved_runs.save_run(tmp_path / "run", NAMES, image_bits=12)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8))
     (tmp_path / "in").mkdir()

@@ -1,7 +1,8 @@
-"""The batch size is capped to the labelled images, in multiples of the replicas."""
+"""The batch size is capped to the labelled images, in multiples of the replicas; the recipe depends on the images."""
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.modes.resolve import cap_batch_size, resolve_config
@@ -36,3 +37,13 @@ def test_fewer_images_than_replicas_are_refused(tmp_path, replicas):
     flags = {"mode": "supervised", "dataset": f"npz:{tmp_path / 'three.npz'}", "labels_per_class": 1}
     with pytest.raises(SettingError, match=r"^--labels_per_class=1: 3 images for 4 replicas"):
         cap_batch_size(resolve_config(flags), replicas(4))
+
+
+def test_the_recipe_reads_the_images_with_their_bits(tmp_path, caplog):
+    for i in range(3):
+        Image.fromarray(np.full((9, 9), 4095, np.uint16)).save(tmp_path / f"{i}.png")
+    flags = {"mode": "pretrain", "dataset": f"folder:{tmp_path}"}
+    resolve_config(flags | {"image_bits": 12})
+    assert not caplog.text
+    resolve_config(flags)
+    assert "--image_bits=12 uses the whole range" in caplog.text

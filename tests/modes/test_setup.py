@@ -1,9 +1,8 @@
-"""``build_run``: every setting reaches the object that it is for, and a run starts from the weights of its parent."""
-
-import operator
+"""``build_run``: every setting reaches its object, and a run starts from the weights of its parent."""
 
 import keras
 import numpy as np
+import plugins
 import pytest
 import tensorflow as tf
 import tiny
@@ -11,10 +10,13 @@ import tiny
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.models import Network
 from simclrv2_tf.modes.resolve import resolve_config
-from simclrv2_tf.modes.setup import build_network, build_run
+from simclrv2_tf.modes.setup import build_network, build_run, load_callbacks, resolved_settings
+from simclrv2_tf.modes.train import ClassifierEvaluation, _num_labels
 from simclrv2_tf.runs.checkpoints import save_network
 from simclrv2_tf.runs.loop import Run
+from simclrv2_tf.runs.networks import load_run
 from simclrv2_tf.runs.run_dir import RunDirectory
+from simclrv2_tf.settings.config import Config
 
 TOY = {
     "dataset": "digits",
@@ -48,77 +50,40 @@ def save_run(model_dir, num_classes=10, head_input=0, **settings) -> Network:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Returns a run of each kind, built once with a value other than the default for every setting that it uses."""
+    """Returns a run of each mode that starts from another one."""
     keras.config.set_dtype_policy("float32")
     folder = tmp_path_factory.mktemp("runs")
     save_run(folder / "pretrain")
     save_run(folder / "teacher", mode="supervised")
-    views = dict(crop_area_min=0.5, use_flip=False, resize_method="bilinear", color_jitter_strength=0.3)
-    common = views | dict(steps_per_execution=3, on_nan="skip", weight_decay=0.01, momentum=0.7, seed=5)
-    pretrain = dict(memory_size=24, ema_decay=0.8, temperature=0.4, hidden_norm=False, grad_cache_micro_batch=5)
-    pretrain |= dict(batch_norm_decay=0.6, global_bn=False, learning_rate=0.5, learning_rate_scaling="sqrt")
     finetune = dict(fine_tune_proj_head=False, fine_tune_after_block=2, ft_proj_selector=2, optimizer="momentum")
-    distill = dict(temperature=0.7, distill_alpha=0.25, labels_per_class=3, zero_init_logits_layer=True)
+    finetune |= dict(labels_per_class=2, weight_decay=0.01, on_nan="skip")
     start = {"checkpoint": str(folder / "pretrain")}
     return {
-        "pretrain": build(mode="pretrain", **common, **pretrain),
-        "finetune": build(mode="finetune", labels_per_class=2, **start, **common, **finetune),
+        "finetune": build(mode="finetune", **start, **finetune),
         "linear_eval": build(mode="linear_eval", **start),
-        "distill": build(mode="distill", teacher=str(folder / "teacher"), **distill),
-        "default": build(mode="pretrain", lineareval_while_pretraining=False, use_blur=False),
+        "distill": build(mode="distill", teacher=str(folder / "teacher"), distill_alpha=0.25, labels_per_class=3),
     }
 
 
 @pytest.mark.parametrize(
-    ("run", "attribute", "expected"),
+    ("attribute", "expected"),
     [
-        ("pretrain", "method.memory.decay", 0.8),
-        ("pretrain", "method.memory.queue.shape", (24, 16)),
-        ("pretrain", "method.temperature", 0.4),
-        ("pretrain", "method.hidden_norm", False),
-        ("pretrain", "method.micro_batch", 5),
-        ("pretrain", "method.skip_bad_steps", True),
-        ("pretrain", "method.steps_per_execution", 3),
-        ("pretrain", "method.optimizer.momentum", 0.7),
-        ("pretrain", "method.optimizer.l2", 0.01),
-        ("pretrain", "method.network.encoder.stem.batch_norm.momentum", 0.6),
-        ("pretrain", "method.network.encoder.stem.batch_norm.synchronized", False),
-        ("pretrain", "method.network.num_classes", 10),
-        ("pretrain", "plan.peak_learning_rate", 0.5 * 20**0.5),
-        ("pretrain", "data.seed", 5),
-        ("pretrain", "data.num_views", 2),
-        ("pretrain", "data.batch_size", 20),
-        ("pretrain", "data.settings.crop_area_min", 0.5),
-        ("pretrain", "data.settings.flip", False),
-        ("pretrain", "data.settings.resize_method", "bilinear"),
-        ("pretrain", "data.settings.color_jitter_strength", 0.3),
-        ("pretrain", "data.settings.blur_probability", 0.5),
-        ("pretrain", "data.source.num_examples", 1297),
-        ("default", "method.memory", None),
-        ("default", "method.skip_bad_steps", False),
-        ("default", "method.network.classifier", None),
-        ("default", "method.network.encoder.stem.batch_norm.synchronized", True),
-        ("default", "data.settings.blur_probability", 0.0),
-        ("finetune", "method.network.head_input", 2),
-        ("finetune", "method.network.projection_head.trainable", False),
-        ("finetune", "method.network.encoder.groups.1.trainable", False),
-        ("finetune", "method.network.encoder.groups.2.trainable", True),
-        ("finetune", "method.weight_decay", 0.01),
-        ("finetune", "method.skip_bad_steps", True),
-        ("finetune", "method.optimizer.name", "momentum"),
-        ("finetune", "data.settings.color_jitter_strength", 0.0),
-        ("finetune", "data.source.num_examples", 20),
-        ("distill", "method.temperature", 0.7),
-        ("distill", "method.alpha", 0.25),
-        ("distill", "method.network.classifier.zero_init", True),
-        ("distill", "method.network.projection_head.trainable", True),
+        ("method.network.head_input", 2),
+        ("method.network.projection_head.trainable", False),
+        ("method.network.encoder.groups.1.trainable", False),
+        ("method.network.encoder.groups.2.trainable", True),
+        ("method.weight_decay", 0.01),
+        ("method.skip_bad_steps", True),
+        ("method.optimizer.name", "momentum"),
+        ("data.source.num_examples", 20),
     ],
 )
-def test_settings_reach_their_objects(run, attribute, expected, runs):
-    value = runs[run]
+def test_settings_of_fine_tuning_reach_their_objects(attribute, expected, runs):
+    """tests/settings/test_wiring.py has tables of the modes that start without a run."""
+    value = runs["finetune"]
     for name in attribute.split("."):
-        value = value[int(name)] if name.isdecimal() else operator.attrgetter(name)(value)
-    assert value == pytest.approx(expected) if isinstance(expected, float) else value == expected
+        value = value[int(name)] if name.isdecimal() else getattr(value, name)
+    assert value == expected
 
 
 def test_linear_evaluation_trains_only_the_classifier(runs):
@@ -152,8 +117,9 @@ def test_the_teacher_reads_its_own_layer_of_the_head(tmp_path):
     saved = save_run(tmp_path, head_input=1, mode="supervised", ft_proj_selector=1)
     teacher = build(mode="distill", teacher=str(tmp_path)).method.teacher
     images = tf.random.stateless_uniform([4, 8, 8, 3], [0, 0])
-    assert teacher.head_input == 1
-    np.testing.assert_allclose(teacher(images)["logits_sup"], saved(images)["logits_sup"], rtol=1e-5)
+    for network in (teacher, load_run(tmp_path).network):
+        assert network.head_input == 1
+        np.testing.assert_allclose(network(images)["logits_sup"], saved(images)["logits_sup"], rtol=1e-5)
 
 
 def test_a_teacher_without_a_classifier_is_refused(tmp_path):
@@ -166,3 +132,37 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path):
     save_run(tmp_path, num_classes=7, mode="supervised")
     with pytest.raises(SettingError, match=f"^--teacher={tmp_path}: has 7 classes, but digits/test has 10"):
         build(mode="distill", teacher=str(tmp_path))
+
+
+def test_callbacks_of_several_factories():
+    callbacks = load_callbacks(Config(callbacks="plugins:recorder,plugins:recorder_and_interrupt"))
+    kinds = [plugins.Recorder, plugins.Recorder, plugins.InterruptAtSecondInterval]
+    assert list(map(type, callbacks)) == kinds and load_callbacks(Config()) == []
+
+
+@pytest.mark.parametrize(("mode", "prefix"), [("finetune", "finetune"), ("linear_eval", "linear")])
+def test_accuracies_of_an_interval_and_of_the_result(mode, prefix, runs, tmp_path):
+    evaluation = ClassifierEvaluation(runs[mode], None)
+    row, result = evaluation.metrics(), evaluation.result(RunDirectory(tmp_path))
+    assert set(row) == {"eval_top1"} and set(result) == {f"{prefix}_top1", f"{prefix}_top5"}
+    assert row["eval_top1"] == result[f"{prefix}_top1"] < result[f"{prefix}_top5"]
+
+
+def test_trained_parameters_are_those_that_the_classifier_depends_on(runs):
+    resolved = resolved_settings(build(mode="supervised"), ONE_DEVICE)
+    head = 2 * (32 * 32 + 2 * 32) + 32 * 16 + 16  # two hidden layers; the last one has no beta
+    assert resolved["parameters"] - resolved["trained_parameters"] == head
+    assert resolved_settings(runs["linear_eval"], ONE_DEVICE)["trained_parameters"] == 32 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "labels"),
+    [
+        ({"mode": "supervised"}, "all"),
+        ({"mode": "supervised", "labels_per_class": 5}, 5),
+        ({"mode": "supervised", "label_fraction": 0.1}, "10 %"),
+        ({"mode": "pretrain", "labels_per_class": 5}, 0),
+    ],
+)
+def test_the_number_of_labels_of_a_result(settings, labels):
+    assert _num_labels(Config(**settings)) == labels

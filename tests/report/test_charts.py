@@ -1,4 +1,4 @@
-"""Figures are drawn, differ with their data, describe it in words and accept unusual input."""
+"""Figures are drawn, reflect their data, describe it in words and accept unusual input."""
 
 import base64
 import csv
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simclrv2_tf.errors import SettingError
 from simclrv2_tf.report import charts, pictures
 
 
@@ -153,3 +154,11 @@ def test_a_failed_drawing_leaves_the_old_figure(tmp_path):
     with pytest.raises(ValueError):
         charts.write({"layer": [{"mark": "nonsense"}]}, tmp_path / "figure")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_of_figures_that_is_a_link_is_refused(tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "figures").symlink_to(tmp_path / "outside")
+    with pytest.raises(SettingError, match="figures is a link"):
+        charts.write({}, tmp_path / "figures/curve_loss")
+    assert not list((tmp_path / "outside").iterdir())

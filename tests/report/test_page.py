@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import Browser, needs_chromium
 
+from simclrv2_tf.errors import SettingError
 from simclrv2_tf.report import write_comparison, write_predictions, write_preview, write_report
 
 
@@ -106,7 +107,7 @@ def test_tooltip_values_are_also_in_a_table(page):
 
 def test_recall_per_class_is_beside_the_confusion_matrix(page):
     captions = [attrs["aria-label"] for attrs in page.all("div") if attrs.get("role") == "region"]
-    assert captions.count("Recall per class, worst first") == 1  # in the only stage with a confusion matrix
+    assert captions.count("Recall per class, worst first") == 1  # from the only stage with a confusion matrix
     assert "most often taken for" in page.text
 
 
@@ -128,18 +129,33 @@ def test_a_page_fits_into_an_email(model_dir):
     assert (model_dir / "report.html").stat().st_size < 5e6
 
 
-def test_report_of_an_empty_or_damaged_run(tmp_path):
+def test_report_of_an_empty_run(tmp_path):
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert not page.specs and not page.all("table")
-    (tmp_path / "result.json").write_text('{"mode": "pre')
-    (tmp_path / "config.json").write_text("[1]")
-    (tmp_path / "metrics.csv").write_bytes(b"\xff\xfe\x00")
-    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
-    assert any("result.json cannot be read" in text for text in page.text)
-    files = ["config.json", "metrics.csv", "report.html", "result.json"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(FileNotFoundError, match="absent"):
         write_report(tmp_path / "absent")
+
+
+DAMAGED = {
+    "result.json": b'{"mode": "pre',
+    "config.json": b"[1]",
+    "metrics.csv": b"\xff\xfe\x00",
+    "figures/views.vl.json": b'{"layer": [], "data": {}}',
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named_and_no_page_written(name, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    for flag, write in (
+        ("model_dir", lambda: write_report(tmp_path)),
+        ("compare", lambda: write_comparison([tmp_path, tmp_path / "other"], tmp_path / "page.html")),
+    ):
+        with pytest.raises(SettingError, match=rf"^--{flag}={tmp_path}: {name} is damaged \(.*\); .*restore it$"):
+            write()
+    assert not list(tmp_path.glob("*.html"))
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +300,7 @@ def test_tooltips_show_values_and_images(browser, model_dir, width):
 
 
 def hover(browser, title, mark):
-    """Tooltip of the first such mark in the figure with that title."""
+    """Returns the tooltip of the first such mark in the figure with that title."""
     place = browser.evaluate(
         f"""(() => {{
           const figure = [...document.querySelectorAll('figure')].find(

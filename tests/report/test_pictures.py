@@ -35,7 +35,7 @@ def test_images_come_in_the_requested_order(labels):
 def test_corrupt_files_shift_the_numbers_of_an_evaluation(tmp_path):
     source = files(tmp_path, [0, 51, 102, 153])
     (tmp_path / "1.png").write_bytes(b"not a picture")
-    source.corrupt.add(source.paths[1])  # as the evaluation found
+    source.corrupt.add(source.paths[1])  # as detected by the evaluation
     found = pictures.images_at(source, np.array([2, 1, 0]), 8)
     np.testing.assert_allclose(found[:, 0, 0, 0], [0.6, 0.4, 0], atol=1e-6)
 

@@ -21,22 +21,20 @@ def test_table_for_the_terminal():
         "20                     87.3%       93.1%          –",  # noqa: RUF001
         "all                    98.4%       98.6%          –",  # noqa: RUF001
         "",
-        "mode                     semi_supervised",
-        "kNN top-1                          96.0%",
-        "linear evaluation top-1                –",  # noqa: RUF001
-        "time                          1 h 12 min",
+        "kNN top-1                96.0%",
+        "linear evaluation top-1      –",  # noqa: RUF001
     ]
     single = {"mode": "pretrain", "steps": 62500, "seconds": 75, "knn_top1": float("nan"), "eval_top1": np.float32(0.5)}
+    single |= {"labels": 1250, "corrupt_images": []}
     lines = [line.split("  ") for line in format_table(single).splitlines()]
     assert [(line[0].strip(), line[-1].strip()) for line in lines] == [
-        ("mode", "pretrain"),
-        ("steps", "62,500"),
-        ("time", "1 min 15 s"),
         ("kNN top-1", "–"),  # noqa: RUF001
         ("eval top-1", "50.0%"),
+        ("labels per class", "1,250"),
     ]
     assert format_table({}) == ""
-    assert max(map(len, format_table({"corrupt_images": list(range(1000))}).splitlines())) < 230
+    assert format_table({"corrupt_images": ["a.jpg"] * 1000}) == "corrupt images  1,000"
+    assert max(map(len, format_table({"other": list(range(1000))}).splitlines())) < 230
 
 
 def test_the_summary_skips_missing_settings():
@@ -59,4 +57,4 @@ def test_the_summary_describes_any_encoder_and_the_recipe():
 
 def test_a_damaged_table_is_skipped():
     for table in ("text", 5, {"a": 1}, ["text", None]):
-        assert format_table({"table": table, "steps": 3}) == "steps       3"
+        assert format_table({"table": table, "labels": 3}) == "labels per class      3"

@@ -52,7 +52,7 @@ def scramble(model: Method) -> dict[str, np.ndarray]:
 
 
 class TestSaveAndRestore:
-    @pytest.mark.parametrize("optimizer", ["lars", "momentum", "adam"])
+    @pytest.mark.parametrize("optimizer", ["lars", "momentum", "adam", "adamw"])
     @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
     def test_every_variable_is_restored(self, optimizer, policy, tmp_path):
         keras.config.set_dtype_policy(policy)
@@ -65,7 +65,7 @@ class TestSaveAndRestore:
         assert not tiny.moved(expected, tiny.numbers(all_variables(other)))
         kinds = {path.rpartition("/")[2].rpartition("_")[2] for path in expected}
         assert {"kernel", "gamma", "mean", "variance", "iteration", "queue", "momentum"} - kinds <= (
-            {"momentum"} if optimizer == "adam" else set()
+            {"momentum"} if optimizer.startswith("adam") else set()
         )
         assert ("scale" in kinds) == (policy == "mixed_float16")
 
@@ -173,8 +173,11 @@ class TestSaveAndRestore:
         checkpoints.save(3)
         assert contents(tmp_path).keys() == before.keys() and contents(tmp_path) != before
 
-    def test_a_kill_at_any_change_leaves_the_old_or_the_new_checkpoint(self, tmp_path):
-        """Of a step that is written again, so that there is no other one."""
+    @pytest.mark.parametrize(
+        "step", [3, pytest.param(4, marks=pytest.mark.slow)], ids=["the same step", "the next step"]
+    )
+    def test_a_kill_at_any_change_leaves_the_old_or_the_new_checkpoint(self, step, tmp_path):
+        """Both for what only reads it and for the run that resumes."""
         values, moment = [], 0
         while not values or values[-1] != "finished":
             moment += 1
@@ -182,20 +185,48 @@ class TestSaveAndRestore:
             model = children.tiny_classification()
             bias = model.network.classifier.dense.bias
             Checkpoints(model_dir, model, keep=1).save(3)
-            child = children.start(tmp_path / "log", children.rewrite_checkpoint, model_dir, 3, moment)
+            child = children.start(tmp_path / "log", children.rewrite_checkpoint, model_dir, step, moment)
             child.join()
             if child.exitcode == 0:
                 values.append("finished")
                 continue
             assert child.exitcode == -signal.SIGKILL, (tmp_path / "log").read_text()
             bias.assign([-1] * tiny.CLASSES)
-            assert Checkpoints(model_dir, model).restore() == 3
+            before = contents(model_dir)
+            path = load_network(model.network, str(model_dir), with_classifier=True)
             values.append(int(bias.numpy()[0]))
-            Checkpoints(model_dir, model, keep=1).save(4)
+            assert path == f"{model_dir}/checkpoints/step-{step if values[-1] else 3}"
+            assert load_network(model.network, path, with_classifier=True) == path
+            assert contents(model_dir) == before  # reading moves nothing
+            bias.assign([-1] * tiny.CLASSES)
+            assert Checkpoints(model_dir, model).restore() == int(path[-1])
+            assert int(bias.numpy()[0]) == values[-1]
+            Checkpoints(model_dir, model, keep=1).save(5)
             names = {path.name.partition(".")[0] for path in (model_dir / "checkpoints").iterdir()}
-            assert names == {"checkpoint", "step-4"}  # nothing is left over
+            assert names == {"checkpoint", "step-5"}  # nothing is left over
         values.pop()
         assert values[0] == 0 and values[-1] == 1 and values == sorted(values)
+
+    def test_a_checkpoint_that_a_training_removes_while_it_is_read_is_not_damaged(self, tmp_path, monkeypatch):
+        """The evaluation reads the next one instead."""
+        model = simclr(memory=0)
+        bias = model.network.classifier.dense.bias
+        checkpoints = Checkpoints(tmp_path, model, keep=1)
+        checkpoints.save(3)
+        read = tf.train.Checkpoint.read
+
+        def read_late(checkpoint: tf.train.Checkpoint, path: str):
+            if path.endswith("step-3"):
+                bias.assign([4] * tiny.CLASSES)
+                checkpoints.save(4)
+            return read(checkpoint, path)
+
+        monkeypatch.setattr(tf.train.Checkpoint, "read", read_late)
+        network = simclr(memory=0).network
+        assert load_network(network, str(tmp_path), with_classifier=True) == f"{tmp_path}/checkpoints/step-4"
+        assert np.all(network.classifier.dense.bias.numpy() == 4)
+        with pytest.raises(SettingError, match="there is no checkpoint"):
+            load_network(network, f"{tmp_path}/checkpoints/step-3", with_classifier=True)
 
     def test_the_best_checkpoint_is_not_removed(self, tmp_path):
         model = simclr(memory=0)
@@ -218,7 +249,9 @@ class TestSaveAndRestore:
 
 
 def contents(model_dir: pathlib.Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (model_dir / "checkpoints").iterdir()}
+    """Returns the files of the checkpoints."""
+    folder = model_dir / "checkpoints"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @contextlib.contextmanager
@@ -243,7 +276,7 @@ def open_folder():
 
 
 class TestUnreadableFiles:
-    """A checkpoint that cannot be read is not damaged: no older one takes its place."""
+    """An unreadable checkpoint is not treated as damaged: no older one is restored."""
 
     @pytest.fixture
     def model(self, open_folder):

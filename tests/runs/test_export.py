@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import zipfile
 
 import keras
@@ -71,6 +72,16 @@ def test_a_litert_file_is_an_archive_with_the_names_of_the_classes(tmp_path):
         "preprocessing": "RGB in [0, 1]; tf1 resize to 8 x 8 px",
         "producer": f"simclrv2_tf {simclrv2_tf.__version__}",
     }
+
+
+@pytest.mark.parametrize("seconds", [0, 2**33], ids=["1970", "2242"])
+def test_a_litert_file_is_the_same_at_any_time(seconds, tmp_path, monkeypatch):
+    """ZIP cannot store times before 1980, which a machine without a clock battery may report."""
+    network = network_of(tiny.encoder())
+    export.save_litert(network, tiny.SIZE, tmp_path / "now")
+    monkeypatch.setattr(time, "time", lambda: seconds)
+    export.save_litert(network, tiny.SIZE, tmp_path / "then")
+    assert (tmp_path / "then").read_bytes() == (tmp_path / "now").read_bytes()
 
 
 @ARCHITECTURES

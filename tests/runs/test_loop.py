@@ -2,28 +2,18 @@
 
 import csv
 import json
+import time
 
 import numpy as np
 import plugins
 import pytest
+import saved_runs
 import tensorflow as tf
 
 from simclrv2_tf import modes
 from simclrv2_tf.errors import SettingError
 
-TOY = {
-    "mode": "supervised",
-    "dataset": "digits",
-    "resnet_depth": 10,
-    "width_multiplier": 0.0625,
-    "image_size": 8,
-    "train_batch_size": 50,
-    "train_steps": 4,
-    "checkpoint_steps": 2,
-    "eval_batch_size": 250,
-    "labels_per_class": 5,
-    "report": False,
-}
+TOY = saved_runs.TOY | {"mode": "supervised", "report": False}
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +69,19 @@ def test_an_interval_of_skipped_steps_stops_the_run(tmp_path):
     with pytest.raises(SettingError, match=r"^--on_nan=skip: every step since the last row was skipped, up to step 2"):
         modes.run(settings)
     assert not list(tmp_path.rglob("*.index"))
+
+
+def test_the_time_in_the_result_counts_every_part_of_a_resumed_run(tmp_path):
+    with pytest.raises(KeyboardInterrupt):  # after the first of two checkpoints
+        modes.run(TOY | {"model_dir": str(tmp_path), "callbacks": "plugins:recorder_and_interrupt"})
+    path = tmp_path / "training_time.json"
+    assert json.loads(path.read_text())["seconds"] > 0
+    path.write_text('{"seconds": 1000}')
+    started = time.perf_counter()
+    result = modes.run(TOY | {"model_dir": str(tmp_path)})
+    assert 1000 < result["seconds"] <= 1000 + time.perf_counter() - started + 0.1  # it is rounded
+    assert json.loads((tmp_path / "result.json").read_text())["seconds"] == result["seconds"]
+    assert json.loads(path.read_text())["seconds"] == pytest.approx(result["seconds"], abs=0.11)
 
 
 class TestCallbacks:

@@ -1,4 +1,4 @@
-"""Memory that a training step needs, read off its traced graph, and the messages about it."""
+"""Memory estimate of a training step from its traced graph, and its messages."""
 
 import contextlib
 

@@ -140,6 +140,6 @@ def test_code_that_a_run_names_is_imported_only_if_it_is_trusted(tmp_path, monke
     assert load_run(tmp_path / "run", trust_run_code=True).class_names == NAMES
 
 
-def test_a_place_without_a_run_is_refused(tmp_path):
+def test_a_directory_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match="there is no checkpoint"):
         load_run(tmp_path)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import saved_runs
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from simclrv2_tf import cli, load_run, modes
-from simclrv2_tf.data.augment import center_crop_and_resize
 from simclrv2_tf.data.catalog import open_source
+from simclrv2_tf.data.cropping import center_crop_and_resize
 from simclrv2_tf.distributed.devices import choose_strategy
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.models import Network, ProjectionHead, ResNet, official_names
@@ -98,6 +100,16 @@ def test_a_tf1_checkpoint_gives_the_outputs_of_the_official_code(tmp_path, parit
             if name in ("nl_0", "nl_1"):  # recorded before their ReLU
                 expected = np.maximum(expected, 0)
             parity(f"TF1 checkpoint, ResNet-50, {size} px", actual, expected, 5e-6)
+
+
+def test_a_network_is_built_from_a_checkpoint_in_python(tmp_path, caplog):
+    caplog.set_level("INFO")
+    network = Network.from_official(pathlib.Path(write(tmp_path / "model.ckpt-7", tiny())))
+    assert_holds(network, tiny())
+    assert network.num_classes == 10 and network.head_input == 0 and "missing: 0, left over: 0" in caplog.text
+    assert network(np.ones((2, 32, 32, 3), "float32"))["logits_sup"].shape == (2, 10)
+    with pytest.raises(ValueError, match="nothing: there is no checkpoint"):
+        Network.from_official(tmp_path / "nothing")
 
 
 def test_an_object_based_tf2_checkpoint_is_imported(tmp_path):
@@ -283,6 +295,81 @@ def test_a_missing_or_damaged_checkpoint_is_refused(tmp_path):
         official.read(str(tmp_path / "model.ckpt-7"))
     with pytest.raises(SettingError, match="--checkpoint="):
         modes.run({"mode": "import_checkpoint", "model_dir": str(tmp_path / "run")})
+
+
+@pytest.mark.parametrize("layer", ["streams", "squeeze", "first", "last"])
+def test_kernels_in_another_order_of_axes_are_refused(layer, tmp_path):
+    """A transposed squeeze layer of the selective kernels gave a squeeze ratio of 16."""
+    shapes = shapes_of(50, 1 / 4, 0.0625, classes=10)
+    kernels = [name for name in shapes if name.startswith("base_model/conv2d") and len(shapes[name]) == 4]
+    name = {
+        "streams": "base_model/conv2d_5/kernel",
+        "squeeze": kernels[-3],
+        "first": "base_model/conv2d/kernel",
+        "last": kernels[-1],
+    }[layer]
+    shapes[name] = (*shapes[name][:2], *shapes[name][:1:-1])
+    path = write(tmp_path / "model.ckpt-7", {name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    with pytest.raises(ValueError, match=rf"^--checkpoint={path}: (its variables are not those|not a complete SimCLR)"):
+        official.read(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head_supervised/linear_layer/dense/bias": np.float32(1)},
+        {"head_supervised/linear_layer/dense/kernel": np.zeros(0, np.float32)},
+        {"base_model/conv2d/kernel": np.zeros([7, 7, 0, 4], np.float32)},
+        {"base_model/conv2d/kernel": np.zeros([1, 1], np.float32)},
+        {"base_model/conv2d/kernel": b"text"},
+        {"head_contrastive/nl_0/dense/kernel": np.float32(0)},
+        {"head_contrastive/nl_2/dense/kernel": np.zeros([32, 0], np.float32)},
+        {"global_step": np.zeros([2], np.int64)},
+        {"global_step": b"text"},
+    ],
+)
+def test_variables_of_other_shapes_and_types_are_refused_or_ignored(change, tmp_path):
+    path = write(tmp_path / "model.ckpt-7", tiny() | change)
+    if "global_step" in change:
+        assert official.read(path).step == 0
+    else:
+        with pytest.raises(SettingError, match=rf"^--checkpoint={path}: ") as caught:
+            official.read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_a_few_variables_describe_is_refused_before_it_is_built(tmp_path):
+    """Its first kernel implies a width multiplier of 64: 100 billion weights."""
+    kernel = np.zeros([7, 7, 3, 4096], np.float32)
+    path = write(tmp_path / "model.ckpt-7", tiny(classes=0) | {"base_model/conv2d/kernel": kernel})
+    with pytest.raises(SettingError, match=r"not a complete SimCLR network \(\d+ of another shape"):
+        official.read(path)
+
+
+def test_a_checkpoint_that_is_damaged_at_random_is_loaded_as_before_or_refused(tmp_path):
+    path = write(tmp_path / "model.ckpt-7", tiny())
+    network = Network(ResNet(18, 1 / 16), ProjectionHead(out_dim=8), 10)
+    network.build()
+    files = sorted(tmp_path.iterdir())
+
+    @given(st.data())
+    @settings(max_examples=12)
+    def is_loaded_or_refused(data):
+        file = data.draw(st.sampled_from(files))
+        whole = file.read_bytes()
+        place = data.draw(st.integers(0, len(whole) - 1))
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << data.draw(st.integers(0, 7))
+        file.write_bytes(data.draw(st.sampled_from([bytes(flipped), whole[:place], whole[place:], whole + whole])))
+        try:
+            official.load(network, official.read(path))
+            assert_holds(network, tiny())
+        except SettingError as error:
+            assert str(error).startswith(f"--checkpoint={path}: ") and "\n" not in str(error)
+        finally:
+            file.write_bytes(whole)
+
+    is_loaded_or_refused()
 
 
 def test_a_directory_of_several_checkpoints_in_any_path(tmp_path):

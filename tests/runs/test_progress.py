@@ -1,5 +1,6 @@
 """Metric averages, and the progress bar on a terminal or plain lines elsewhere."""
 
+import gc
 import io
 import math
 import sys
@@ -46,6 +47,21 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal)
     progress.Progress(8, PLAN, 0).show({"epoch": 1.0, "loss": 2.0})
     assert "0/4" in terminal.getvalue() and "loss: 2.0" in terminal.getvalue()
+
+
+def test_steps_leave_nothing_in_memory():
+    """TensorFlow caches every Python number that it converts, such as a step."""
+
+    def num_blocks_after(steps: int) -> int:
+        for _ in range(steps):
+            bar.add({"loss": 1.0}, 1, 0.0)
+            bar.rates()
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    bar = progress.Progress(8, Plan(10**6, 100, 100, 0, 0.1), first_step=1000)  # Python itself keeps small numbers
+    earlier = num_blocks_after(100)
+    assert num_blocks_after(1000) < earlier + 500  # the first steps fill other caches, of bounded size
 
 
 @pytest.mark.parametrize("total, first", [(1000, 0), (1200, 200)])

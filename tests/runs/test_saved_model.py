@@ -12,7 +12,7 @@ import tensorflow as tf
 import tiny
 from PIL import Image
 
-from simclrv2_tf.data.augment import center_crop_and_resize
+from simclrv2_tf.data.cropping import center_crop_and_resize
 from simclrv2_tf.data.decoding import decode
 from simclrv2_tf.models.heads import ProjectionHead
 from simclrv2_tf.models.network import Network

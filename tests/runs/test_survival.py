@@ -1,14 +1,22 @@
 """A run that is killed, interrupted or out of disk space resumes to the bits of an uninterrupted run."""
 
 import json
+import os
+import pathlib
 import random
 import signal
+import subprocess
+import sys
 
 import children
+import numpy as np
 import pytest
 from children import TOY
+from PIL import Image
 
+from simclrv2_tf.interrupts import SIGNALS
 from simclrv2_tf.runs.signals import StopRequest
+from simclrv2_tf.schemas import read_record
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +51,8 @@ def random_kills(seed, calls, count):
 
 def test_kills_while_saving_evaluating_and_training_change_nothing(whole, tmp_path):
     model_dir, calls = whole
-    saving, evaluating = children.FileSizeLimit(100_000, fatal=True), children.SignalAt(1, function="collect")
-    kill_and_compare([saving, evaluating, *random_kills(0, calls, 2)], model_dir, tmp_path / "run")
+    saving, evaluating = children.FileSizeLimit(100_000, fatal=True), children.SignalAt(1, function="collect_batches")
+    kill_and_compare([saving, evaluating, *random_kills(0, calls, 1)], model_dir, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -88,14 +96,16 @@ def test_a_signal_saves_the_step_and_the_run_resumes_from_it(number, status, who
     log = (tmp_path / "log").read_text()
     assert f"{number.name}: stopping after this step" in log and "Traceback" not in log
     assert ("To resume: python run.py --mode=pretrain" in log) == (number is signal.SIGINT)
+    before = read_record(tmp_path / "run", "training_time.json")["seconds"]
     assert children.run(settings, tmp_path / "log") == 0
+    assert read_record(tmp_path / "run", "result.json")["seconds"] > before > 0
     children.assert_same_records(tmp_path / "run", model_dir)
 
 
 @pytest.mark.parametrize(
     ("stride", "more"),
     [
-        (5, {}),
+        (9, {}),
         pytest.param(1, {"report": "true", "keep_best": "loss"}, marks=pytest.mark.slow),
     ],
     ids=["some changes", "all changes"],
@@ -115,6 +125,40 @@ def test_a_full_disk_stops_the_run_and_it_resumes_when_there_is_space(stride, mo
     newest = [max(run["steps"], default=0) for run in (*stopped, last)]
     assert newest == sorted(newest) and newest[-1] == 11
     children.assert_same_records(tmp_path / "run", whole[0], pictures="report" not in more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_run_whose_data_service_has_died_obeys_a_signal(number, tmp_path):
+    """It is killed during a step, which then never ends."""
+    for i in range(20):
+        path = tmp_path / "images" / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (9, 9, 3), np.uint8)).save(path)
+    (address,) = json.loads(children.workers(1)[0]["TF_CONFIG"])["cluster"]["worker"]
+    command = [sys.executable, "-m", "simclrv2_tf.data.service", f"--address={address}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout.readline() == f"--data_service=grpc://{address}\n"
+        settings = TOY | {"dataset": f"folder:{tmp_path}/images", "mode": "supervised", "memory_size": 0}
+        settings |= {"train_batch_size": 8, "train_steps": 10**6, "data_service": f"grpc://{address}"}
+        log, model_dir = tmp_path / "log", tmp_path / "run"
+        run = children.start(log, children.program, settings | {"model_dir": model_dir})
+        while run.is_alive() and not list(model_dir.glob("checkpoints/*.index")):
+            run.join(0.2)
+        service.kill()
+    seconds = 0.0
+    while (used := cpu_seconds(run.pid)) > seconds + 0.05:  # until it waits for the first batch that is not there
+        seconds = used
+        run.join(5)
+    os.kill(run.pid, number)
+    run.join(60)
+    message = f"{number.name}: stopped while waiting for the data service grpc://{address}, which does not answer"
+    assert run.exitcode == 128 + number and log.read_text().splitlines()[-1] == message, log.read_text()
+
+
+def cpu_seconds(process_id):
+    fields = pathlib.Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def stop_twice():

@@ -10,7 +10,7 @@ from simclrv2_tf.settings.merge import resolve, resolve_stages
 from simclrv2_tf.settings.recipes import RECIPES, Recipe
 
 DEFAULT = Config()
-# What a run takes from the run that it starts from: the network always, the images unless flags or a recipe differ.
+# Settings that a run inherits from its parent: the network always, the images unless flags or a recipe differ.
 NETWORK = (
     *("encoder", "resnet_depth", "width_multiplier", "sk_ratio", "se_ratio"),
     *("proj_head_mode", "num_proj_layers", "proj_out_dim"),
@@ -101,7 +101,7 @@ def test_settings_of_a_stage_that_are_refused(override, message):
 
 
 def test_an_unknown_name_is_refused():
-    """Users of the library may misspell one; the command line does not let it come this far."""
+    """Users of the library may misspell one; the command line rejects it earlier."""
     with pytest.raises(SettingError, match=r"^learning_rat: there is no such setting"):
         resolve({"learning_rat": 0.1})
 
@@ -181,6 +181,17 @@ def test_code_that_only_a_run_names_is_not_trusted(mode, flag):
     assert resolve(start | {"encoder": "some.module:build"}, mode, parent).encoder == "some.module:build"
 
 
+@pytest.mark.parametrize("encoder", ["keras_hub:preset", "model.keras", "/models/exported", "gs://models/exported"])
+def test_presets_and_files_that_only_a_run_names_are_not_trusted_either(encoder):
+    with pytest.raises(SettingError, match=f"built by {encoder}; pass --trust_run_code"):
+        resolve({"checkpoint": "run"}, "evaluate", PARENT.replace(encoder=encoder))
+
+
+def test_models_of_keras_need_no_trust():
+    parent = PARENT.replace(encoder="keras.applications:ResNet50:/some/file.weights.h5")
+    assert resolve({"checkpoint": "run"}, "evaluate", parent).encoder == parent.encoder
+
+
 def test_a_run_inherits_no_code_but_its_encoder():
     parent = PARENT.replace(encoder="some.module:build", method="some.module:Method", callbacks="some.module:callback")
     with pytest.raises(SettingError, match=r"^--encoder=resnet: the checkpoint's network has some.module:build"):
@@ -221,7 +232,7 @@ def test_the_parent_overrides_a_recipe_that_is_named_as_the_data_set(recipe):
 
 
 def test_changes_for_a_large_network(recipe):
-    """By the final network: of a flag, of the recipe or of the parent."""
+    """Depends on the final network, whether from a flag, the recipe or the parent."""
 
     def rate(parent=None, **flags):
         flags = {"dataset": "dice", "recipe": "dice"} | flags
@@ -241,7 +252,7 @@ def test_changes_for_a_student_of_its_teachers_network(recipe):
         return resolve({"recipe": "dice", "teacher": "run"} | flags, "distill", teacher).temperature
 
     teacher = Config(resnet_depth=18, proj_out_dim=64)
-    assert temperature(teacher) == 2  # the head does not count
+    assert temperature(teacher) == 2  # the head does not matter
     assert temperature(teacher, temperature=3.0) == 3
     assert temperature(teacher, resnet_depth=34) == temperature(PARENT) == temperature(None) == 0.5
     assert temperature(teacher, width_multiplier=0.5) == temperature(teacher, se_ratio=0.25) == 0.5
@@ -312,3 +323,22 @@ def test_a_bad_setting_of_a_late_stage_is_refused(recipe):
         resolve_stages({"dataset": "dice", "stage": ("finetune.resnet_depth=34",)})
     smaller = resolve_stages({"dataset": "dice", "stage": ("distill.width_multiplier=0.5",)})
     assert smaller.stages["distill_3"].width_multiplier == 0.5 and smaller.stages["distill_3"].temperature == 0.5
+
+
+def test_seeds_draw_the_labels_of_all_stages_but_pretraining_is_shared():
+    flags = {"dataset": "digits", "recipe": "digits", "model_dir": "m", "labels_per_class": 5, "seed": 7}
+    config = resolve_stages(flags | {"seeds": "0,2,0"})
+    draws = [f"{mode}_5_seed{seed}" for seed in (0, 2) for mode in ("linear_eval", "supervised", "finetune", "distill")]
+    assert list(config.stages) == ["pretrain", "linear_eval", *draws] and config.draws == (0, 2)
+    assert [stage.seed for stage in config.stages.values()] == [7, 7, 0, 0, 0, 0, 2, 2, 2, 2]
+    assert config.stages["distill_5_seed2"].teacher == "m/finetune_5_seed2"
+    assert all(stage.checkpoint == "m/pretrain" for name, stage in config.stages.items() if "finetune" in name)
+    assert config.stages["linear_eval_5_seed2"].labels_per_class == 5
+    assert all(stage.seeds == "" for stage in config.stages.values())
+    assert list(resolve_stages(flags).stages) == ["pretrain", "linear_eval", "supervised_5", "finetune_5", "distill_5"]
+
+
+@pytest.mark.parametrize("seeds", ["1,x", "0,,2", "-1", "1.5", str(2**32)])
+def test_seeds_that_are_no_numbers_are_refused(seeds):
+    with pytest.raises(SettingError, match=f"--seeds={seeds}: must be whole numbers, separated by commas"):
+        Config(mode="semi_supervised", seeds=seeds)

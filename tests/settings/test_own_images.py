@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simclrv2_tf.settings.config import STAGES, Config
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.fields import STAGES
 from simclrv2_tf.settings.merge import resolve, resolve_stages
 from simclrv2_tf.settings.recipes import DataFacts, describe_recipe, needs_facts
 from simclrv2_tf.settings.recipes.own_images import build_recipe
@@ -48,8 +49,13 @@ def test_every_data_set_gets_valid_settings(data, mode, labels):
     "data, expected",
     [
         (DIGITS, {"image_size": 16, "width_multiplier": 0.25, "use_flip": False, "train_epochs": 300}),
+        (DIGITS, {"checkpoint_epochs": 30, "warmup_epochs": 10.0, "crop_area_min": 0.4, "use_blur": False}),
         (PHOTOS, {"image_size": 64, "width_multiplier": 0.5, "use_flip": True, "train_epochs": 187}),
-        (dataclasses.replace(PHOTOS, num_images=60_000, side=28), {"image_size": 32, "train_epochs": 10}),
+        (PHOTOS, {"checkpoint_epochs": 18, "warmup_epochs": 10.0, "crop_area_min": 0.2, "use_blur": True}),
+        (
+            dataclasses.replace(PHOTOS, num_images=60_000, side=28),
+            {"image_size": 32, "train_epochs": 10, "checkpoint_epochs": 1, "warmup_epochs": 1.0},
+        ),
         (dataclasses.replace(PHOTOS, has_accelerator=True), {"image_size": 224, "resnet_depth": 18}),
         (
             dataclasses.replace(PHOTOS, num_images=50_000, has_accelerator=True),
@@ -69,6 +75,23 @@ def test_flags_override_the_recipe_and_its_rules_see_them():
     larger = resolve({"dataset": "folder:x", "image_size": 128}, data=PHOTOS)
     assert larger.image_size == 128 and larger.train_epochs == 187 // 4  # four times the work per image
     assert resolve({"dataset": "folder:x", "train_epochs": 7}, data=PHOTOS).train_epochs == 7
+
+
+@pytest.mark.parametrize(
+    "mode, labels, expected",
+    [
+        ("linear_eval", 0, {"train_steps": 100, "checkpoint_steps": 100, "train_batch_size": 256}),
+        ("supervised", 10, {"train_steps": 200, "checkpoint_steps": 50, "train_batch_size": 50, "learning_rate": 0.04}),
+        ("supervised", 0, {"train_steps": 200, "checkpoint_steps": 50, "learning_rate": 0.013}),
+        ("finetune", 100, {"train_steps": 200, "train_batch_size": 128, "learning_rate": 0.0126}),
+        ("finetune", 50, {"train_batch_size": 50, "learning_rate": 0.003, "crop_area_min": 0.7}),
+        ("distill", 0, {"train_epochs": 37, "checkpoint_epochs": 9, "temperature": 1.0}),
+    ],
+)
+def test_lengths_and_rates_of_the_other_stages(mode, labels, expected):
+    flags = {"dataset": "folder:x", "checkpoint": "run", "teacher": "run", "labels_per_class": labels}
+    config = resolve(flags, mode, data=PHOTOS)
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_few_labels_are_read_from_the_first_layer_of_the_head():

@@ -1,7 +1,7 @@
 """Recipes: named settings of each stage for a data set. ``--recipe=NAME`` chooses one, and flags override it.
 
-One file per family of data sets. Its docstring says what it is for, what it costs and which accuracies are published or
-were measured; ``format_recipes`` prints these as ``docs/recipes.md``. A recipe is a plain function per stage.
+One file per family of data sets. Its docstring gives the purpose, the cost, and the published or measured accuracies;
+``format_recipes`` prints these as ``docs/recipes.md``. A recipe is a plain function per stage.
 """
 
 import inspect
@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from simclrv2_tf.errors import SettingError
-from simclrv2_tf.settings.config import UNNAMED_RECIPES, Config
+from simclrv2_tf.settings.config import Config
+from simclrv2_tf.settings.fields import UNNAMED_RECIPES
 from simclrv2_tf.settings.recipes import cifar, digits, fashion_mnist, imagenet, imagenette, own_images, stl10
 from simclrv2_tf.settings.recipes.own_images import DataFacts
 from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
@@ -28,11 +29,11 @@ __all__ = [
 
 FILES = (imagenet, cifar, stl10, imagenette, digits, fashion_mnist)
 RECIPES: dict[str, Recipe] = {name: recipe for file in FILES for name, recipe in file.RECIPES.items()}
-FRACTIONS = {"1pct": 0.01, "10pct": 0.1, "100pct": 1}  # of the labels, in the names of former recipes
+FRACTIONS = {"1pct": 0.01, "10pct": 0.1, "100pct": 1}  # fraction of the labels, by suffix of former recipe names
 
 
 def is_named(flags: Mapping[str, Any]) -> bool:
-    """Returns whether ``--recipe`` names a recipe, instead of leaving the choice to the data set or taking none."""
+    """Returns whether ``--recipe`` names a recipe, instead of leaving the choice to the data set or using none."""
     return flags.get("recipe", "auto") not in UNNAMED_RECIPES
 
 
@@ -71,7 +72,7 @@ def find_recipe(flags: Mapping[str, Any], data: DataFacts | None = None) -> Reci
 
 
 def describe_recipe(config: Config) -> str:
-    """Says which recipe a config came from, and why; for example "digits (named as the data set)"."""
+    """Describes which recipe a config came from, and why; for example "digits (named as the data set)"."""
     if config.recipe != "auto":
         return f"{config.recipe} (--recipe={config.recipe})"
     if config.dataset in RECIPES:

@@ -37,12 +37,11 @@ def pretrain_32px(run: RunInfo) -> dict:
 
 
 def linear_eval(run: RunInfo) -> dict:
-    steps = dict(train_steps=2350, checkpoint_steps=2350)
-    return digits.linear_eval(run) | dict(steps, learning_rate=1.0, crop_area_min=1.0)
+    return digits.linear_eval(run) | dict(train_steps=2350, checkpoint_steps=2350, learning_rate=1.0)
 
 
 def supervised(run: RunInfo, steps_600: int = 1200, steps_all: int = 3000) -> dict:
-    settings = digits.supervised(run) | dict(train_steps=800, crop_area_min=0.9)
+    settings = digits.supervised(run) | dict(learning_rate=0.04, train_steps=800, crop_area_min=0.9)
     if _labels_per_class(run) >= 600:
         settings |= dict(MANY_LABELS, learning_rate=0.013, train_steps=steps_600)
     if _labels_per_class(run) >= ALL:
@@ -51,7 +50,7 @@ def supervised(run: RunInfo, steps_600: int = 1200, steps_all: int = 3000) -> di
 
 
 def finetune(run: RunInfo, steps_all: int = 3000) -> dict:
-    settings = digits.finetune(run) | dict(train_steps=400)
+    settings = digits.finetune(run) | dict(learning_rate=0.0014, train_steps=400, crop_area_min=0.6)
     if _labels_per_class(run) >= 60:
         settings |= dict(learning_rate=0.0378)
     if _labels_per_class(run) >= 600:

@@ -1,6 +1,7 @@
 """ImageNet with the settings of the SimCLRv2 paper (https://arxiv.org/abs/2006.10029), with a ResNet-50 by default.
 
-Cost: by the official README, 100 epochs of pretraining take 6 hours on 32 TPU v3. Not measured here.
+Cost: by the official README, 100 epochs of pretraining take 6 hours on 32 TPU v3; this recipe has 800 epochs. Not
+measured here.
 
 With `--label_fraction=0.01` or `--label_fraction=0.1`, `supervised` and `finetune` use the TFDS data set
 `imagenet2012_subset` with 1 % or 10 % of the labels, and `finetune` starts from the first layer of the projection head
@@ -32,12 +33,14 @@ The linear 71.7 of the ResNet-50 used the memory (`--memory_size`); without it, 
 with 1 % and 77.5 with 10 % of the labels (paper).
 """
 
+from typing import Any
+
 from simclrv2_tf.settings.recipes.recipe import Recipe, RunInfo
 
 SUBSETS = {0.01: "imagenet2012_subset/1pct", 0.1: "imagenet2012_subset/10pct"}  # by label_fraction
 
-# Sections 3 and 3.1 of the paper, and the commands of the official README. Of supervised training the paper gives only
-# the number of epochs; the rest is that of pretraining.
+# Sections 3 and 3.1 of the paper, and the commands of the official README. For supervised training the paper gives only
+# the number of epochs; the rest is as in pretraining.
 LIKE_PRETRAINING = dict(train_batch_size=4096, learning_rate=0.1, learning_rate_scaling="sqrt", weight_decay=1e-4)
 
 
@@ -76,7 +79,8 @@ def distill(run: RunInfo) -> dict:
 def _few_labels(run: RunInfo) -> dict:
     if run.label_fraction not in SUBSETS:
         return {}
-    settings = dict(train_batch_size=1024, checkpoint_epochs=10)  # to evaluate takes longer than an epoch
+    # An evaluation takes longer than an epoch.
+    settings: dict[str, Any] = dict(train_batch_size=1024, checkpoint_epochs=10)
     if run.dataset == "imagenet2012":
         settings |= dict(dataset=SUBSETS[run.label_fraction], label_fraction=1.0)
     return settings

