@@ -251,8 +251,8 @@ def runnable_commands(page):
     return [c for c in commands if not c.is_inline and not c.reasons_not_to_run]
 
 
-# The tests above check its commands, and those of the modes run them.
-SLOW = {"modes.md", "own_data.md", "design.md", "foundation_models.md"}
+# The tests above check their commands, and those of the modes run them.
+SLOW = {"README.md", "modes.md", "own_data.md", "design.md", "foundation_models.md"}
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ print(keras.config.max_epochs(), keras.config.max_steps_per_epoch(), keras.src.b
 @pytest.mark.parametrize(
     "settings",
     [
-        '{"backend": "torch"}',
+        pytest.param('{"backend": "torch"}', marks=pytest.mark.slow),
         '{"backend": "jax", "floatx": "float16", "epsilon": 0.5, "image_data_format": "channels_first"}',
-        "{",
+        pytest.param("{", marks=pytest.mark.slow),
     ],
 )
 def test_the_settings_of_keras_json_do_not_matter_but_its_folder_does(settings, tmp_path):

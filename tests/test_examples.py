@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_pretrain_folder(folder, tmp_path, monkeypatch, capsys):
     output = tmp_path / "encoder.keras"
     settings = ["--image_size=8", "--batch_size=4", "--epochs=2", "--depth=18", "--width=0.0625"]
@@ -44,6 +45,7 @@ def test_pretrain_folder(folder, tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(loaded, names["encoder"](images)["final_avg_pool"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_keras_backbone(monkeypatch, capsys):
     names = run(
         monkeypatch, "keras_backbone.py", "--epochs=1", "--batch_size=648", "--labels_per_class=2", "--alpha=0.25"
@@ -54,6 +56,7 @@ def test_keras_backbone(monkeypatch, capsys):
     assert names["network"].encoder is names["backbone"]
 
 
+@pytest.mark.slow
 def test_serve(folder, tmp_path, monkeypatch, capsys):
     """An exported network classifies. ``test_saved_model.py`` checks that serving needs only TensorFlow."""
     network = Network(ResNet(10, 1 / 16, stem="cifar"), ProjectionHead(out_dim=4), num_classes=2)

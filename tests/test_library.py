@@ -183,7 +183,13 @@ def test_every_public_layer_and_model_is_registered_with_keras():
         assert registered is (None if value in (Method, Pretraining, MovingAverage) else value), name
 
 
-@pytest.mark.parametrize("imports", ["simclrv2_tf, keras", "keras, simclrv2_tf", "simclrv2_tf.methods.base"])
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "keras, simclrv2_tf",
+        *(pytest.param(names, marks=pytest.mark.slow) for names in ("simclrv2_tf, keras", "simclrv2_tf.methods.base")),
+    ],
+)
 def test_a_saved_model_is_loaded_after_import_simclrv2_tf(imports, tmp_path):
     """In a new process, in any order; the import itself does not import TensorFlow."""
     build_method("simclr").save(tmp_path / "model.keras")

@@ -31,6 +31,7 @@ def test_every_column_of_a_claim_has_its_runs():
             assert {key["labels"] for key in keys if column.items() <= key.items()} == set(STUDIES["digits"].labels)
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_stopped_and_makes_its_page(tmp_path, monkeypatch):
     common = STUDIES["digits"].common | dict(train_steps=2, checkpoint_steps=2, train_batch_size=16, image_size=8)
     small = {"resnet_depth": 10, "width_multiplier": 0.0625}

@@ -503,7 +503,7 @@ def test_blur_is_drawn_as_recorded(parity):
     "key,shape,size,strength,rounds",
     [
         ("pipeline/400x350_to_64_strength1", (400, 350), 64, 1.0, 2),
-        ("pipeline/400x350_to_64_strength0", (400, 350), 64, 0.0, 2),
+        pytest.param("pipeline/400x350_to_64_strength0", (400, 350), 64, 0.0, 2, marks=pytest.mark.slow),
         ("pipeline/32x32_to_32_strength0.5", (32, 32), 32, 0.5, 10),
     ],
 )

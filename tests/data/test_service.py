@@ -78,6 +78,7 @@ def test_services_produce_the_same_batches(photos, addresses, count):
     assert_equal(batches(served, services=services, first=4), expected[4:])  # a resumed run
 
 
+@pytest.mark.slow
 def test_services_turn_images_upright_and_show_them_on_white(tmp_path, addresses):
     """JPEG and PNG are decoded without Python, including these conversions."""
     exif, pixels = Image.Exif(), np.random.default_rng(0).integers(0, 256, (COUNT, 20, 24, 4), np.uint8)
@@ -92,6 +93,7 @@ def test_services_turn_images_upright_and_show_them_on_white(tmp_path, addresses
     assert source.corrupt == set()
 
 
+@pytest.mark.slow
 def test_each_worker_asks_for_its_own_rows_and_services_can_augment(photos, addresses):
     part = Part(1, 2)
     expected = batches(photos, part, augment_on_host=True)

@@ -29,7 +29,7 @@ def dataset(source: ArraySource) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((source.images, source.labels))
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_logs_equal_the_values_of_the_command_line(count, replicas):
     train, test = source(30, seed=0), source(11, seed=1)
     with (replicas(count) if count > 1 else tf.distribute.get_strategy()).scope():

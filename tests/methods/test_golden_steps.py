@@ -224,7 +224,8 @@ class TestPretraining:
         rates = [schedule(step) for step in range(len(recording["rate"]))]
         np.testing.assert_allclose(rates, recording["rate"], rtol=1e-7)
 
-    @pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("steps", [1, 3])
     def test_low_temperature_without_classifier(self, steps, parity):
         recording = load_recording("pretrain_lars_sqrt_T0.1_nolineareval")
         model = compiled(SimCLR(recorded_network(classes=0), VIEWS, 0.1, weight_decay=DECAY))

@@ -83,6 +83,7 @@ def test_a_preview_describes_the_data_too(tmp_path, capsys, caplog):
     assert "birds/train has only one image of c" in messages and "birds/test has no images of c" in messages
 
 
+@pytest.mark.slow  # tests/data/test_listing.py tests what is skipped
 def test_a_folder_that_holds_an_earlier_run_gives_the_same_images(tmp_path):
     folder = tmp_path / "photos"
     write_images(folder, "#.png*8")

@@ -110,7 +110,10 @@ def test_other_classes_are_refused(place, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("data", "names"), [("order", NAMES), ("german", ("eins", "null", "zwei"))])
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [pytest.param("order", NAMES, marks=pytest.mark.slow), ("german", ("eins", "null", "zwei"))],
+)
 def test_embeddings_have_the_numbers_of_the_run_or_else_the_names_of_the_data(data, names, place, tmp_path, capsys):
     flags = {"mode": "embed", "checkpoint": f"{place}/run", "dataset": f"folder:{place}/{data}"}
     modes.run(flags | {"model_dir": str(tmp_path)})
@@ -129,7 +132,7 @@ def folders_of(source):
     return [path.split("/")[-2].lower() for path in source.paths]
 
 
-@pytest.mark.parametrize("alpha", [1.0, 0.5])
+@pytest.mark.parametrize("alpha", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_student_has_the_classes_of_its_teacher(alpha, place, tmp_path):
     start = {"mode": "distill", "teacher": f"{place}/run", "distill_alpha": alpha, "model_dir": str(tmp_path)}
     run = build(**start, dataset=f"folder:{place}/order")
@@ -140,6 +143,7 @@ def test_a_student_has_the_classes_of_its_teacher(alpha, place, tmp_path):
         build(**start, dataset=f"folder:{place}/german")
 
 
+@pytest.mark.slow
 def test_a_student_of_unlabelled_images_has_the_names_too(place, tmp_path):
     saved_runs.save_images(tmp_path / "unlabelled", [f"{i}.png" for i in range(9)])
     start = {"mode": "distill", "teacher": f"{place}/run", "model_dir": f"{tmp_path}/run"}
@@ -150,7 +154,7 @@ def test_a_student_of_unlabelled_images_has_the_names_too(place, tmp_path):
     assert resolved["class_names"] == list(NAMES) and resolved["num_classes"] == 3
 
 
-@pytest.mark.parametrize("mode", ["supervised", "pretrain"])
+@pytest.mark.parametrize("mode", ["supervised", pytest.param("pretrain", marks=pytest.mark.slow)])
 def test_a_run_that_is_resumed_with_other_images_keeps_its_numbers(mode, place):
     settings = {"mode": mode, "model_dir": f"{place}/run", "dataset": f"folder:{place}/order"}
     run = build(**settings, override_config=True)

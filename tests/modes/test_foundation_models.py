@@ -97,7 +97,7 @@ def test_features_of_an_encoder_without_a_run(preset, tmp_path, capsys):
             run(mode, tmp_path, images="x", **({"encoder": preset} if mode == "predict" else {}))
 
 
-@pytest.mark.parametrize("kind", ["teacher.keras", "teacher"])
+@pytest.mark.parametrize("kind", [pytest.param("teacher.keras", marks=pytest.mark.slow), "teacher"])
 def test_a_teacher_that_is_a_file(kind, tmp_path):
     path = foreign_models.saved(foreign_models.classifier(), tmp_path / kind)
     flags = {"teacher": path, "input_range": "auto" if "." in kind else "0..255"}

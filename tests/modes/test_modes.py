@@ -403,6 +403,7 @@ def test_resuming_at_a_checkpoint_is_exact(tmp_path, capsys):
         assert part[:speed] + part[speed + 1 :] == whole[:speed] + whole[speed + 1 :]
 
 
+@pytest.mark.slow  # tests/modes/test_foundation_models.py evaluates an encoder, too
 def test_linear_evaluation_on_a_folder_of_files(whole_run, tmp_path):
     """Pretrained on the digits, evaluated on digits in PNG files."""
     from sklearn.datasets import load_digits

@@ -61,7 +61,7 @@ def test_every_image_is_in_the_table_and_the_least_sure_on_the_page(run, tmp_pat
     assert "9 of " in out and str(tmp_path / "out/predictions.html") in out and result["corrupt_images"] == []
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+@pytest.mark.parametrize("kind", ["parquet", pytest.param("jsonl", marks=pytest.mark.slow)])
 def test_other_formats_in_the_directory_of_the_run(kind, run):
     result = modes.run(settings(run, format=kind, images=f"{run}/photos/0.png,{run}/photos/deep/*"))
     path = run / f"run/predictions.{kind}"

@@ -115,6 +115,7 @@ class TestCallbacks:
         modes.run(settings)
         assert "already complete" in capsys.readouterr().out
 
+    @pytest.mark.slow
     def test_keras_profiler_callback(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         modes.run(TOY | {"model_dir": str(tmp_path / "run"), "callbacks": "plugins:profiler"})
@@ -165,6 +166,7 @@ class TestUserDefinedMethod:
 
 
 class TestUserDefinedEncoder:
+    @pytest.mark.slow  # tests/modes/test_foundation_models.py does the same with a saved encoder
     def test_goes_through_all_stages_with_unnamed_layers(self, tmp_path):
         """Keras numbers unnamed layers differently in each run of a process; checkpoints load all the same."""
         settings = TOY | {"encoder": "plugins:small_encoder", "train_steps": 2}

@@ -55,7 +55,7 @@ def test_corrupt_files():
     assert TABLE.corrupt == ["broken.png"] and TABLE.is_read.tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("chunk", [2, 100])
+@pytest.mark.parametrize("chunk", [2, pytest.param(100, marks=pytest.mark.slow)])
 def test_predictions_are_those_of_the_model_most_probable_first(chunk, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(predictions, "CHUNK", chunk)
     saved_runs.save_run(tmp_path / "run", NAMES)
