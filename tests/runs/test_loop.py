@@ -166,7 +166,6 @@ class TestUserDefinedMethod:
 
 
 class TestUserDefinedEncoder:
-    @pytest.mark.slow  # tests/modes/test_foundation_models.py does the same with a saved encoder
     def test_goes_through_all_stages_with_unnamed_layers(self, tmp_path):
         """Keras numbers unnamed layers differently in each run of a process; checkpoints load all the same."""
         settings = TOY | {"encoder": "plugins:small_encoder", "train_steps": 2}
