@@ -4,7 +4,7 @@ import pathlib
 
 from simclrv2_tf.errors import SettingError
 from simclrv2_tf.modes.resolve import Result, Strategy
-from simclrv2_tf.report import write_comparison, write_report
+from simclrv2_tf.report import draw_figures, write_comparison, write_report
 from simclrv2_tf.settings.config import Config
 
 
@@ -23,6 +23,7 @@ def report(config: Config, strategy: Strategy) -> Result:
         path = write_comparison(runs, folder / "comparison.html")
     else:
         path = write_report(_run(config.model_dir, "model_dir"))
+        draw_figures(path.parent)
     print(path)
     return {"mode": "report", "path": str(path)}
 

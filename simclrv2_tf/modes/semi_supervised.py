@@ -11,7 +11,7 @@ from simclrv2_tf.files import refuse_link
 from simclrv2_tf.modes.resolve import Result, Strategy, cap_batch_size, changed
 from simclrv2_tf.modes.setup import environment, open_data
 from simclrv2_tf.modes.train import train
-from simclrv2_tf.report import format_table, format_value, write_report
+from simclrv2_tf.report import draw_figures, format_table, format_value, write_report
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.verdicts import verdicts
 from simclrv2_tf.runs.run_dir import RunDirectory, writable_dir
@@ -36,6 +36,7 @@ def semi_supervised(config: SemiSupervisedConfig, strategy: Strategy) -> Result:
     lines = {"time": format_value("seconds", result["seconds"])}
     if config.report and is_chief(strategy):
         lines["report"] = str(write_report(model_dir))
+        draw_figures(model_dir)
     print(f"\n{format_table(result)}\n\n{box('semi-supervised: done', lines)}", flush=True)
     return result
 

@@ -15,7 +15,7 @@ from simclrv2_tf.modes.measure import EvaluatedSplit, compute_features, knn_feat
 from simclrv2_tf.modes.quality import FeatureQuality
 from simclrv2_tf.modes.resolve import Result, changed, describe_progress, finished_result
 from simclrv2_tf.modes.setup import build_run, load_callbacks, open_data, resolved_settings
-from simclrv2_tf.report import format_accuracies, format_value, run_summary, write_report
+from simclrv2_tf.report import draw_figures, format_accuracies, format_value, run_summary, write_report
 from simclrv2_tf.report.console import box
 from simclrv2_tf.report.pictures import Pictures, example_views, write_projector
 from simclrv2_tf.runs.loop import Run
@@ -64,6 +64,7 @@ def train(config: Config, strategy: tf.distribute.Strategy) -> Result:
         run_dir.write_result(result)
         if config.report:
             with warn_instead():
+                draw_figures(run_dir.model_dir)
                 write_report(run_dir.model_dir)
         trackers.finish()
         print(box(f"{config.mode}: done", _summarize(result, run_dir.model_dir)), flush=True)
@@ -80,6 +81,7 @@ class Evaluation:
 
     def __init__(self, run: Run, pictures: Pictures | None):
         self.run, self.pictures = run, pictures
+        self._latest: tuple[int, dict[str, float]] | None = None  # the step and its numbers
 
     @functools.cached_property
     def test(self) -> EvaluatedSplit:
@@ -91,12 +93,23 @@ class Evaluation:
         if self.pictures is not None:
             self.pictures.draw_views(self.run.data)
 
+    def measure(self) -> dict[str, float]:
+        """Measures the current weights, and writes the figures that show them."""
+        raise NotImplementedError
+
+    def measured(self) -> dict[str, float]:
+        """Returns the numbers of ``measure``; those of the last interval serve the result, too."""
+        step = int(self.run.method.optimizer.iterations)
+        if self._latest is None or self._latest[0] != step:
+            self._latest = step, self.measure()
+        return self._latest[1]
+
     def metrics(self) -> dict[str, float]:
-        """Computes the evaluation columns of ``metrics.csv`` at the end of an interval."""
+        """Returns the evaluation columns of ``metrics.csv`` at the end of an interval."""
         raise NotImplementedError
 
     def result(self, run_dir: RunDirectory) -> Result:
-        """Computes the final numbers."""
+        """Returns the final numbers."""
         raise NotImplementedError
 
 
@@ -113,20 +126,17 @@ class FeatureEvaluation(Evaluation):
         """The images of the embedding."""
         return EvaluatedSplit(self.run.method, self.run.config, self.pictures.sample)
 
-    def metrics(self) -> dict[str, float]:
-        run = self.run
-        if self.pictures is not None and run.test is not None:
-            self.pictures.draw_embedding(self.sample.features(), png=False)
+    def measure(self) -> dict[str, float]:
+        if self.pictures is not None and self.run.test is not None:
+            self.pictures.draw_embedding(self.sample.features())
         return self._online_top1() | self._quality()
 
+    def metrics(self) -> dict[str, float]:
+        return self.measured()
+
     def result(self, run_dir: RunDirectory) -> Result:
-        run, result = self.run, self._online_top1() | self._quality()
-        if run.test is None:
-            return result
-        if self.pictures is not None:
-            sample_features = self.sample.features()
-            self.pictures.draw_embedding(sample_features, png=True)
-        if not run.data.source.class_names:
+        run, result = self.run, dict(self.measured())
+        if run.test is None or not run.data.source.class_names:
             return result
         train_images = knn_subset(run.data.source)
         train_features = knn_features(run.method, run.config, train_images)
@@ -134,7 +144,7 @@ class FeatureEvaluation(Evaluation):
         result["knn_top1"] = metrics.knn_accuracy(*train_features, *test_features)
         if self.pictures is not None:
             self.pictures.draw_neighbours(train_images, train_features, test_features)
-            write_projector(self.pictures, sample_features)
+            write_projector(self.pictures, self.sample.features())
             run_dir.write_images("views", np.concatenate(example_views(run.data)), run.plan.total_steps)
         return result
 
@@ -151,21 +161,20 @@ class FeatureEvaluation(Evaluation):
 class ClassifierEvaluation(Evaluation):
     """Evaluates training with labels or a teacher: top-1, and top-5 if there are more than five classes."""
 
-    def metrics(self) -> dict[str, float]:
-        return {f"eval_{name}": value for name, value in self._accuracies(png=False).items() if name == "top1"}
-
-    def result(self, run_dir: RunDirectory) -> Result:
-        prefix = "linear" if self.run.config.mode == "linear_eval" else self.run.config.mode
-        return {f"{prefix}_{name}": value for name, value in self._accuracies(png=True).items()}
-
-    def _accuracies(self, png: bool) -> dict[str, float]:
-        """Computes top-1 and top-5, and draws the figures; ``png`` as in ``charts.write``."""
+    def measure(self) -> dict[str, float]:
         if self.run.test is None:
             return {}
         logits, labels = self.test.logits()
         if self.pictures is not None:
-            self.pictures.draw_classification(logits, labels, png)
+            self.pictures.draw_classification(logits, labels)
         return top_k(logits, labels)
+
+    def metrics(self) -> dict[str, float]:
+        return {f"eval_{name}": value for name, value in self.measured().items() if name == "top1"}
+
+    def result(self, run_dir: RunDirectory) -> Result:
+        prefix = "linear" if self.run.config.mode == "linear_eval" else self.run.config.mode
+        return {f"{prefix}_{name}": value for name, value in self.measured().items()}
 
 
 EVALUATIONS: dict[str, type[Evaluation]] = {"pretrain": FeatureEvaluation}

@@ -44,27 +44,31 @@ PANELS = (
 )
 
 
-def write(spec: Spec, path: pathlib.Path, png: bool = True) -> None:
-    """Writes ``path`` with the suffixes ``.vl.json`` and ``.png``, each atomically.
-
-    Args:
-        spec: the figure.
-        path: without suffix.
-        png: also write the picture. This takes longer, and ``vl_convert`` needs more memory for each of the first
-            thousand pictures, and for more values.
+def write(spec: Spec, path: pathlib.Path) -> None:
+    """Writes the specification of a figure to ``path`` with the suffix ``.vl.json``, atomically.
 
     Raises:
-        ValueError: if Vega-Lite rejects the specification of a picture, or the folder is a link.
+        ValueError: if the folder is a link.
     """
     refuse_link(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
-    contents: dict[str, str | bytes] = {".vl.json": json.dumps(spec)}
-    if png:
-        import vl_convert  # imported here, as only runs that draw need its memory
+    write_atomically(path.with_name(f"{path.name}.vl.json"), json.dumps(spec))
 
-        contents[".png"] = vl_convert.vegalite_to_png(spec, scale=2)
-    for suffix, content in contents.items():
-        write_atomically(path.with_name(path.name + suffix), content)
+
+def draw(spec: Spec, path: pathlib.Path) -> None:
+    """Draws a figure as ``path`` with the suffix ``.png``, atomically.
+
+    A run draws at its end alone: drawing takes longer than `write`, and ``vl_convert`` needs more memory for each of
+    the first thousand pictures, and for more values.
+
+    Raises:
+        ValueError: if Vega-Lite rejects the specification, or the folder is a link.
+    """
+    import vl_convert  # imported here, as only runs that draw need its memory
+
+    refuse_link(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path.with_name(f"{path.name}.png"), vl_convert.vegalite_to_png(spec, scale=2))
 
 
 def data_url(image: ArrayLike, side: int = IMAGE_SIDE) -> str:

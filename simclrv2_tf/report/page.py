@@ -34,12 +34,8 @@ MAX_TABLE_ROWS = 400  # limit for the table below a figure, and for the classes
 MAX_RUNS_WITH_THUMBNAILS = 4  # in a comparison; the thumbnails of more embeddings would make the page too large
 
 
-def write_report(model_dir: str | os.PathLike[str], png: bool = True) -> pathlib.Path:
-    """Writes ``report.html`` into ``model_dir``, and redraws the figures of its ``metrics.csv`` and ``result.json``.
-
-    Args:
-        model_dir: the model directory.
-        png: also write these figures as PNG.
+def write_report(model_dir: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes ``report.html`` into ``model_dir``, and the figures of its ``metrics.csv`` and ``result.json``.
 
     Raises:
         FileNotFoundError: if the directory does not exist.
@@ -51,10 +47,20 @@ def write_report(model_dir: str | os.PathLike[str], png: bool = True) -> pathlib
     stages = _stages(model_dir)
     for run in (model_dir, *stages):
         for name, spec in _metric_figures({run.name: run}, "model_dir").items():
-            charts.write(spec, run / "figures" / name, png)
+            charts.write(spec, run / "figures" / name)
     title = f"SimCLRv2: {_read(model_dir, 'config.json', 'model_dir').get('mode', 'run')}".replace("_", "-")
     content = {"title": title, "run": _section(model_dir), "stages": list(map(_section, stages))}
     return _write_page(model_dir / "report.html", "report.html", content)
+
+
+def draw_figures(model_dir: pathlib.Path) -> None:
+    """Draws the figures of a run as PNG files, but not those of its stages.
+
+    Raises:
+        SettingError: if one of them is damaged or cannot be read.
+    """
+    for name, spec in _specs(model_dir, "model_dir").items():
+        charts.draw(spec, model_dir / "figures" / name)
 
 
 def write_comparison(runs: Sequence[pathlib.Path], path: pathlib.Path) -> pathlib.Path:
@@ -95,6 +101,7 @@ def write_preview(
     """
     for name, spec in figures.items():
         charts.write(spec, model_dir / "preview" / name)
+        charts.draw(spec, model_dir / "preview" / name)
     content = {
         "title": f"SimCLRv2: preview of {config['mode']}",
         "path": model_dir,

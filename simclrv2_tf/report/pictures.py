@@ -67,12 +67,12 @@ class Pictures:
         """Draws the first views of a training run."""
         self._write("views", views_figure(example_views(data)))
 
-    def draw_embedding(self, features: Features, png: bool) -> None:
-        """Draws the features of the sample in 2-D; ``png`` as in ``charts.write``."""
+    def draw_embedding(self, features: Features) -> None:
+        """Draws the features of the sample in 2-D."""
         points = evaluation.project(features[0], self.projection)
         images = [charts.data_url(image, THUMBNAIL) for image in self.thumbnails]
         method, names = PROJECTIONS[self.projection], self.test.class_names
-        self._write("embedding", charts.embedding(points, features[1].tolist(), names, method, images), png)
+        self._write("embedding", charts.embedding(points, features[1].tolist(), names, method, images))
 
     def draw_neighbours(self, source: Source, train: Features, test: Features) -> None:
         """Draws the nearest training images of some test images, given the features ``train`` and ``test`` of all."""
@@ -83,26 +83,25 @@ class Pictures:
         labels = test[1][queries], train[1][nearest]
         self._write("neighbours", neighbours_figure(images, neighbours, *labels, self.test.class_names))
 
-    def draw_classification(self, logits: np.ndarray, labels: np.ndarray, png: bool) -> None:
+    def draw_classification(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Draws the confusion matrix, unless it would be huge, and the most confident mistakes.
 
         Args:
             logits: ``[n, classes]``, of the evaluated images.
             labels: ``[n]``.
-            png: as in ``charts.write``.
         """
         predicted, names = logits.argmax(axis=1), self.test.class_names
         if len(names) <= CONFUSION_CLASSES:
             matrix = evaluation.confusion_matrix(labels, predicted, logits.shape[1])
-            self._write("confusion", charts.confusion(matrix, names), png)
+            self._write("confusion", charts.confusion(matrix, names))
         worst = evaluation.most_confident_mistakes(logits, labels, MISTAKES)
         images = images_at(self.test, worst, self.image_size)
         confidence = evaluation.confidence(logits[worst])
-        self._write("mistakes", mistakes_figure(images, labels[worst], predicted[worst], confidence, names), png)
+        self._write("mistakes", mistakes_figure(images, labels[worst], predicted[worst], confidence, names))
 
-    def _write(self, name: str, spec: Spec, png: bool = True) -> None:
+    def _write(self, name: str, spec: Spec) -> None:
         try:
-            charts.write(spec, self.model_dir / "figures" / name, png)
+            charts.write(spec, self.model_dir / "figures" / name)
         except OSError as error:  # don't fail the run over a figure
             log.warning("could not write figure %s of %s (%s)", name, self.model_dir, error.strerror)
 

@@ -222,7 +222,7 @@ def _save(
         checkpoints.save(step)
         if config.report:
             with warn_instead():
-                write_report(run_dir.model_dir, png=False)  # the end of the run draws them
+                write_report(run_dir.model_dir)
     except (OSError, tf.errors.OpError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         message = f"--model_dir={run_dir.model_dir}: step {step} could not be saved ({reason})"

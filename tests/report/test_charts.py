@@ -31,6 +31,7 @@ def test_figures_differ_with_their_data_and_repeat(tmp_path):
     for folder, shift in (("a", 0), ("b", 0), ("c", 1)):
         for name, spec in runs.specs(names, shift).items():
             charts.write(spec, tmp_path / folder / name)
+            charts.draw(spec, tmp_path / folder / name)
     for one in sorted((tmp_path / "a").glob("*.png")):
         same, other = tmp_path / "b" / one.name, tmp_path / "c" / one.name
         assert one.read_bytes() == same.read_bytes()
@@ -42,7 +43,7 @@ def test_figures_differ_with_their_data_and_repeat(tmp_path):
 @pytest.mark.parametrize("names", [runs.HOSTILE, ["one"], [f"class number {i}" for i in range(1000)]], ids=len)
 def test_figures_accept_any_class_names(names, tmp_path):
     for name, spec in runs.specs(names).items():
-        charts.write(spec, tmp_path / name)
+        charts.draw(spec, tmp_path / name)
         read_png(tmp_path / f"{name}.png")
 
 
@@ -66,7 +67,7 @@ def test_neighbours_of_the_wrong_class_differ_without_colour(tmp_path):
     for label in (0, 1):
         spec = pictures.neighbours_figure(images[:1], images[None, 1:4], [0], [[label] * 3], ["a", "b"])
         assert spec["description"].startswith(f"Nearest neighbours: {3 * (1 - label)} of 3")
-        charts.write(spec, tmp_path / str(label))
+        charts.draw(spec, tmp_path / str(label))
         drawn.append(read_png(tmp_path / f"{label}.png").mean(axis=2) < 128)
     assert (drawn[0] != drawn[1]).mean() > 0.005
 
@@ -138,27 +139,28 @@ def test_embedding_greys_rare_and_unlabelled_classes(tmp_path):
     spec = charts.embedding(points[:3], [-1, -1, 0], ["a"], "PCA")
     assert {row["class"] for row in spec["data"]["values"]} == {"unlabelled", "a"}
     assert [channel["field"] for channel in spec["encoding"]["tooltip"]] == ["class"]  # there are no images
-    charts.write(spec, tmp_path / "embedding")
+    charts.draw(spec, tmp_path / "embedding")
 
 
 def test_no_mistakes_are_drawn_too(tmp_path):
     spec = pictures.mistakes_figure(np.zeros((0, 8, 8, 3)), [], [], [], [])
     assert spec["description"] == "No mistakes."
-    charts.write(spec, tmp_path / "mistakes")
+    charts.draw(spec, tmp_path / "mistakes")
     read_png(tmp_path / "mistakes.png")
 
 
 def test_a_failed_drawing_leaves_the_old_figure(tmp_path):
-    charts.write(charts.confusion(np.eye(2), "ab"), tmp_path / "figure")
+    charts.draw(charts.confusion(np.eye(2), "ab"), tmp_path / "figure")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(ValueError):
-        charts.write({"layer": [{"mark": "nonsense"}]}, tmp_path / "figure")
+        charts.draw({"layer": [{"mark": "nonsense"}]}, tmp_path / "figure")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_of_figures_that_is_a_link_is_refused(tmp_path):
     (tmp_path / "outside").mkdir()
     (tmp_path / "figures").symlink_to(tmp_path / "outside")
-    with pytest.raises(SettingError, match="figures is a link"):
-        charts.write({}, tmp_path / "figures/curve_loss")
+    for write in (charts.write, charts.draw):
+        with pytest.raises(SettingError, match="figures is a link"):
+            write({}, tmp_path / "figures/curve_loss")
     assert not list((tmp_path / "outside").iterdir())
