@@ -52,16 +52,17 @@ def test_a_terminal_gets_a_bar(monkeypatch):
 def test_steps_leave_nothing_in_memory():
     """TensorFlow caches every Python number that it converts, such as a step."""
 
-    def num_blocks_after(steps: int) -> int:
+    def growth(steps: int) -> int:
+        before = sys.getallocatedblocks()
         for _ in range(steps):
             bar.add({"loss": 1.0}, 1, 0.0)
             bar.rates()
         gc.collect()
-        return sys.getallocatedblocks()
+        return sys.getallocatedblocks() - before
 
     bar = progress.Progress(8, Plan(10**6, 100, 100, 0, 0.1), first_step=1000)  # Python itself keeps small numbers
-    earlier = num_blocks_after(100)
-    assert num_blocks_after(1000) < earlier + 500  # the first steps fill other caches, of bounded size
+    growth(100)  # fills other caches, of bounded size
+    assert min(growth(1000) for _ in range(4)) < 500  # other threads may allocate, but not each time
 
 
 @pytest.mark.parametrize("total, first", [(1000, 0), (1200, 200)])
