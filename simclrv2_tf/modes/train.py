@@ -106,7 +106,7 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """Returns the evaluation columns of ``metrics.csv`` at the end of an interval."""
-        raise NotImplementedError
+        return self.measured()
 
     def result(self, run_dir: RunDirectory) -> Result:
         """Returns the final numbers."""
@@ -130,9 +130,6 @@ class FeatureEvaluation(Evaluation):
         if self.pictures is not None and self.run.test is not None:
             self.pictures.draw_embedding(self.sample.features())
         return self._online_top1() | self._quality()
-
-    def metrics(self) -> dict[str, float]:
-        return self.measured()
 
     def result(self, run_dir: RunDirectory) -> Result:
         run, result = self.run, dict(self.measured())

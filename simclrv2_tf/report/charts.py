@@ -51,7 +51,6 @@ def write(spec: Spec, path: pathlib.Path) -> None:
         ValueError: if the folder is a link.
     """
     refuse_link(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.with_name(f"{path.name}.vl.json"), json.dumps(spec))
 
 
@@ -67,7 +66,6 @@ def draw(spec: Spec, path: pathlib.Path) -> None:
     import vl_convert  # imported here, as only runs that draw need its memory
 
     refuse_link(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path.with_name(f"{path.name}.png"), vl_convert.vegalite_to_png(spec, scale=2))
 
 
